@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// paths are the directories of a Mender client, from its environment variables or defaults.
+type paths struct {
+	conf string // MENDER_CONF_DIR: mender.conf, scripts/
+	data string // MENDER_DATA_DIR: modules/v3/, identity/, inventory/
+	ds   string // MENDER_DATASTORE_DIR, -d: everything that changes
+}
+
+func defaultPaths() paths {
+	env := func(name, def string) string {
+		if v := os.Getenv(name); v != "" {
+			return v
+		}
+		return def
+	}
+	return paths{
+		conf: env("MENDER_CONF_DIR", "/etc/mender"),
+		data: env("MENDER_DATA_DIR", "/usr/share/mender"),
+		ds:   env("MENDER_DATASTORE_DIR", "/var/lib/mender"),
+	}
+}
+
+func (p paths) in(dir string, name ...string) string {
+	return filepath.Join(append([]string{dir}, name...)...)
+}
+
+type serverEntry struct{ ServerURL string }
+
+type tlsFiles struct{ Certificate, Key, SSLEngine string }
+
+type securityConfig struct{ AuthPrivateKey, SSLEngine string }
+
+// config holds the keys of mender.conf by the names they have there; encoding/json matches
+// them without regard to case, as Mender does. The keys of mendlet's own are at the end.
+type config struct {
+	ServerURL                       string
+	Servers                         []serverEntry
+	ServerCertificate               string
+	TenantToken                     string
+	DeviceTypeFile                  string
+	DeviceTier                      string
+	UpdatePollIntervalSeconds       int
+	InventoryPollIntervalSeconds    int
+	RetryPollIntervalSeconds        int
+	RetryPollCount                  int
+	RetryDownloadCount              int
+	StateScriptTimeoutSeconds       int
+	StateScriptRetryTimeoutSeconds  int
+	StateScriptRetryIntervalSeconds int
+	ModuleTimeoutSeconds            int
+	ArtifactVerifyKey               string
+	ArtifactVerifyKeys              []string
+	UpdateLogPath                   string
+	DaemonLogLevel                  string
+	SkipVerify                      bool
+	HttpsClient                     tlsFiles
+	Security                        securityConfig
+	RootfsPartA, RootfsPartB        string
+	Connectivity                    struct {
+		DisableKeepAlive       bool
+		IdleConnTimeoutSeconds int
+	}
+	DBus                                      struct{ Enabled bool }
+	UpdateControlMapExpirationTimeSeconds     int
+	UpdateControlMapBootExpirationTimeSeconds int
+	BootUtilitiesSetActivePart                string
+	BootUtilitiesGetNextActivePart            string
+
+	FwEnvConfig string // path of fw_env.config; mendlet's own
+	BootEnv     string // auto, native, fw_setenv, grub; mendlet's own
+
+	paths      paths  `json:"-"`
+	extraRoots string // -E: more trusted certificates
+}
+
+func defaultConfig(p paths) *config {
+	return &config{
+		DeviceTypeFile:                  p.in(p.ds, "device_type"),
+		DeviceTier:                      "standard",
+		UpdatePollIntervalSeconds:       1800,
+		InventoryPollIntervalSeconds:    28800,
+		RetryPollIntervalSeconds:        300,
+		RetryDownloadCount:              10,
+		StateScriptTimeoutSeconds:       3600,
+		StateScriptRetryTimeoutSeconds:  1800,
+		StateScriptRetryIntervalSeconds: 60,
+		ModuleTimeoutSeconds:            14400,
+		UpdateLogPath:                   p.ds,
+		DaemonLogLevel:                  "info",
+		FwEnvConfig:                     "/etc/fw_env.config",
+		BootEnv:                         "auto",
+		paths:                           p,
+	}
+}
+
+func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
+
+// configFile names a file to read. A default path may be missing, and an error in it is a
+// warning, as with Mender's own client: an unreadable file must not keep a device from
+// being repaired. A path that a person gave must be there and be right.
+type configFile struct {
+	path     string
+	explicit bool
+}
+
+// loadConfig reads the fallback file, then the main one over it.
+func loadConfig(p paths, main, fallback configFile, lg *logger) (*config, error) {
+	c := defaultConfig(p)
+	for _, f := range []configFile{fallback, main} {
+		if err := c.readFile(f.path, lg); err != nil {
+			if !f.explicit && errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if f.explicit || c.tierErr() != nil {
+				return nil, err
+			}
+			lg.warnf("%v", err)
+		}
+	}
+	if err := c.tierErr(); err != nil {
+		return nil, err
+	}
+	c.fillDefaults()
+	return c, nil
+}
+
+func (c *config) tierErr() error {
+	switch c.DeviceTier {
+	case "standard", "system", "micro":
+		return nil
+	}
+	return refuse("DeviceTier %q in the configuration: want standard, system or micro", c.DeviceTier)
+}
+
+// readFile lays the file's keys over c. Keys that came before an error stay in force.
+func (c *config) readFile(path string, lg *logger) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	if err := c.parse(text, lg); err != nil {
+		return fmt.Errorf("configuration %q: %w", path, err)
+	}
+	return nil
+}
+
+// parse lays the keys of one JSON object over c. A value of the wrong type is ignored with
+// a warning and its key keeps what it had.
+func (c *config) parse(text []byte, lg *logger) error {
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(text, &keys); err != nil {
+		return fmt.Errorf("not a JSON object: %w", err)
+	}
+	for k, v := range keys {
+		one, err := json.Marshal(map[string]json.RawMessage{k: v})
+		if err != nil {
+			return err
+		}
+		if strings.EqualFold(k, "Servers") {
+			c.Servers = nil
+		}
+		var wrong *json.UnmarshalTypeError
+		if err := json.NewDecoder(bytes.NewReader(one)).Decode(c); errors.As(err, &wrong) {
+			lg.warnf("configuration key %q ignored: got %s, want %s", k, wrong.Value, wrong.Type)
+		} else if err != nil {
+			return err
+		}
+	}
+	return c.check(keys)
+}
+
+// check finds contradictions within one file, and between it and what was there before.
+func (c *config) check(keys map[string]json.RawMessage) error {
+	has := func(name string) bool {
+		for k := range keys {
+			if strings.EqualFold(k, name) {
+				return true
+			}
+		}
+		return false
+	}
+	switch {
+	case has("ServerURL") && has("Servers"):
+		return errors.New("both ServerURL and Servers are set: want one")
+	case has("ServerURL"):
+		c.Servers = nil
+	case has("Servers"):
+		c.ServerURL = ""
+	}
+	switch {
+	case has("ArtifactVerifyKey") && has("ArtifactVerifyKeys"):
+		return errors.New("both ArtifactVerifyKey and ArtifactVerifyKeys are set: want one")
+	case has("ArtifactVerifyKey"):
+		c.ArtifactVerifyKeys = nil
+	case has("ArtifactVerifyKeys"):
+		c.ArtifactVerifyKey = ""
+	}
+	if c.RetryDownloadCount < 1 || c.RetryDownloadCount > 10000 {
+		n := c.RetryDownloadCount
+		c.RetryDownloadCount = 10
+		return fmt.Errorf("RetryDownloadCount %d: want 1 to 10000", n)
+	}
+	return nil
+}
+
+func (c *config) fillDefaults() {
+	for _, v := range []struct {
+		p   *int
+		def int
+	}{
+		{&c.UpdatePollIntervalSeconds, 1800},
+		{&c.InventoryPollIntervalSeconds, 28800},
+		{&c.StateScriptTimeoutSeconds, 3600},
+		{&c.StateScriptRetryTimeoutSeconds, 1800},
+		{&c.StateScriptRetryIntervalSeconds, 60},
+		{&c.ModuleTimeoutSeconds, 14400},
+	} {
+		if *v.p <= 0 {
+			*v.p = v.def
+		}
+	}
+	if c.ServerURL != "" {
+		c.Servers = []serverEntry{{c.ServerURL}}
+	}
+	seen := map[string]bool{}
+	var list []serverEntry
+	for _, s := range c.Servers {
+		url := strings.TrimRight(s.ServerURL, "/")
+		if url != "" && !strings.Contains(url, "://") {
+			url = "https://" + url
+		}
+		if url != "" && !seen[url] {
+			seen[url] = true
+			list = append(list, serverEntry{url})
+		}
+	}
+	c.Servers = list
+}
+
+// verifyKeys are the paths of the keys that artifacts must be signed with; none: unsigned
+// artifacts are accepted.
+func (c *config) verifyKeys() []string {
+	if c.ArtifactVerifyKey != "" {
+		return []string{c.ArtifactVerifyKey}
+	}
+	return c.ArtifactVerifyKeys
+}
+
+// deviceType reads the file of one line "device_type=NAME". Comment lines are skipped.
+func (c *config) deviceType() (string, error) {
+	text, err := os.ReadFile(c.DeviceTypeFile)
+	if err != nil {
+		return "", withHint(refuse("device type: %w", err),
+			"write device_type=NAME into %q; NAME is what artifacts for this board are made with", c.DeviceTypeFile)
+	}
+	got := ""
+	for line := range strings.SplitSeq(string(text), "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		v, ok := strings.CutPrefix(line, "device_type=")
+		if !ok || got != "" || strings.TrimSpace(v) == "" {
+			return "", refuse("device type file %q: got line %q, want exactly one line device_type=NAME", c.DeviceTypeFile, line)
+		}
+		got = strings.TrimSpace(v)
+	}
+	if got == "" {
+		return "", refuse("device type file %q: no line device_type=NAME", c.DeviceTypeFile)
+	}
+	return got, nil
+}

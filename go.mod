@@ -1,0 +1,3 @@
+module mendlet
+
+go 1.26

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+// storage is what durable things are written through: a slot, a copy of the boot
+// environment, the journal. Behind it is a file or device, or the disk of the power-cut
+// simulator. Whoever opens one closes it.
+type storage interface {
+	io.ReaderAt
+	io.WriterAt
+	// Sync returns when all that was written is durable. After an error the state of
+	// the data is unknown and stays so: the kernel reports a lost write once only
+	// (fsync(2), NOTES), so the caller must not retry Sync and believe it.
+	Sync() error
+	// Size is in bytes: of the device, or of the file at the time of opening.
+	Size() int64
+	Close() error
+}
+
+// openMode says what a storage is opened for.
+type openMode int
+
+const (
+	openRead  openMode = iota
+	openWrite          // an existing file or device, for reading and writing
+	openSlot           // as openWrite, and a block device is claimed: EBUSY while it is mounted or claimed (open(2), O_EXCL)
+)
+
+// device is the storage of a real file or block device.
+type device struct {
+	f      *os.File
+	size   int64
+	direct bool
+}
+
+// Size in bytes of the device node or file behind f. BLKGETSIZE64 is from linux/fs.h; its
+// number encodes the size of size_t, hence the two forms.
+func sizeOf(f *os.File) (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if st.Mode()&os.ModeDevice == 0 || st.Mode()&os.ModeCharDevice != 0 {
+		return st.Size(), nil
+	}
+	var n uint64
+	if err := ioctl(f, blkGetSize64, uintptr(unsafe.Pointer(&n))); err != nil {
+		return 0, fmt.Errorf("size of %q: BLKGETSIZE64: %w", f.Name(), err)
+	}
+	return int64(n), nil
+}
+
+const wordSize = unsafe.Sizeof(uintptr(0))
+
+// ioctl calls the request on f's descriptor. arg may be a pointer to memory that the
+// caller keeps alive.
+func ioctl(f *os.File, req, arg uintptr) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var errno syscall.Errno
+	if err := c.Control(func(fd uintptr) {
+		_, _, errno = syscall.Syscall(syscall.SYS_IOCTL, fd, req, arg)
+	}); err != nil {
+		return err
+	}
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// openStorage opens what exists: it never creates anything, because opening a missing node
+// for writing in a devtmpfs would make a regular file there and swallow an image.
+func openStorage(path string, how openMode) (storage, error) {
+	flag := os.O_RDONLY
+	if how != openRead {
+		flag = os.O_RDWR
+	}
+	if how == openSlot {
+		if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeDevice != 0 {
+			flag |= syscall.O_EXCL
+		}
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	n, err := sizeOf(f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &device{f: f, size: n}, nil
+}
+
+func (d *device) ReadAt(p []byte, off int64) (int, error)  { return d.f.ReadAt(p, off) }
+func (d *device) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }
+func (d *device) Size() int64                              { return d.size }
+func (d *device) Close() error                             { return d.f.Close() }
+
+// Sync: fdatasync is enough, since size and place of the data do not change on a device,
+// and where they do on a file fdatasync writes them too (fdatasync(2)).
+func (d *device) Sync() error {
+	c, err := d.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := c.Control(func(fd uintptr) {
+		for {
+			if err = syscall.Fdatasync(int(fd)); err != syscall.EINTR {
+				return
+			}
+		}
+	}); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return &os.PathError{Op: "fdatasync", Path: d.f.Name(), Err: err}
+	}
+	return nil
+}
+
+// directAlign is the alignment of buffers, offsets and lengths that every block device
+// accepts with O_DIRECT (open(2): the logical block size; 4096 is the largest in use).
+const directAlign = 4096
+
+// alignedBuffer returns n bytes whose address is a multiple of directAlign.
+func alignedBuffer(n int) []byte {
+	b := make([]byte, n+directAlign)
+	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (directAlign - 1)
+	return b[skip : skip+n : skip+n]
+}
+
+// setDirect turns O_DIRECT on or off on the descriptor that is already open (fcntl(2),
+// F_SETFL), so that what is read back comes from the medium and not from the page cache,
+// and still from the very file that was written. It reports whether that took effect; a
+// file system without direct I/O (tmpfs) has no medium to ask.
+func setDirect(s storage, on bool) bool {
+	d, ok := s.(*device)
+	if !ok {
+		return false
+	}
+	c, err := d.f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var errno syscall.Errno
+	if err := c.Control(func(fd uintptr) {
+		fl, _, e := syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_GETFL, 0)
+		if errno = e; e != 0 {
+			return
+		}
+		fl &^= syscall.O_DIRECT
+		if on {
+			fl |= syscall.O_DIRECT
+		}
+		_, _, errno = syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_SETFL, fl)
+	}); err != nil || errno != 0 {
+		return false
+	}
+	d.direct = on
+	return on
+}
+
+// readUncached fills p from off, past the page cache where the storage has one. It gives
+// back io.ErrUnexpectedEOF when the storage ends before p is full.
+func readUncached(s storage, p []byte, off int64) error {
+	lo := off &^ (directAlign - 1)
+	hi := (off + int64(len(p)) + directAlign - 1) &^ (directAlign - 1)
+	if setDirect(s, true) {
+		defer setDirect(s, false)
+		buf := alignedBuffer(int(hi - lo))
+		n, err := s.ReadAt(buf, lo)
+		if err == nil || err == io.EOF {
+			if n < int(off-lo)+len(p) {
+				return io.ErrUnexpectedEOF
+			}
+			copy(p, buf[off-lo:])
+			return nil
+		}
+		if err != nil && !isInvalid(err) {
+			return err
+		}
+	}
+	n, err := s.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == io.EOF || err == nil {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// isInvalid tells EINVAL, with which file systems refuse direct I/O they do not have.
+func isInvalid(err error) bool {
+	pe, ok := err.(*os.PathError)
+	return ok && pe.Err == syscall.EINVAL
+}
+
+// syncDir makes a name that was created, renamed or removed in dir durable: fsync of a
+// file says nothing about its directory entry (fsync(2), DESCRIPTION).
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// writeFileDurably puts data under path with the given mode, atomically and durably: a
+// temporary file beside it, fsync before the rename (else a crash may leave an empty file
+// under the new name: ext4's delayed allocation), then fsync of the directory.
+func writeFileDurably(path string, data []byte, mode os.FileMode) error {
+	tmp := path + ".tmp"
+	if err := os.Remove(tmp); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	// O_EXCL: a file or link that someone else put there is not followed.
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp)
+	if err := f.Chmod(mode); err != nil {
+		f.Close()
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	dir := "."
+	for i := len(path) - 1; i >= 0; i-- {
+		if path[i] == '/' {
+			dir = path[:i+1]
+			break
+		}
+	}
+	return syncDir(dir)
+}
+
+// ioctl request numbers: direction, size of the argument, type, number. Only the direction
+// bits and their place differ between architectures.
+const (
+	blkGetSize64 = ioctlRead<<ioctlDirShift | wordSize<<16 | 0x12<<8 | 114 // BLKGETSIZE64, linux/fs.h
+	blkROGet     = ioctlNone<<ioctlDirShift | 0x12<<8 | 94                 // BLKROGET, linux/fs.h
+	ubiVolUpdate = ioctlWrite<<ioctlDirShift | 8<<16 | 'O'<<8 | 0          // UBI_IOCVOLUP, mtd/ubi-user.h
+)
