@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"os"
+	"strings"
+)
+
+// An artifact's signature is over SHA-256 of its manifest: RSA by PKCS #1 v1.5, or ECDSA,
+// which mender-artifact writes as r and s of 32 bytes each and which may also come in DER.
+// It is stored in base64 without line breaks.
+
+// verifyKey is a public key that artifacts may be signed with.
+type verifyKey struct {
+	path string
+	key  crypto.PublicKey // *rsa.PublicKey or *ecdsa.PublicKey
+}
+
+// loadVerifyKeys reads PEM files of type PUBLIC KEY. One that cannot be loaded is an error:
+// going on without it could mean going on without any check.
+func loadVerifyKeys(paths []string) ([]verifyKey, error) {
+	var keys []verifyKey
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, refuse("key to verify artifacts with: %w", err)
+		}
+		block, _ := pem.Decode(text)
+		if block == nil || block.Type != "PUBLIC KEY" {
+			return nil, withHint(refuse("key %q: want PEM of type PUBLIC KEY", path), "openssl pkey -in PRIVATE -pubout writes one")
+		}
+		key, err := x509.ParsePKIXPublicKey(block.Bytes)
+		if err != nil {
+			return nil, refuse("key %q: %w", path, err)
+		}
+		switch key.(type) {
+		case *rsa.PublicKey, *ecdsa.PublicKey:
+		default:
+			return nil, refuse("key %q is a %T; want RSA or ECDSA", path, key)
+		}
+		keys = append(keys, verifyKey{path, key})
+	}
+	return keys, nil
+}
+
+// verifySignature gives the path of the first key that verifies sig.
+func verifySignature(keys []verifyKey, manifest, sig []byte) (path string, err error) {
+	raw, err := base64.StdEncoding.Strict().DecodeString(string(sig))
+	if err != nil || bytes.ContainsAny(sig, "\r\n") || len(raw) == 0 {
+		return "", refuse("manifest.sig: %d bytes %q are not base64 without line breaks", len(sig), clip(sig))
+	}
+	digest := sha256.Sum256(manifest)
+	var tried []string
+	for _, k := range keys {
+		if verifies(k.key, digest[:], raw) {
+			return k.path, nil
+		}
+		tried = append(tried, k.path)
+	}
+	return "", refuse("manifest.sig: signature of %d bytes was not made by key %q", len(raw), strings.Join(tried, ", "))
+}
+
+func verifies(key crypto.PublicKey, digest, sig []byte) bool {
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(k, crypto.SHA256, digest, sig) == nil
+	case *ecdsa.PublicKey:
+		if ecdsa.VerifyASN1(k, digest, sig) {
+			return true
+		}
+		// MEN-9055: exactly 64 bytes, else the split would be anywhere.
+		if len(sig) != 64 || k.Curve != elliptic.P256() {
+			return false
+		}
+		r, s := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
+		return ecdsa.Verify(k, digest, r, s)
+	}
+	return false
+}
+
+// loadSigningKey reads an unencrypted private key, RSA or P-256, in PEM: PKCS #1, SEC 1 or
+// PKCS #8.
+func loadSigningKey(path string) (crypto.Signer, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
+	var key any
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		switch block.Type {
+		case "RSA PRIVATE KEY":
+			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+		case "EC PRIVATE KEY":
+			key, err = x509.ParseECPrivateKey(block.Bytes)
+		case "PRIVATE KEY":
+			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("signing key %q: %w", path, err)
+		}
+	}
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		return k, nil
+	case *ecdsa.PrivateKey:
+		if k.Curve == elliptic.P256() {
+			return k, nil
+		}
+	}
+	return nil, fmt.Errorf("signing key %q: want an RSA or a P-256 key in PEM, not encrypted", path)
+}
+
+// signManifest makes the content of manifest.sig. The same key and manifest give the same
+// signature: ECDSA without a source of randomness is that of RFC 6979.
+func signManifest(key crypto.Signer, manifest []byte) ([]byte, error) {
+	digest := sha256.Sum256(manifest)
+	sig, err := key.Sign(nil, digest[:], crypto.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := key.(*ecdsa.PrivateKey); ok {
+		var rs struct{ R, S *big.Int }
+		if _, err := asn1.Unmarshal(sig, &rs); err != nil {
+			return nil, err
+		}
+		sig = make([]byte, 64)
+		rs.R.FillBytes(sig[:32])
+		rs.S.FillBytes(sig[32:])
+	}
+	return base64.StdEncoding.AppendEncode(nil, sig), nil
+}
