@@ -1,0 +1,599 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// artifactFile is a payload file of an artifact made for a test.
+type artifactFile struct{ name, body string }
+
+// madeArtifact writes an artifact for the device type "testboard", uncompressed.
+func madeArtifact(t *testing.T, payloadType, metaData string, files ...artifactFile) []byte {
+	t.Helper()
+	pack := func(files ...artifactFile) string {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, f := range files {
+			h := &tar.Header{Name: f.name, Mode: 0o644, Size: int64(len(f.body)), Format: tar.FormatUSTAR}
+			if err := w.WriteHeader(h); err != nil {
+				t.Fatal(err)
+			}
+			w.Write([]byte(f.body))
+		}
+		w.Close()
+		return b.String()
+	}
+	kind, err := json.Marshal(payloadType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := `{"format":"mender","version":3}`
+	header := pack(
+		artifactFile{"header-info", `{"payloads":[{"type":` + string(kind) + `}],"artifact_provides":{"artifact_name":"made-1"},"artifact_depends":{"device_type":["testboard"]}}`},
+		artifactFile{"headers/0000/type-info", `{"type":` + string(kind) + `}`},
+		artifactFile{"headers/0000/meta-data", metaData})
+	sums := []string{sumLine("version", version), sumLine("header.tar", header)}
+	for _, f := range files {
+		sums = append(sums, sumLine("data/0000/"+f.name, f.body))
+	}
+	slices.SortFunc(sums, func(a, b string) int { return strings.Compare(a[64:], b[64:]) })
+	return []byte(pack(artifactFile{"version", version}, artifactFile{"manifest", strings.Join(sums, "")},
+		artifactFile{"header.tar", header}, artifactFile{"data/0000.tar", pack(files...)}))
+}
+
+func sumLine(name, body string) string {
+	return fmt.Sprintf("%x  %s\n", sha256.Sum256([]byte(body)), name)
+}
+
+func opened(t *testing.T, text []byte) *artifact {
+	t.Helper()
+	a, err := openArtifact(bytes.NewReader(text), artifactOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.close)
+	return a
+}
+
+// modulePaths is a configuration whose directories are all under one temporary directory.
+func modulePaths(t *testing.T) *config {
+	t.Helper()
+	dir := t.TempDir()
+	p := paths{conf: dir + "/etc", data: dir + "/share", ds: dir + "/var"}
+	for _, d := range []string{p.conf, p.data + "/modules/v3", p.ds} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return defaultConfig(p)
+}
+
+// moduleOf installs script as the module for payloadType and gives the handler for it.
+func moduleOf(t *testing.T, payloadType, script string) *module {
+	t.Helper()
+	c := modulePaths(t)
+	putScript(t, c.paths.data+"/modules/v3", payloadType, script, 0o755)
+	m, err := newModule(c, payloadType, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.grace = 100 * time.Millisecond
+	return m
+}
+
+func treeOf(t *testing.T, m *module, a *artifact) {
+	t.Helper()
+	if err := m.makeTree(a, treeValues{"release-1", "", "testboard"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// MEN-9027; field case 4.
+func TestModuleNames(t *testing.T) {
+	c := modulePaths(t)
+	dir := c.paths.data + "/modules/v3"
+	putScript(t, dir, "plain", "", 0o644)
+	putScript(t, dir+"/sub", "module", "#!/bin/sh\n", 0o755)
+	putScript(t, c.paths.data, "outside", "#!/bin/sh\n", 0o755)
+	for _, name := range []string{"", ".", "..", "../../outside", "/bin/sh", "sub", "sub/module", "./plain", "plain", "missing",
+		"a\x00", "a b", "a\n", strings.Repeat("x", 300)} {
+		if _, err := newModule(c, name, nil); exitCode(err) != exitRefused {
+			t.Errorf("%q: got %v, want a refusal", name, err)
+		}
+	}
+	for _, name := range []string{"-x", "$(reboot)", "app.v2"} {
+		putScript(t, dir, name, "#!/bin/sh\n[ $# = 2 ] && [ $1 = ArtifactInstall ] && [ $2 = \"$PWD\" ]\n", 0o755)
+		m, err := newModule(c, name, nil)
+		if err != nil {
+			t.Errorf("%q: %v", name, err)
+			continue
+		}
+		if err := os.MkdirAll(m.tree, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.call(t.Context(), "ArtifactInstall"); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func TestModuleTree(t *testing.T) {
+	text, err := os.ReadFile("testdata/artifact/module-two-files.mender")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := moduleOf(t, "trace", "#!/bin/sh\n")
+	putScript(t, m.tree+"/tmp", "left-over", "", 0o644)
+	a := opened(t, text)
+	treeOf(t, m, a)
+	got := readTree(t, m.tree)
+	info, err := compactJSON(a.HeaderInfo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"version": "3\n", "current_artifact_name": "release-1\n", "current_artifact_group": "", "current_device_type": "testboard\n",
+		"header/artifact_name": "app-1", "header/artifact_group": "", "header/payload_type": "trace", "header/header-info": string(info),
+		"header/type-info": got["header/type-info"], "header/meta-data": got["header/meta-data"], "header/": "", "tmp/": "",
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	for _, name := range []string{"header/type-info", "header/meta-data"} {
+		if !json.Valid([]byte(got[name])) || !strings.HasPrefix(got[name], "{") {
+			t.Errorf("%s: got %q", name, got[name])
+		}
+	}
+}
+
+// readTree gives all names under dir, directories with a slash, and the contents of files.
+func readTree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	got := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		name := path[len(dir)+1:]
+		st, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			got[name+"/"] = ""
+			if st.Mode().Perm() != 0o700 {
+				t.Errorf("%s: mode %v, want 0700", name, st.Mode())
+			}
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		got[name] = string(text)
+		if st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v, want 0600", name, st.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestCompactJSON(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "null", "{}": "{}", " [ 1.0, 1e3 , 12345678901234567890 ] ": "[1.0,1e3,12345678901234567890]",
+		`{"b":1,"a":{"Z":"<&>","y":null},"B":[true,"\u00e9\n"]}`: `{"a":{"y":null,"Z":"<&>"},"B":[true,"é\n"],"b":1}`,
+	} {
+		if got, err := compactJSON(json.RawMessage(in)); err != nil || string(got) != want {
+			t.Errorf("%s: got %s, %v, want %s", in, got, err, want)
+		}
+	}
+}
+
+func TestModuleQueries(t *testing.T) {
+	for _, c := range []struct{ state, body, want string }{
+		{"NeedsArtifactReboot", "", "No"},
+		{"NeedsArtifactReboot", "echo No", "No"},
+		{"NeedsArtifactReboot", "printf Yes", "Yes"},
+		{"NeedsArtifactReboot", "echo Automatic; echo talk >&2", "Automatic"},
+		{"NeedsArtifactReboot", "echo Maybe", ""},
+		{"NeedsArtifactReboot", "echo Yes; echo Yes", ""},
+		{"NeedsArtifactReboot", "echo yes", ""},
+		{"NeedsArtifactReboot", "echo; echo", ""},
+		{"NeedsArtifactReboot", "yes | head -n 100000", ""},
+		{"NeedsArtifactReboot", "echo Yes; exit 1", ""},
+		{"SupportsRollback", "", "No"},
+		{"SupportsRollback", "echo Yes", "Yes"},
+		{"SupportsRollback", "echo Automatic", ""},
+		{"ProvidePayloadFileSizes", "echo ' Yes'", ""},
+	} {
+		m := moduleOf(t, "q", "#!/bin/sh\n"+c.body+"\n")
+		if err := os.MkdirAll(m.tree, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.query(t.Context(), c.state)
+		if got != c.want || (err != nil) != (c.want == "") {
+			t.Errorf("%s with %q: got %q, %v, want %q", c.state, c.body, got, err, c.want)
+		}
+	}
+}
+
+func TestModuleCleanup(t *testing.T) {
+	m := moduleOf(t, "c", "#!/bin/sh\necho $1 >> ${0%/*}/calls\nexit 1\n")
+	calls := filepath.Join(filepath.Dir(m.program), "calls")
+	if err := m.call(t.Context(), "Cleanup"); err != nil {
+		t.Errorf("no tree: got %v, want success", err)
+	}
+	if err := m.call(t.Context(), "ArtifactInstall"); err == nil {
+		t.Error("no tree: want an error")
+	}
+	if _, err := m.query(t.Context(), "SupportsRollback"); err == nil {
+		t.Error("no tree: want an error")
+	}
+	if _, err := os.Stat(calls); err == nil {
+		t.Error("called without a tree")
+	}
+	if err := os.MkdirAll(m.tree+"/tmp", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.call(t.Context(), "Cleanup"); err == nil {
+		t.Error("failing module: want an error")
+	}
+	if text, _ := os.ReadFile(calls); string(text) != "Cleanup\n" || m.hasTree() {
+		t.Errorf("got calls %q and tree %v, want one call and no tree", text, m.hasTree())
+	}
+}
+
+// A module that streams into tmp/, in parts, so that each way to fail can be put between.
+const (
+	moduleHead = "#!/bin/sh\n" + `case $1 in Download*) ;; ProvidePayloadFileSizes) echo $SIZES; exit;; *) exit;; esac
+next() { line=$(cat stream-next); echo "$line" >>tmp/lines; name=${line%% *}; }
+take() { cat "$name" >tmp/part && mv tmp/part "tmp/${name##*/}"; }
+`
+	moduleLoop = "while next; [ -n \"$name\" ]; do take; done\n"
+)
+
+// The rows of the table in the specification of streams, and ways to hang.
+func TestModuleDownload(t *testing.T) {
+	small, big := artifactFile{"greeting.txt", "hello\n"}, artifactFile{"blob.bin", strings.Repeat("0123456789abcde\n", 50000)}
+	both := []artifactFile{small, big}
+	timeout := 300 * time.Millisecond
+	rows := []struct {
+		name, body string
+		sizes      string
+		files      []artifactFile
+		timeout    time.Duration
+		err        string // part of the error, "" for success
+		lines      string // what stream-next said, when successful
+		dir        string // where the files are then
+	}{
+		{name: "streams", body: moduleLoop, files: both, lines: "streams/greeting.txt\nstreams/blob.bin\n\n", dir: "tmp"},
+		{name: "streams with sizes", body: moduleLoop, sizes: "Yes", files: both, lines: "streams/greeting.txt 6\nstreams/blob.bin 800000\n\n", dir: "tmp"},
+		{name: "sizes: No", body: moduleLoop, sizes: "No", files: both, lines: "streams/greeting.txt\nstreams/blob.bin\n\n", dir: "tmp"},
+		{name: "sizes: Perhaps", body: moduleLoop, sizes: "Perhaps", files: both, err: `got answer "Perhaps"`},
+		{name: "streams no file", body: moduleLoop, lines: "\n", dir: "tmp"},
+		{name: "empty file", body: moduleLoop, files: []artifactFile{{"empty", ""}}, lines: "streams/empty\n\n", dir: "tmp"},
+		{name: "never opens", body: "exit 0\n", files: both, dir: "files"},
+		{name: "never opens, no file", body: "exit 0\n", dir: "files"},
+		{name: "takes sizes, never opens", body: "exit 0\n", sizes: "Yes", files: both, dir: "files"},
+		{name: "fails after the end", body: moduleLoop + "exit 9", files: both, err: "exit status 9"},
+		{name: "one name and exit", body: "next\n", files: both, err: "did not finish"},
+		{name: "one file and exit", body: "next; take\n", files: both, err: "did not finish"},
+		{name: "all but the last empty read", body: "next; take; next; take\n", files: both, err: "did not finish"},
+		{name: "asks again after the end", body: "next; next\n", timeout: timeout, err: "not done after"},
+		{name: "closes early", body: "next; take; next; exec 3<$name; exec 3<&-\n" + moduleLoop, files: both, err: "broken pipe"},
+		{name: "closes early and exits", body: "next; take; next; exec 3<$name; exit 0\n", files: both, err: "broken pipe"},
+		{name: "fails at once", body: "exit 7\n", files: both, err: "exit status 7"},
+		{name: "fails when told the name", body: "next; exit 7\n", files: both, err: "exit status 7"},
+		{name: "fails within a file", body: "next; take; next; exec 3<$name; exit 7\n", files: both, err: "exit status 7"},
+		{name: "dies", body: "kill -9 $$\n", files: both, err: "signal: killed"},
+		{name: "dies within a file", body: "next; take; next; exec 3<$name; kill -9 $$\n", files: both, err: "signal: killed"},
+		{name: "hangs at once", body: "exec sleep 1000\n", files: both, timeout: timeout, err: "not done after"},
+		{name: "hangs before the file", body: "next; exec sleep 1000\n", files: both, timeout: timeout, err: "not done after"},
+		{name: "stops reading", body: "next; take; next; exec 3<$name; exec sleep 1000\n", files: both, timeout: timeout, err: "not done after"},
+		{name: "asks again without taking", body: "next; next\n", files: both, timeout: timeout, err: "not done after"},
+		{name: "removes the pipe", body: "rm stream-next; exec sleep 1000\n", files: both, err: "no such file"},
+		{name: "leaves a reader behind", body: "next; take; next; exec 3<$name; sleep 1000 >/dev/null 2>&1 & echo $! >tmp/pid; exit 0\n",
+			files: both, err: "did not finish"},
+	}
+	for _, r := range rows {
+		t.Run(r.name, func(t *testing.T) {
+			t.Setenv("SIZES", r.sizes)
+			m := moduleOf(t, "app", moduleHead+r.body)
+			if r.timeout != 0 {
+				m.timeout = r.timeout
+			}
+			a := opened(t, madeArtifact(t, "app", "", r.files...))
+			treeOf(t, m, a)
+			err := m.download(t.Context(), a)
+			endReader(t, m)
+			if r.err != "" {
+				if err == nil || !strings.Contains(err.Error(), r.err) {
+					t.Errorf("got %v, want an error with %q", err, r.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := readTreeFiles(m, "stream-next", "streams", "tmp/lines")
+			if got != r.lines {
+				t.Errorf("got pipes or lines %q, want %q", got, r.lines)
+			}
+			for _, f := range r.files {
+				if text, err := os.ReadFile(filepath.Join(m.tree, r.dir, f.name)); err != nil || string(text) != f.body {
+					t.Errorf("%s: got %d bytes, %v, want %d", f.name, len(text), err, len(f.body))
+				}
+			}
+			if _, err := os.Stat(m.tree + "/files"); (err == nil) != (r.dir == "files") {
+				t.Errorf("files/: got %v", err)
+			}
+		})
+	}
+}
+
+// readTreeFiles gives the contents of the last of names, and complains of the others.
+func readTreeFiles(m *module, names ...string) string {
+	got := ""
+	for i, name := range names {
+		path := filepath.Join(m.tree, name)
+		if _, err := os.Lstat(path); err == nil && i < len(names)-1 {
+			got += name + " is there; "
+		} else if err == nil {
+			text, _ := os.ReadFile(path)
+			got += string(text)
+		}
+	}
+	return got
+}
+
+// endReader kills the process that a module has left behind, if it has.
+func endReader(t *testing.T, m *module) {
+	text, err := os.ReadFile(m.tree + "/tmp/pid")
+	if err != nil {
+		return
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Error(err)
+	} else if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Errorf("process left behind: %v", err)
+	}
+}
+
+// A module must not see the end of a stream whose checksum is wrong.
+func TestModuleDownloadWrongSum(t *testing.T) {
+	good := artifactFile{"app.bin", strings.Repeat("good", 50000)}
+	text := madeArtifact(t, "app", "", good)
+	at := bytes.LastIndex(text, []byte("good"))
+	for _, body := range []string{moduleLoop, "exit 0\n"} {
+		broken := bytes.Clone(text)
+		copy(broken[at:], "evil")
+		m := moduleOf(t, "app", moduleHead+body)
+		a := opened(t, broken)
+		treeOf(t, m, a)
+		err := m.download(t.Context(), a)
+		if err == nil || !strings.Contains(err.Error(), "app.bin") {
+			t.Errorf("%q: got %v, want an error that names the file", body, err)
+		}
+		if _, err := os.Stat(m.tree + "/tmp/app.bin"); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%q: the module took the file for good: %v", body, err)
+		}
+	}
+}
+
+// The artifact ends in the middle of a file: field case 10, through a module.
+func TestModuleDownloadTruncated(t *testing.T) {
+	text := madeArtifact(t, "app", "", artifactFile{"app.bin", strings.Repeat("x", 100000)})
+	for _, body := range []string{moduleLoop, "exit 0\n"} {
+		m := moduleOf(t, "app", moduleHead+body)
+		a := opened(t, text[:len(text)-50000])
+		treeOf(t, m, a)
+		if err := m.download(t.Context(), a); err == nil {
+			t.Errorf("%q: got success", body)
+		}
+	}
+}
+
+func TestModuleOutputIsLogged(t *testing.T) {
+	m := moduleOf(t, "app", "#!/bin/sh\necho out; echo err >&2\n")
+	lg := newChildLog()
+	m.lg = &lg.logger
+	if err := os.MkdirAll(m.tree, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.call(t.Context(), "ArtifactInstall"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Update Module output (stdout): out\n", "Update Module output (stderr): err\n"} {
+		if !strings.Contains(lg.text(), want) {
+			t.Errorf("got %q, want %q", lg.text(), want)
+		}
+	}
+}
+
+// Artifacts as the real tool makes them, through a module that streams.
+func TestModuleFixtures(t *testing.T) {
+	for name, want := range map[string]string{
+		"module-two-files.mender":      "streams/greeting.txt\nstreams/blob.bin\n\n",
+		"module-no-files.mender":       "\n",
+		"module-scripts-signed.mender": "",
+	} {
+		text, err := os.ReadFile("testdata/artifact/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := moduleOf(t, "trace", moduleHead+moduleLoop)
+		a := opened(t, text)
+		treeOf(t, m, a)
+		if err := m.download(t.Context(), a); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		got, _ := os.ReadFile(m.tree + "/tmp/lines")
+		if want != "" && sortedLines(string(got)) != sortedLines(want) {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+		s := &scripts{artifactDir: t.TempDir() + "/scripts"}
+		if err := s.install(a.Scripts); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if (len(a.Scripts) > 0) != (name == "module-scripts-signed.mender") {
+			t.Errorf("%s: got %d scripts", name, len(a.Scripts))
+		}
+	}
+}
+
+func sortedLines(s string) string {
+	return strings.Join(slices.Sorted(strings.SplitSeq(s, "\n")), "\n")
+}
+
+// debianModule is a handler for a module of Debian's mender-client package, which is
+// installed or unpacked at MENDER_MODULES_DIR.
+func debianModule(t *testing.T, name string) *module {
+	t.Helper()
+	dir := os.Getenv("MENDER_MODULES_DIR")
+	if dir == "" {
+		dir = "/usr/share/mender/modules/v3"
+	}
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Skipf("needs Debian's mender-client: %v", err)
+	}
+	return moduleOf(t, name, string(text))
+}
+
+// through takes an artifact through the calls of a deployment that ends at last, and says
+// what failed.
+func through(t *testing.T, m *module, text []byte, states ...string) error {
+	t.Helper()
+	a := opened(t, text)
+	treeOf(t, m, a)
+	if err := m.download(t.Context(), a); err != nil {
+		return err
+	}
+	var failed error
+	for _, state := range states {
+		if err := m.call(t.Context(), state); err != nil && failed == nil {
+			failed = fmt.Errorf("%s: %w", state, err)
+		}
+	}
+	return failed
+}
+
+var (
+	chainGood = []string{"ArtifactInstall", "ArtifactCommit", "Cleanup"}
+	chainBack = []string{"ArtifactInstall", "ArtifactRollback", "ArtifactRollback", "ArtifactFailure", "Cleanup"}
+)
+
+func TestDebianSingleFile(t *testing.T) {
+	m := debianModule(t, "single-file")
+	dest := t.TempDir()
+	made := func(body string) []byte {
+		return madeArtifact(t, "single-file", "", artifactFile{"dest_dir", dest + "\n"}, artifactFile{"filename", "app.conf\n"},
+			artifactFile{"permissions", "640\n"}, artifactFile{"app.conf", body})
+	}
+	for _, c := range []struct {
+		body, want string
+		states     []string
+	}{{"one", "one", chainGood}, {"two", "one", chainBack}, {"three", "three", chainGood}} {
+		if err := through(t, m, made(c.body), c.states...); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(dest + "/app.conf"); string(got) != c.want {
+			t.Errorf("after %q: got %q, %v, want %q", c.body, got, err, c.want)
+		}
+	}
+	dest = "/dev/null/no"
+	if err := through(t, m, made("x"), "ArtifactInstall", "ArtifactRollback", "Cleanup"); err == nil {
+		t.Error("got success at an impossible place")
+	}
+}
+
+func TestDebianDirectory(t *testing.T) {
+	m := debianModule(t, "directory")
+	dest := filepath.Join(t.TempDir(), "app")
+	made := func(name string) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: 1})
+		w.Write([]byte("x"))
+		w.Close()
+		return madeArtifact(t, "directory", "", artifactFile{"update.tar", b.String()}, artifactFile{"dest_dir", dest + "\n"})
+	}
+	for _, c := range []struct {
+		name, want string
+		states     []string
+	}{{"one", "one", chainGood}, {"two", "one", chainBack}, {"three", "three", chainGood}} {
+		if err := through(t, m, made(c.name), c.states...); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := os.ReadDir(dest); len(list) != 1 || list[0].Name() != c.want {
+			t.Errorf("after %q: got %v, %v, want %q", c.name, list, err, c.want)
+		}
+	}
+	dest = "/"
+	if err := through(t, m, made("x"), "ArtifactInstall", "Cleanup"); err == nil {
+		t.Error("got success for /")
+	}
+}
+
+func TestDebianScript(t *testing.T) {
+	m := debianModule(t, "script")
+	trace := filepath.Join(t.TempDir(), "trace")
+	t.Setenv("TRACE", trace)
+	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"hello.sh", traceScript}), chainGood...); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(trace); string(got) != "hello.sh\n" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"bad.sh", "#!/bin/sh\nexit 3\n"}), chainGood...); err == nil {
+		t.Error("a failing script: got success")
+	}
+}
+
+// A package without files, installed for real where that is allowed.
+func TestDebianDeb(t *testing.T) {
+	m := debianModule(t, "deb")
+	if os.Getuid() != 0 {
+		t.Skip("needs root: dpkg -i")
+	}
+	if os.Getenv("MENDLET_TEST_DPKG") == "" {
+		t.Skip("needs a machine to install packages on: set MENDLET_TEST_DPKG=1")
+	}
+	dir := t.TempDir()
+	putScript(t, dir+"/p/DEBIAN", "control", "Package: mendlet-test\nVersion: 1\nArchitecture: all\nMaintainer: none <none@example.com>\nDescription: empty\n", 0o644)
+	if out, err := exec.Command("dpkg-deb", "--build", dir+"/p", dir+"/test.deb").CombinedOutput(); err != nil {
+		t.Skipf("needs dpkg-deb: %v: %s", err, out)
+	}
+	defer exec.Command("dpkg", "--purge", "mendlet-test").Run()
+	text, err := os.ReadFile(dir + "/test.deb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", string(text)}), chainGood...); err != nil {
+		t.Error(err)
+	}
+	if err := exec.Command("dpkg", "--status", "mendlet-test").Run(); err != nil {
+		t.Errorf("not installed: %v", err)
+	}
+	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", "no package"}), chainGood...); err == nil {
+		t.Error("a broken package: got success")
+	}
+}
