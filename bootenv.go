@@ -260,6 +260,8 @@ func (e *nativeEnv) load() (imgs []envImage, cur int, err error) {
 			e.config, e.copies[0].size, imgs[0].off, imgs[1].off, e.copies[0].path)
 	}
 	switch {
+	case len(why) == len(imgs) && errors.Is(why[0], fs.ErrPermission):
+		return nil, 0, withHint(refuse("boot environment: %w", why[0]), "only root may read it; run as root")
 	case len(why) == len(imgs):
 		return nil, 0, withHint(refuse("boot environment: no valid copy: %w", errors.Join(why...)),
 			"compare %q with the boot loader's configuration; if they agree, have the boot loader save its environment (saveenv), or write one with mkenvimage", e.config)

@@ -258,6 +258,45 @@ func TestEnvInterop(t *testing.T) {
 	}
 }
 
+// The same on a block device with direct I/O, one copy at an odd offset, one at the end.
+func TestEnvBlockDevice(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: losetup")
+	}
+	dir := t.TempDir()
+	img, cfg := filepath.Join(dir, "disk"), filepath.Join(dir, "cfg")
+	disk := make([]byte, 1<<20)
+	copy(disk[0x4600:], envBytes(testEnvSize, 8, 0, "a=1"))
+	copy(disk[1<<20-testEnvSize:], envBytes(testEnvSize, 7, 0, "a=0"))
+	writeFile(t, img, string(disk))
+	if _, err := exec.LookPath("losetup"); err != nil {
+		t.Skip("needs the program losetup")
+	}
+	out, err := exec.Command("losetup", "-f", "--show", img).Output()
+	if err != nil {
+		t.Skip("needs a loop device: ", err)
+	}
+	loop := strings.TrimSpace(string(out))
+	defer exec.Command("losetup", "-d", loop).Run()
+	writeFile(t, cfg, fmt.Sprintf("%s 0x4600 0x1000\n%s -0x1000 0x1000\n", loop, loop))
+	env, err := openBootEnv(&config{BootEnv: "auto", FwEnvConfig: cfg}, openStorage, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		v := fmt.Sprint("v", i)
+		if err := env.set([]envVar{{"a", v}}); err != nil {
+			t.Fatal(err)
+		}
+		if got := mustVars(t, env)["a"]; got != v {
+			t.Errorf("got %q, want %q", got, v)
+		}
+		if got := runTool(t, "", "fw_printenv", "-c", cfg, "-n", "a"); got != v+"\n" {
+			t.Errorf("fw_printenv gives %q, want %q", got, v)
+		}
+	}
+}
+
 // Names that are not set, strings that are no variables and their order stay byte for byte;
 // of a name that comes twice one is left.
 func TestEnvUnknownPreserved(t *testing.T) {
@@ -328,6 +367,13 @@ func TestEnvNoValidCopy(t *testing.T) {
 	d := &memDisk{data: envBytes(testEnvSize, 3, 0, "a=1")}
 	_, err := newNativeEnv("c", []envCopy{{"disk", 0, testEnvSize}}, d.open, nil).vars()
 	wantErr(t, err, "one of two redundant copies")
+	denied := func(path string, how openMode) (storage, error) {
+		return nil, &os.PathError{Op: "open", Path: path, Err: syscall.EACCES}
+	}
+	_, err = newNativeEnv("c", []envCopy{{"disk", 0, testEnvSize}}, denied, nil).vars()
+	if wantErr(t, err, "permission denied"); !strings.Contains(hintOf(err), "root") {
+		t.Errorf("hint: got %q", hintOf(err))
+	}
 }
 
 // Field part 2, row 6: say which copy is bad and why; once. The next change mends it.
@@ -539,7 +585,7 @@ func TestEnvLock(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != syscall.EWOULDBLOCK {
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != syscall.EWOULDBLOCK {
 			t.Errorf("%q is not locked: %v", held, err)
 		}
 		unlock()

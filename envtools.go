@@ -64,8 +64,8 @@ func (t *toolEnv) vars() (map[string]string, error) {
 	return m, nil
 }
 
-// missing gives those of vars that differ from what is there.
-func missing(vars []envVar, there map[string]string) []envVar {
+// envDiff gives those of vars that differ from what is there.
+func envDiff(vars []envVar, there map[string]string) []envVar {
 	return slices.DeleteFunc(slices.Clone(vars), func(v envVar) bool { return there[v.name] == v.value })
 }
 
@@ -80,7 +80,7 @@ func (t *toolEnv) set(vars []envVar) error {
 		return err
 	}
 	vars = lastOfEach(vars)
-	if len(missing(vars, there)) == 0 {
+	if len(envDiff(vars, there)) == 0 {
 		return nil
 	}
 	if err := t.probe(there); err != nil {
@@ -96,7 +96,7 @@ func (t *toolEnv) set(vars []envVar) error {
 	if there, err = t.vars(); err != nil {
 		return err
 	}
-	if m := missing(vars, there); len(m) > 0 {
+	if m := envDiff(vars, there); len(m) > 0 {
 		return fmt.Errorf("boot environment: %q reported success, but %s is %q, want %q", t.setter, m[0].name, there[m[0].name], m[0].value)
 	}
 	return nil
