@@ -232,7 +232,7 @@ func (e *nativeEnv) read(c envCopy) (img envImage, err error) {
 	}
 	img.raw = make([]byte, c.size)
 	if n, err := s.ReadAt(img.raw, img.off); n < len(img.raw) {
-		img.bad = err
+		img.bad = fmt.Errorf("got %d of %d bytes: %w", n, len(img.raw), err)
 		return img, nil
 	}
 	img.bad = checkEnvImage(img.raw, e.header())
@@ -296,7 +296,8 @@ func sameDevice(a, b string) bool {
 }
 
 // parseEnv splits the data of a copy into its strings, as they are: a string without "="
-// and a name that comes twice are kept, though U-Boot's import ignores the first of both.
+// is kept, though U-Boot's import skips it, and so is a name that comes twice, of which
+// U-Boot takes the last.
 func parseEnv(data []byte) ([]string, error) {
 	var entries []string
 	for len(data) > 0 && data[0] != 0 {
