@@ -107,7 +107,7 @@ func (a *artifact) fail(err error) error {
 	case errors.As(err, &coded):
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return refuse("artifact: cut off at offset %d: %w", a.in.offset(), err)
+		return refuse("artifact: cut off, at offset %d of the file: %w", a.in.offset(), err)
 	}
 	return refuse("artifact: %w", err)
 }

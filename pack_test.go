@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	mrand "math/rand"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// testImage is n bytes of an image's kind: words, runs of zeros, islands of noise. The same
+// seed gives the same bytes.
+func testImage(seed int64, n int) []byte {
+	r := mrand.New(mrand.NewSource(seed))
+	var words [500][]byte
+	for i := range words {
+		words[i] = make([]byte, 2+r.Intn(9))
+		for j := range words[i] {
+			words[i][j] = byte('a' + r.Intn(26))
+		}
+	}
+	b := make([]byte, 0, n+120<<10)
+	for len(b) < n {
+		switch k := r.Intn(20); {
+		case k < 7:
+			for range 900 {
+				b = append(append(b, words[r.Intn(len(words))]...), ' ')
+			}
+		case k < 17:
+			b = append(b, make([]byte, (1+r.Intn(60))<<10)...)
+		default:
+			island := make([]byte, (1+r.Intn(30))<<9)
+			r.Read(island)
+			b = append(b, island...)
+		}
+	}
+	return b[:n]
+}
+
+func writeTemp(t testing.TB, name string, b []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// packed runs pack with args and returns what it wrote.
+func packed(t testing.TB, args ...string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	if err := packCommand(append(args, "-o", "-"), &out, nil); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// keyPair writes a new private key, in PEM of the given type, and its public half.
+func keyPair(t testing.TB, pemType string, key any) (private, public string) {
+	t.Helper()
+	var der []byte
+	var err error
+	var pub any
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		pub = &k.PublicKey
+	case *ecdsa.PrivateKey:
+		pub = &k.PublicKey
+	}
+	switch pemType {
+	case "RSA PRIVATE KEY":
+		der = x509.MarshalPKCS1PrivateKey(key.(*rsa.PrivateKey))
+	case "EC PRIVATE KEY":
+		der, err = x509.MarshalECPrivateKey(key.(*ecdsa.PrivateKey))
+	default:
+		der, err = x509.MarshalPKCS8PrivateKey(key)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pubDER, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private = writeTemp(t, "key.pem", pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}))
+	public = writeTemp(t, "key.pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pubDER}))
+	return private, public
+}
+
+func newKeys(t testing.TB) (*rsa.PrivateKey, *ecdsa.PrivateKey) {
+	t.Helper()
+	r, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, e
+}
+
+// TestPackTypeInfo: the provides and clears by default are mender-artifact's, as it writes
+// them for the same options.
+func TestPackTypeInfo(t *testing.T) {
+	img := writeTemp(t, "img", []byte("hi\n"))
+	const sum = `"rootfs-image.checksum":"98ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4"`
+	const all = `"artifact_group","rootfs_image_checksum","rootfs-image.*"`
+	for args, want := range map[string]string{
+		"":                              `{"artifact_provides":{` + sum + `,"rootfs-image.version":"rel"},"clears_artifact_provides":[` + all + `]`,
+		"--software-name sn":            `{"artifact_provides":{` + sum + `,"rootfs-image.sn.version":"rel"},"clears_artifact_provides":["rootfs-image.sn.*"]`,
+		"--software-filesystem fs":      `{"artifact_provides":{"fs.version":"rel",` + sum + `},"clears_artifact_provides":["fs.*"]`,
+		"--no-default-software-version": `{"artifact_provides":{` + sum + `}`,
+		"--no-default-clears-provides":  `{"artifact_provides":{` + sum + `,"rootfs-image.version":"rel"}`,
+		"--no-checksum-provide --clears-provides x* -dk:v": `{"artifact_depends":{"k":"v"},"artifact_provides":{"rootfs-image.version":"rel"},"clears_artifact_provides":["x*",` + all + `]`,
+		"-p rootfs-image.version:zz":                       `{"artifact_provides":{` + sum + `,"rootfs-image.version":"zz"},"clears_artifact_provides":[` + all + `]`,
+		"-T mod -p a:b:c":                                  `{"artifact_provides":{"a":"b:c","rootfs-image.mod.version":"rel"},"clears_artifact_provides":["rootfs-image.mod.*"]`,
+		"-T mod --software-name sn --software-version 9":   `{"artifact_provides":{"rootfs-image.sn.version":"9"},"clears_artifact_provides":["rootfs-image.sn.*"]`,
+		"-T mod --no-default-software-version":             `{`,
+	} {
+		args = strings.ReplaceAll(args, "-dk:v", "-d k:v")
+		typ := "rootfs-image"
+		if strings.Contains(args, "-T mod") {
+			typ = "mod"
+		}
+		a, _, err := readAll(packed(t, append(strings.Fields(args), "-n", "rel", "-c", "dev", "-f", img)...), artifactOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = strings.Replace(want+`,"type":"`+typ+`"}`, "{,", "{", 1)
+		if string(a.TypeInfo) != want {
+			t.Errorf("pack %s: type-info\n%s, want\n%s", args, a.TypeInfo, want)
+		}
+	}
+}
+
+// TestPackRoundTrip: all kinds are read back as they were given, are the same bytes when
+// made again, and mender-artifact accepts them.
+func TestPackRoundTrip(t *testing.T) {
+	rk, ek := newKeys(t)
+	rsa1, rsaPub := keyPair(t, "RSA PRIVATE KEY", rk)
+	rsa8, rsaPub8 := keyPair(t, "PRIVATE KEY", rk)
+	ec1, ecPub := keyPair(t, "EC PRIVATE KEY", ek)
+	ec8, ecPub8 := keyPair(t, "PRIVATE KEY", ek)
+	image := testImage(1, 1<<20+112345)
+	img := writeTemp(t, "rootfs.img", image)
+	two := writeTemp(t, "two.bin", []byte("two"))
+	meta := writeTemp(t, "meta", []byte(`{"a": [1, "x"]}`))
+	script := writeTemp(t, "ArtifactInstall_Enter_00", []byte("#!/bin/sh\n"))
+	for _, c := range []struct{ name, args, pub string }{
+		{"none", "-f " + img + " --compression none", ""},
+		{"gzip", "-f " + img, ""},
+		{"xz", "-f " + img + " --compression xz", ""},
+		{"rsa", "-f " + img + " -k " + rsa1, rsaPub},
+		{"rsa8", "-f " + img + " -k " + rsa8, rsaPub8},
+		{"ec", "-f " + img + " -k " + ec1, ecPub},
+		{"ec8", "-f " + img + " -k " + ec8 + " --compression lzma", ecPub8},
+		{"relations", "-f " + img + " -g prod -p extra:1 -d k:v -N rel-0 -N rel-00 -G prod -s " + script, ""},
+		{"module", "-T mod -f " + two + " -f " + img + " -m " + meta, ""},
+		{"no files", "-T mod -m " + meta, ""},
+		{"bootstrap", "--bootstrap -p rootfs-image.version:1 --clears-provides x -g prod", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			args := append(strings.Fields(c.args), "-n", "rel", "-c", "dev", "-t", "dev2")
+			b := packed(t, args...)
+			if !bytes.Equal(b, packed(t, args...)) {
+				t.Error("the same input gave other bytes")
+			}
+			var opt artifactOptions
+			if c.pub != "" {
+				var err error
+				if opt.keys, err = loadVerifyKeys([]string{c.pub}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a, files, err := readAll(b, opt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := files["rootfs.img"]; ok != strings.Contains(c.args, img) || ok && !bytes.Equal(got, image) {
+				t.Error("rootfs.img is not what was packed")
+			}
+			if a.Name != "rel" || !slices.Equal(a.DeviceTypes, []string{"dev", "dev2"}) || a.SignedBy != c.pub {
+				t.Errorf("got %q for %q signed by %q", a.Name, a.DeviceTypes, a.SignedBy)
+			}
+			needTool(t, "mender-artifact")
+			path := writeTemp(t, "a.mender", b)
+			validate := []string{"validate", path}
+			if c.pub != "" {
+				validate = []string{"validate", "-k", c.pub, path}
+			}
+			for _, cmd := range [][]string{validate, {"read", path}} {
+				if out, err := exec.Command("mender-artifact", cmd...).CombinedOutput(); err != nil {
+					t.Errorf("mender-artifact %s: %v\n%s", cmd, err, out)
+				}
+			}
+		})
+	}
+}
+
+func TestPackUsage(t *testing.T) {
+	img := writeTemp(t, "img", []byte("hi"))
+	bad := writeTemp(t, "no good", []byte("hi"))
+	out := filepath.Join(t.TempDir(), "out")
+	for _, args := range []string{
+		"", "-n rel -c dev", "-n rel -c dev -f " + img, "-n rel -f " + img + " -o " + out, "-n rel -c dev -o " + out,
+		"-n rel -c dev -o " + out + " -T ../x -f " + img, "-n rel -c dev -T -x -o " + out, "-n rel -c dev -T m -f " + img + " -f " + img + " -o " + out,
+		"-n rel -c dev --compression zip -f " + img + " -o " + out, "--bootstrap -n rel -c dev -f " + img + " -o " + out,
+		"-n rel -c dev -f " + img + " -o " + out + " surplus", "-n rel -c dev -p novalue -f " + img + " -o " + out, "--what",
+	} {
+		if err := packCommand(strings.Fields(args), os.Stdout, nil); exitCode(err) != exitUsage {
+			t.Errorf("pack %s: %v, want a usage error", args, err)
+		}
+	}
+	if err := packCommand([]string{"-n", "rel", "-c", "dev", "-f", bad, "-o", out}, os.Stdout, nil); exitCode(err) != exitUsage {
+		t.Errorf("pack %q: %v", bad, err)
+	}
+	if _, err := os.Stat(out); err == nil {
+		t.Error("a refused pack left its output")
+	}
+	if err := packCommand([]string{"-n", "rel", "-c", "dev", "-f", img + "-none", "-o", out}, os.Stdout, nil); err == nil {
+		t.Error("a missing file was packed")
+	}
+	if l, _ := filepath.Glob(filepath.Join(filepath.Dir(out), "*")); len(l) > 0 {
+		t.Errorf("a failed pack left %q", l)
+	}
+}
+
+func TestShow(t *testing.T) {
+	for _, name := range []string{"bootstrap", "module-two-files", "rootfs-depends"} {
+		var text, js bytes.Buffer
+		for _, asJSON := range []bool{false, true} {
+			a, err := openArtifact(bytes.NewReader(fixture(t, name+".mender")), artifactOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := map[bool]*bytes.Buffer{false: &text, true: &js}[asJSON]
+			if err := showCommand(a, asJSON, w); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var s shown
+		if err := json.Unmarshal(js.Bytes(), &s); err != nil || s.Name == "" {
+			t.Errorf("%s: %v\n%s", name, err, js.Bytes())
+		}
+		for _, f := range s.Files {
+			if !strings.Contains(text.String(), f.Name+", ") || len(f.Sum) != 64 {
+				t.Errorf("%s: text lacks file %+v:\n%s", name, f, text.String())
+			}
+		}
+	}
+}
