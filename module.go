@@ -106,18 +106,17 @@ func (m *module) makeTree(a *artifact, current treeValues) error {
 		texts[name] = text
 	}
 	for name, text := range texts {
-		if err := writeFileDurably(filepath.Join(m.tree, name), text, 0o600); err != nil {
+		if err := copySynced(filepath.Join(m.tree, name), bytes.NewReader(text)); err != nil {
 			return err
 		}
 	}
-	// writeFileDurably synced header/ and the tree itself; their way down from the
-	// datastore, five levels, may be new as well.
-	dir := m.tree
-	for range 5 {
-		dir = filepath.Dir(dir)
+	// The names, and the way down to them from the datastore, which may be new as well.
+	dir := filepath.Join(m.tree, "header")
+	for range 7 {
 		if err := syncDir(dir); err != nil {
 			return err
 		}
+		dir = filepath.Dir(dir)
 	}
 	return nil
 }

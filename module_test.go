@@ -568,30 +568,33 @@ func TestDebianScript(t *testing.T) {
 	}
 }
 
-// A package without files, installed for real where that is allowed.
+// A package of its own, installed into a root of its own.
 func TestDebianDeb(t *testing.T) {
 	m := debianModule(t, "deb")
-	if os.Getuid() != 0 {
-		t.Skip("needs root: dpkg -i")
-	}
-	if os.Getenv("MENDLET_TEST_DPKG") == "" {
-		t.Skip("needs a machine to install packages on: set MENDLET_TEST_DPKG=1")
+	needTool(t, "dpkg-deb")
+	dpkg, err := exec.LookPath("dpkg")
+	if err != nil {
+		t.Skip("needs dpkg")
 	}
 	dir := t.TempDir()
-	putScript(t, dir+"/p/DEBIAN", "control", "Package: mendlet-test\nVersion: 1\nArchitecture: all\nMaintainer: none <none@example.com>\nDescription: empty\n", 0o644)
-	if out, err := exec.Command("dpkg-deb", "--build", dir+"/p", dir+"/test.deb").CombinedOutput(); err != nil {
-		t.Skipf("needs dpkg-deb: %v: %s", err, out)
+	for _, d := range []string{"info", "updates", "triggers"} {
+		putScript(t, dir+"/root/var/lib/dpkg/"+d, "none", "", 0o644)
 	}
-	defer exec.Command("dpkg", "--purge", "mendlet-test").Run()
-	text, err := os.ReadFile(dir + "/test.deb")
-	if err != nil {
-		t.Fatal(err)
+	putScript(t, dir+"/root/var/lib/dpkg", "status", "", 0o644)
+	putScript(t, dir+"/bin", "dpkg", "#!/bin/sh\nexec "+dpkg+" --root="+dir+"/root --log=/dev/null --force-not-root \"$@\"\n", 0o755)
+	t.Setenv("PATH", dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	putScript(t, dir+"/p/DEBIAN", "control", "Package: mendlet-test\nVersion: 1\nArchitecture: all\nMaintainer: none <none@example.com>\nDescription: test\n", 0o644)
+	putScript(t, dir+"/p/etc", "mendlet-test", "installed\n", 0o644)
+	if out, err := exec.Command("dpkg-deb", "--root-owner-group", "--build", dir+"/p", dir+"/test.deb").CombinedOutput(); err != nil {
+		t.Fatalf("dpkg-deb: %v: %s", err, out)
 	}
-	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", string(text)}), chainGood...); err != nil {
-		t.Error(err)
+	lg := newChildLog()
+	m.lg = &lg.logger
+	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", look(dir + "/test.deb")}), chainGood...); err != nil {
+		t.Errorf("%v\n%s", err, lg.text())
 	}
-	if err := exec.Command("dpkg", "--status", "mendlet-test").Run(); err != nil {
-		t.Errorf("not installed: %v", err)
+	if got := look(dir + "/root/etc/mendlet-test"); got != "installed\n" {
+		t.Errorf("got %q, want the file of the package", got)
 	}
 	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", "no package"}), chainGood...); err == nil {
 		t.Error("a broken package: got success")

@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// ownModule is what the tests must know of one of the modules in modules/.
+type ownModule struct {
+	name    string
+	payload func(base, version string) (metaData string, files []artifactFile)
+	look    func(base string) string // what the device is like: "" before the first update
+	after   string                   // what it is like after version V, V standing for the version
+}
+
+func tarOf(t *testing.T, files ...artifactFile) string {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		if err := w.WriteHeader(&tar.Header{Name: f.name, Mode: 0o644, Size: int64(len(f.body))}); err != nil {
+			t.Fatal(err)
+		}
+		w.Write([]byte(f.body))
+	}
+	w.Close()
+	return b.String()
+}
+
+// look gives the contents of a file, "" when there is none.
+func look(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err.Error()
+	}
+	return string(text)
+}
+
+func ownModules(t *testing.T) []ownModule {
+	return []ownModule{
+		{"single-file", func(base, v string) (string, []artifactFile) {
+			return "", []artifactFile{{"dest_dir", base + "/etc\n"}, {"filename", "app.conf\n"}, {"permissions", "640\n"}, {"app.conf", v}}
+		}, func(base string) string { return look(base + "/etc/app.conf") }, "V"},
+		{"directory", func(base, v string) (string, []artifactFile) {
+			return "", []artifactFile{{"dest_dir", base + "/opt/app/\n"}, {"update.tar", tarOf(t, artifactFile{"f" + v, v})}}
+		}, func(base string) string {
+			list, _ := filepath.Glob(base + "/opt/app/*")
+			for i := range list {
+				list[i] = filepath.Base(list[i])
+			}
+			return strings.Join(list, " ")
+		}, "fV"},
+		{"tar-app", func(base, v string) (string, []artifactFile) {
+			return "", []artifactFile{{"dest_dir", base + "/srv\n"}, {"app.tar", tarOf(t, artifactFile{"version", v})},
+				{"command", "echo \"$(cat " + base + "/srv/current/version 2>/dev/null)\" >" + base + "/restarted\n"}}
+		}, func(base string) string {
+			return strings.TrimSpace(look(base+"/srv/current/version") + " " + look(base+"/restarted"))
+		}, "V V"},
+		{"docker-compose", func(base, v string) (string, []artifactFile) {
+			return "", []artifactFile{{"project", "shop\n"}, {"compose.yaml", v}}
+		}, func(base string) string {
+			return strings.TrimSpace(look(base+"/compose/shop/compose.yaml") + " " + look(base+"/up"))
+		}, "V V"},
+		{"mender-configure", func(base, v string) (string, []artifactFile) {
+			return `{"version":"` + v + `"}`, nil
+		}, func(base string) string {
+			return strings.TrimSpace(look(base+"/config/device-config.json") + " " + strings.TrimSpace(strings.TrimPrefix(look(base+"/applied"), "{}")))
+		}, `{"version":"V"} {"version":"V"}`},
+	}
+}
+
+// fakeDocker knows the calls of the docker-compose module, and keeps the compose file of
+// the project that is up.
+const fakeDocker = `#!/bin/sh
+[ "$1" = compose ] || exit 9
+case "$*" in
+*" up "*) while [ "$1" != -f ]; do shift; done; cat "$2" >"$BASE/up"; [ "$(cat "$2")" != bad ] ;;
+*" down "*) rm -f "$BASE/up" ;;
+*" version" | *" config -q" | *" pull -q") ;;
+*) exit 9 ;;
+esac
+`
+
+// setUpOwn installs a module of ours, run by shell, with everything outside it faked under
+// the returned directory.
+func setUpOwn(t *testing.T, name, shell string) (*module, string) {
+	t.Helper()
+	text, err := os.ReadFile("modules/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := moduleOf(t, name, "#!"+shell+"\n"+strings.TrimPrefix(string(text), "#!/bin/sh\n"))
+	base := t.TempDir()
+	t.Setenv("BASE", base)
+	t.Setenv("COMPOSE_BASE", base+"/compose")
+	t.Setenv("MENDER_CONFIGURE_DIR", base+"/config")
+	t.Setenv("MENDER_CONFIGURE_APPLY_DIR", base+"/apply.d")
+	putScript(t, base+"/apply.d", "apply", "#!/bin/sh\ncat \"$1\" >\"$BASE/applied\"\n! grep -q bad \"$1\" || exit 1\n! grep -q restart \"$1\" || exit 20\n", 0o755)
+	putScript(t, base+"/bin", "docker", fakeDocker, 0o755)
+	putScript(t, base+"/bin", "sync", "#!/bin/sh\n", 0o755) // nothing here outlives the machine
+	t.Setenv("PATH", base+"/bin:"+os.Getenv("PATH"))
+	return m, base
+}
+
+// busyboxOnly makes busybox and the fakes all that there is in PATH, and gives its shell.
+func busyboxOnly(t *testing.T) string {
+	t.Helper()
+	box, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("needs busybox")
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command(box, "--install", "-s", dir).CombinedOutput(); err != nil {
+		t.Skipf("needs busybox --install: %s", out)
+	}
+	t.Setenv("PATH", dir)
+	return dir + "/sh"
+}
+
+// begin gives the module a tree with the payload of version v.
+func (o ownModule) begin(t *testing.T, m *module, base, v string) {
+	t.Helper()
+	metaData, files := o.payload(base, v)
+	a := opened(t, madeArtifact(t, m.name, metaData, files...))
+	treeOf(t, m, a)
+	if err := m.download(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// quickly is begin without the calls of a download and without syncing.
+func (o ownModule) quickly(t *testing.T, m *module, base, v string) {
+	t.Helper()
+	metaData, files := o.payload(base, v)
+	files = append(files, artifactFile{"../header/artifact_name", v}, artifactFile{"../header/meta-data", metaData}, artifactFile{"../tmp/none", ""})
+	for _, f := range files {
+		path := filepath.Join(m.tree, "files", f.name)
+		putScript(t, filepath.Dir(path), filepath.Base(path), f.body, 0o600)
+	}
+}
+
+func (o ownModule) want(v string) string { return strings.ReplaceAll(o.after, "V", v) }
+
+func (m *module) mustCall(t *testing.T, states ...string) {
+	t.Helper()
+	for _, state := range states {
+		if err := m.call(t.Context(), state); err != nil {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestOwnModules(t *testing.T) {
+	shell := busyboxOnly(t)
+	for _, o := range ownModules(t) {
+		t.Run(o.name, func(t *testing.T) {
+			m, base := setUpOwn(t, o.name, shell)
+			see := func(when, want string) {
+				t.Helper()
+				if got := o.look(base); got != want {
+					t.Errorf("%s: got %q, want %q", when, got, want)
+				}
+			}
+			o.begin(t, m, base, "one")
+			m.mustCall(t, "ArtifactRollback", "ArtifactFailure", "Cleanup")
+			see("nothing installed", "")
+			o.begin(t, m, base, "one")
+			m.mustCall(t, "ArtifactInstall")
+			see("first install", o.want("one"))
+			m.mustCall(t, "ArtifactRollback", "ArtifactRollback", "ArtifactFailure", "Cleanup")
+			see("first rollback", "")
+			for _, v := range []string{"one", "two", "two", "two"} {
+				o.begin(t, m, base, v)
+				m.mustCall(t, "ArtifactInstall", "ArtifactCommit", "Cleanup")
+				see("install", o.want(v))
+			}
+			o.begin(t, m, base, "three")
+			m.mustCall(t, "ArtifactInstall")
+			see("install before rollback", o.want("three"))
+			m.mustCall(t, "ArtifactRollback", "ArtifactRollback", "ArtifactFailure", "Cleanup")
+			see("rollback", o.want("two"))
+			noLeftOvers(t, base)
+		})
+	}
+}
+
+func noLeftOvers(t *testing.T, base string) {
+	t.Helper()
+	filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || strings.Contains(path, "mendlet-") || strings.Contains(path, "/versions/v-") && strings.Contains(path, "three") {
+			t.Errorf("left over: %q, %v", path, err)
+		}
+		return nil
+	})
+}
+
+// The module is killed at each of its commands in turn, first while it installs, then
+// while it rolls back; a rollback must mend both.
+func TestOwnModulesCut(t *testing.T) {
+	for _, o := range ownModules(t) {
+		t.Run(o.name, func(t *testing.T) {
+			m, base := setUpOwn(t, o.name, "/bin/sh")
+			o.begin(t, m, base, "one")
+			m.mustCall(t, "ArtifactInstall", "ArtifactCommit", "Cleanup")
+			cutAt := cutCommands(t, base)
+			for _, state := range []string{"ArtifactInstall", "ArtifactRollback"} {
+				n, killed := 0, true
+				for killed {
+					n++
+					cutAt(0)
+					o.quickly(t, m, base, "two")
+					if state == "ArtifactRollback" {
+						m.mustCall(t, "ArtifactInstall")
+					}
+					cutAt(n)
+					killed = m.call(t.Context(), state) != nil
+					cutAt(0)
+					m.mustCall(t, "ArtifactRollback")
+					if got := o.look(base); got != o.want("one") {
+						t.Errorf("%s killed at command %d: got %q, want %q", state, n, got, o.want("one"))
+					}
+					m.mustCall(t, "Cleanup")
+					noLeftOvers(t, base)
+				}
+				if n < 4 {
+					t.Errorf("%s: killed at %d commands only", state, n-1)
+				}
+			}
+		})
+	}
+}
+
+// cutCommands puts wrappers for the commands that modules use into PATH. The function it
+// gives sets the number of the call that ends the module's process group; 0: none does.
+func cutCommands(t *testing.T, base string) func(n int) {
+	t.Helper()
+	for _, name := range []string{"cat", "chmod", "cp", "docker", "ln", "mkdir", "mv", "readlink", "rm", "sync", "tar", "tr"} {
+		real, err := exec.LookPath(name)
+		if err != nil {
+			t.Skipf("needs %s", name)
+		}
+		putScript(t, base+"/cut", name, `#!/bin/sh
+read -r n <"$BASE/cut/left"
+echo $((n - 1)) >"$BASE/cut/left"
+[ $n != 1 ] || kill -9 0
+exec `+real+` "$@"
+`, 0o755)
+	}
+	path := os.Getenv("PATH")
+	return func(n int) {
+		if n == 0 {
+			t.Setenv("PATH", path)
+			return
+		}
+		t.Setenv("PATH", base+"/cut:"+path)
+		putScript(t, base+"/cut", "left", strconv.Itoa(n)+"\n", 0o644)
+	}
+}
+
+// A state that a module does not know must leave no trace, and its header must say how its
+// artifacts are made. Without a payload, after a download that failed, Cleanup is no error.
+func TestOwnModulesManners(t *testing.T) {
+	shell := busyboxOnly(t)
+	list, err := filepath.Glob("modules/*")
+	if err != nil || len(list) != 6 {
+		t.Fatalf("got modules %q, %v, want six", list, err)
+	}
+	for _, path := range list {
+		name := filepath.Base(path)
+		m, _ := setUpOwn(t, name, shell)
+		lg := newChildLog()
+		lg.level = levelInfo
+		m.lg = &lg.logger
+		if err := os.MkdirAll(m.tree+"/tmp", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, state := range []string{"ProvidePayloadFileSizes", "Download", "ArtifactReboot", "ArtifactVerifyReboot", "ArtifactCommit",
+			"ArtifactRollback", "ArtifactRollbackReboot", "ArtifactVerifyRollbackReboot", "ArtifactFailure", "SomethingNew", "Cleanup"} {
+			if err := m.call(t.Context(), state); err != nil || len(lg.lines) != 0 {
+				t.Errorf("%s, %s: got %v and output %q", name, state, err, lg.lines)
+			}
+		}
+		if err := os.MkdirAll(m.tree+"/tmp", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, state := range []string{"NeedsArtifactReboot", "SupportsRollback"} {
+			if _, err := m.query(t.Context(), state); err != nil {
+				t.Error(err)
+			}
+		}
+		text := look(path)
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o755 || !strings.HasPrefix(text, "#!/bin/sh\n# SPDX-License-Identifier: Apache-2.0\n") {
+			t.Errorf("%s: mode, first line or licence line", name)
+		}
+		packAsToldIn(t, text, name)
+	}
+}
+
+// packAsToldIn runs the call of mendlet pack in the header of a module.
+func packAsToldIn(t *testing.T, module, name string) {
+	t.Helper()
+	_, rest, _ := strings.Cut(strings.ReplaceAll(module, "\\\n#", ""), "#   mendlet pack ")
+	line, _, _ := strings.Cut(rest, "\n")
+	dir := t.TempDir()
+	args := strings.Fields(line)
+	for i := 1; i < len(args); i++ {
+		switch args[i-1] {
+		case "-f", "-m":
+			putScript(t, dir, args[i], "{}", 0o644)
+			args[i] = filepath.Join(dir, args[i])
+		case "-o":
+			args[i] = filepath.Join(dir, args[i])
+		}
+	}
+	if err := packCommand(args, io.Discard, nil); err != nil {
+		t.Fatalf("%s: as its header says: %v", name, err)
+	}
+	list, _ := filepath.Glob(dir + "/*.mender")
+	if len(list) != 1 {
+		t.Fatalf("%s: got %q, want one artifact", name, list)
+	}
+	if a := opened(t, []byte(look(list[0]))); a.PayloadType != name {
+		t.Errorf("%s: the header packs payload type %q", name, a.PayloadType)
+	}
+}
+
+// What the payload says must not lead a module where it should not write.
+func TestOwnModulesRefuse(t *testing.T) {
+	shell := busyboxOnly(t)
+	for _, c := range []struct {
+		module string
+		files  []artifactFile
+	}{
+		{"single-file", []artifactFile{{"dest_dir", "etc"}, {"filename", "x"}, {"x", ""}}},
+		{"single-file", []artifactFile{{"dest_dir", "/etc"}, {"filename", "../x"}, {"x", ""}}},
+		{"single-file", []artifactFile{{"dest_dir", "/"}, {"filename", ""}, {"x", ""}}},
+		{"single-file", []artifactFile{{"dest_dir", "/"}, {"filename", "proc"}, {"proc", ""}}},
+		{"single-file", []artifactFile{{"filename", "x"}, {"x", ""}}},
+		{"directory", []artifactFile{{"dest_dir", "/"}, {"update.tar", tarOf(t)}}},
+		{"directory", []artifactFile{{"dest_dir", "//"}, {"update.tar", tarOf(t)}}},
+		{"directory", []artifactFile{{"dest_dir", ""}, {"update.tar", tarOf(t)}}},
+		{"directory", []artifactFile{{"dest_dir", "/tmp/.."}, {"update.tar", tarOf(t)}}},
+		{"directory", []artifactFile{{"dest_dir", "/tmp/../etc"}, {"update.tar", tarOf(t)}}},
+		{"tar-app", []artifactFile{{"dest_dir", "/"}, {"app.tar", tarOf(t)}}},
+		{"tar-app", []artifactFile{{"dest_dir", "srv"}, {"app.tar", tarOf(t)}}},
+		{"docker-compose", []artifactFile{{"project", ".."}, {"compose.yaml", ""}}},
+		{"docker-compose", []artifactFile{{"project", "a/b"}, {"compose.yaml", ""}}},
+		{"docker-compose", []artifactFile{{"project", "-x"}, {"compose.yaml", ""}}},
+		{"mender-configure", nil},
+		{"script", []artifactFile{{"a.sh", "#!/bin/sh\nexit 1\n"}}},
+	} {
+		m, _ := setUpOwn(t, c.module, shell)
+		a := opened(t, madeArtifact(t, c.module, "", c.files...))
+		treeOf(t, m, a)
+		if err := m.download(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.call(t.Context(), "ArtifactInstall"); err == nil {
+			t.Errorf("%s with %q: got success", c.module, c.files)
+		}
+	}
+}
+
+// The old compose file comes back when the new project does not become healthy, and the
+// old configuration when the new one cannot be applied.
+func TestOwnModulesBadVersion(t *testing.T) {
+	shell := busyboxOnly(t)
+	for _, o := range ownModules(t) {
+		if o.name != "docker-compose" && o.name != "mender-configure" {
+			continue
+		}
+		m, base := setUpOwn(t, o.name, shell)
+		o.begin(t, m, base, "one")
+		m.mustCall(t, "ArtifactInstall", "Cleanup")
+		o.begin(t, m, base, "bad")
+		if err := m.call(t.Context(), "ArtifactInstall"); err == nil {
+			t.Errorf("%s: got success", o.name)
+		}
+		m.mustCall(t, "ArtifactRollback", "ArtifactFailure", "Cleanup")
+		if got := o.look(base); got != o.want("one") {
+			t.Errorf("%s: got %q, want %q", o.name, got, o.want("one"))
+		}
+	}
+}
+
+func TestOwnScript(t *testing.T) {
+	m, base := setUpOwn(t, "script", busyboxOnly(t))
+	text := madeArtifact(t, "script", "", artifactFile{"b.sh", "#!/bin/sh\necho b >>$BASE/ran\n"}, artifactFile{"a.sh", "#!/bin/sh\necho a >>$BASE/ran\n"})
+	if err := through(t, m, text, chainGood...); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(base + "/ran"); got != "a\nb\n" {
+		t.Errorf("got %q, want a, then b", got)
+	}
+}
+
+// The specification of the add-on: exit 20 asks for a restart, the file is for root alone,
+// and a boot service applies it again.
+func TestOwnConfigure(t *testing.T) {
+	shell := busyboxOnly(t)
+	m, base := setUpOwn(t, "mender-configure", shell)
+	for _, c := range []struct{ metaData, reboot string }{{`{"a":"b"}`, "No"}, {`{"a":"restart"}`, "Automatic"}, {`{"a":"c"}`, "No"}} {
+		a := opened(t, madeArtifact(t, m.name, c.metaData))
+		treeOf(t, m, a)
+		if err := m.download(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+		m.mustCall(t, "ArtifactInstall")
+		if got, err := m.query(t.Context(), "NeedsArtifactReboot"); got != c.reboot || err != nil {
+			t.Errorf("%s: got %q, %v, want %q", c.metaData, got, err, c.reboot)
+		}
+		config := base + "/config/device-config.json"
+		if st, err := os.Stat(config); err != nil || st.Mode() != 0o600 || look(config) != c.metaData {
+			t.Errorf("%s: got %q, %v", c.metaData, look(config), err)
+		}
+	}
+	os.Remove(base + "/applied")
+	if out, err := exec.Command(m.program, "--apply-only").CombinedOutput(); err != nil || len(out) > 0 || look(base+"/applied") != `{"a":"c"}` {
+		t.Errorf("--apply-only: got %v, %q, applied %q", err, out, look(base+"/applied"))
+	}
+}
