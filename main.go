@@ -1,5 +1,337 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Command mendlet updates an A/B device from Mender artifacts, with or without a server.
 package main
 
-func main() {}
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// version is set by the linker: -X main.version=…; else the build information has it.
+var version string
+
+// buildTime is set by the linker to the Unix time of the commit or SOURCE_DATE_EPOCH: the
+// clock of a device that runs this cannot be right when it shows less.
+var buildTime string
+
+const usageText = `mendlet installs Mender artifacts on an A/B device, safely at any power cut.
+
+Examples:
+  mendlet plan  update.mender        what would happen; changes nothing
+  mendlet install update.mender      write the idle slot and switch over; then reboot
+  mendlet commit                     after the reboot: keep the new system
+  mendlet rollback                   or go back to the old one
+  wget -O- URL | mendlet install -   the same without a file
+  mendlet status                     slots, boot environment, what is in progress
+
+Verbs:
+%s
+'mendlet VERB --help' lists the options of a verb. These go with every verb:
+  -c, --config FILE             configuration (/etc/mender/mender.conf)
+  -b, --fallback-config FILE    read before it (/var/lib/mender/mender.conf)
+  -d, --datastore, --data DIR   state (/var/lib/mender)
+  -l, --log-level LEVEL         trace debug info warning error fatal (info)
+  -L, --log-file FILE           log there too
+      --log WHERE               stderr, kmsg or syslog (stderr)
+  -E, --trusted-certs FILE      more certificates to trust
+      --skipverify              do not verify TLS certificates
+      --running A|B|none        the slot that runs, for people who know better
+  -q, --quiet                   warnings and errors only
+  -v, --version    -h, --help
+
+Exit codes: 0 done or nothing to do, 1 failed, 2 nothing in progress, 3 refused and nothing
+changed, 4 done and a reboot is needed, 64 usage, 75 try later.
+`
+
+// options are the flags of all verbs.
+type options struct {
+	config, fallback, logLevel, logFile, log, progress string
+	skipVerify, quiet, help, version                   bool
+	rebootExitCode, json                               bool
+	write                                              writeOptions
+	stopBefore                                         []string
+	net                                                netFlags
+
+	paths   paths
+	trusted string
+	running string
+}
+
+// verb is a command. args says how many words it takes besides its options; -1 hands all
+// words on unparsed.
+type verb struct {
+	name, words, help string
+	args              int
+	flags             func(*flag.FlagSet, *options)
+	run               func(context.Context, *app, []string) error
+}
+
+func verbs() []verb {
+	list := []verb{
+		{"install", "FILE|URL|-", "install an artifact", 1, installFlags, func(ctx context.Context, a *app, w []string) error { return a.install(ctx, w[0]) }},
+		{"commit", "", "keep what was installed", 0, stopFlags, func(ctx context.Context, a *app, _ []string) error { return a.commit(ctx) }},
+		{"rollback", "", "go back to what was before", 0, stopFlags, func(ctx context.Context, a *app, _ []string) error { return a.rollback(ctx) }},
+		{"resume", "", "go on with an interrupted install", 0, installFlags, func(ctx context.Context, a *app, _ []string) error { return a.resume(ctx) }},
+		{"show-artifact", "", "name of the installed artifact", 0, nil, func(_ context.Context, a *app, _ []string) error { return a.showArtifact() }},
+		{"show-provides", "", "all that the installed artifacts provide", 0, nil, func(_ context.Context, a *app, _ []string) error { return a.showProvides() }},
+		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, func(_ context.Context, a *app, _ []string) error { return a.status() }},
+		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, jsonFlag, func(ctx context.Context, a *app, w []string) error { return a.plan(ctx, w[0]) }},
+		{"show", "FILE|URL|-", "what is in an artifact, fully verified", 1, jsonFlag, func(ctx context.Context, a *app, w []string) error { return a.show(ctx, w[0]) }},
+		{"pack", "…", "make an artifact; see 'mendlet pack --help'", -1, nil, func(_ context.Context, a *app, w []string) error { return packCommand(w, a.out, a.lg) }},
+		{"env", "print [-n] [NAME…] | set NAME=VALUE…", "the boot environment", -1, nil, func(_ context.Context, a *app, w []string) error { return a.env(w) }},
+	}
+	return append(list, netVerbs()...)
+}
+
+func jsonFlag(fs *flag.FlagSet, o *options) {
+	fs.BoolVar(&o.json, "json", false, "print JSON")
+}
+
+func stopFlags(fs *flag.FlagSet, o *options) {
+	fs.Func("stop-before", "`STATE` to stop before; repeatable", func(s string) error {
+		o.stopBefore = append(o.stopBefore, s)
+		return nil
+	})
+	fs.BoolVar(&o.rebootExitCode, "reboot-exit-code", false, "exit with 4 when a reboot is needed")
+}
+
+func installFlags(fs *flag.FlagSet, o *options) {
+	stopFlags(fs, o)
+	fs.BoolVar(&o.write.writeAll, "write-all", false, "write blocks that are already there, too")
+	fs.BoolVar(&o.write.noReadBack, "no-read-back", false, "do not read the slot back")
+	fs.StringVar(&o.progress, "progress", "", "`HOW` to show progress: bar, lines, json, none")
+	o.net.downloadFlags(fs)
+}
+
+func globalFlags(fs *flag.FlagSet, o *options) {
+	str := func(p *string, names ...string) {
+		for _, n := range names {
+			fs.StringVar(p, n, *p, "")
+		}
+	}
+	yes := func(p *bool, names ...string) {
+		for _, n := range names {
+			fs.BoolVar(p, n, *p, "")
+		}
+	}
+	str(&o.config, "c", "config")
+	str(&o.fallback, "b", "fallback-config")
+	str(&o.paths.ds, "d", "datastore", "data")
+	str(&o.logLevel, "l", "log-level")
+	str(&o.logFile, "L", "log-file")
+	str(&o.log, "log")
+	str(&o.trusted, "E", "trusted-certs")
+	str(&o.running, "running")
+	yes(&o.skipVerify, "skipverify")
+	yes(&o.quiet, "q", "quiet")
+	yes(&o.version, "v", "version")
+	yes(&o.help, "h", "help")
+}
+
+func main() {
+	// Files and directories that children make get the modes they ask for.
+	syscall.Umask(0o022)
+	// A child or reader that went away is an error where it is written to, not a death.
+	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is the whole program but for what belongs to the process: it returns the exit code.
+func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
+	lg := &logger{level: levelInfo, sinks: []logSink{writerSink(errw)}}
+	o := &options{paths: defaultPaths(), log: "stderr", write: defaultWriteOptions()}
+	if name := filepath.Base(args[0]); name == "fw_printenv" || name == "fw_setenv" {
+		c, err := loadConfig(o.paths, configFile{path: o.mainConfig()}, configFile{path: o.fallbackConfig()}, nil)
+		if err != nil {
+			lg.fail(err)
+			return exitCode(err)
+		}
+		return fwCommand(name, args[1:], c, openStorage, in, out, errw)
+	}
+	err := dispatch(ctx, args, o, lg, in, out)
+	var coded *codedError
+	if err != nil && !(errors.As(err, &coded) && coded.err == nil) {
+		lg.fail(err)
+	}
+	return exitCode(err)
+}
+
+func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.Reader, out io.Writer) error {
+	fs := newFlagSet(o)
+	if err := fs.Parse(args[1:]); err != nil {
+		return usageError("%w; 'mendlet --help' lists what there is", err)
+	}
+	switch {
+	case o.help, o.version, fs.NArg() == 0:
+		return general(o, out)
+	}
+	all := verbs()
+	i := slices.IndexFunc(all, func(v verb) bool { return v.name == fs.Arg(0) })
+	if i < 0 {
+		return usageError("unknown verb %q; 'mendlet --help' lists what there is", fs.Arg(0))
+	}
+	words, err := parseVerb(all[i], fs.Args()[1:], o)
+	if err != nil {
+		return err
+	}
+	if o.help {
+		return verbHelp(all[i], out)
+	}
+	a, err := newApp(o, lg, in, out)
+	if err != nil {
+		return err
+	}
+	defer a.closeState()
+	return all[i].run(ctx, a, words)
+}
+
+func newFlagSet(o *options) *flag.FlagSet {
+	fs := flag.NewFlagSet("mendlet", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	globalFlags(fs, o)
+	return fs
+}
+
+func general(o *options, out io.Writer) error {
+	if o.version {
+		fmt.Fprintln(out, versionString())
+		return nil
+	}
+	var list strings.Builder
+	for _, v := range verbs() {
+		fmt.Fprintf(&list, "  %-14s %s\n", v.name, v.help)
+	}
+	fmt.Fprintf(out, usageText, list.String())
+	if !o.help {
+		return &codedError{code: exitUsage}
+	}
+	return nil
+}
+
+func verbHelp(v verb, out io.Writer) error {
+	fmt.Fprintf(out, "usage: mendlet %s [options] %s\n%s\n", v.name, v.words, v.help)
+	fs := flag.NewFlagSet(v.name, flag.ContinueOnError)
+	if v.flags != nil {
+		v.flags(fs, &options{})
+		fmt.Fprintln(out, "\nOptions:")
+		fs.SetOutput(out)
+		fs.PrintDefaults()
+	}
+	return nil
+}
+
+// parseVerb takes options before and after the words, as Mender's own client does; "--"
+// ends them.
+func parseVerb(v verb, args []string, o *options) ([]string, error) {
+	if v.args < 0 {
+		return args, nil
+	}
+	fs := newFlagSet(o)
+	if v.flags != nil {
+		v.flags(fs, o)
+	}
+	var words []string
+	for len(args) > 0 {
+		if err := fs.Parse(args); err != nil {
+			return nil, usageError("%s: %w; see 'mendlet %s --help'", v.name, err, v.name)
+		}
+		rest := fs.Args()
+		if n := len(args) - len(rest); n > 0 && args[n-1] == "--" {
+			words = append(words, rest...)
+			break
+		}
+		if len(rest) > 0 {
+			words, rest = append(words, rest[0]), rest[1:]
+		}
+		args = rest
+	}
+	if len(words) != v.args && !o.help {
+		return nil, usageError("%s: got %d words, want %d; usage: mendlet %s [options] %s", v.name, len(words), v.args, v.name, v.words)
+	}
+	return words, nil
+}
+
+func (o *options) mainConfig() string {
+	if o.config != "" {
+		return o.config
+	}
+	return o.paths.in(o.paths.conf, "mender.conf")
+}
+
+func (o *options) fallbackConfig() string {
+	if o.fallback != "" {
+		return o.fallback
+	}
+	return "/var/lib/mender/mender.conf"
+}
+
+func newApp(o *options, lg *logger, in io.Reader, out io.Writer) (*app, error) {
+	if err := setUpLog(o, lg); err != nil {
+		return nil, err
+	}
+	c, err := loadConfig(o.paths, configFile{o.mainConfig(), o.config != ""}, configFile{o.fallbackConfig(), o.fallback != ""}, lg)
+	if err != nil {
+		return nil, err
+	}
+	c.SkipVerify = c.SkipVerify || o.skipVerify
+	c.extraRoots = o.trusted
+	return &app{c: c, lg: lg, o: o, in: in, out: out, openJournal: openJournal,
+		m: &machine{running: o.running, open: openStorage}}, nil
+}
+
+func setUpLog(o *options, lg *logger) (err error) {
+	if o.quiet {
+		lg.level = levelWarning
+	}
+	if o.logLevel != "" {
+		if lg.level, err = parseLevel(o.logLevel); err != nil {
+			return err
+		}
+	}
+	var sink logSink
+	switch o.log {
+	case "stderr":
+	case "kmsg":
+		sink, err = kmsgSink()
+	case "syslog":
+		sink, err = syslogSink()
+	default:
+		return usageError("--log %q: want stderr, kmsg or syslog", o.log)
+	}
+	if err != nil {
+		lg.warnf("--log %s: %v; logging to stderr", o.log, err)
+	} else if sink != nil {
+		lg.sinks = []logSink{sink}
+	}
+	if o.logFile != "" {
+		f, err := os.OpenFile(o.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+		if err != nil {
+			return fmt.Errorf("log file: %w", err)
+		}
+		lg.sinks = append(lg.sinks, writerSink(f))
+	}
+	return nil
+}
+
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}

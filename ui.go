@@ -17,10 +17,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -198,13 +198,24 @@ func kmsgSink() (logSink, error) {
 	}, nil
 }
 
-// syslogSink sends RFC 3164 lines to the local syslog socket, facility daemon (3).
+// syslogSink sends RFC 3164 lines to the local syslog socket, facility daemon (3). It uses
+// the system calls, since package net alone would be a fifth of a recovery build.
 func syslogSink() (logSink, error) {
-	c, err := net.Dial("unixgram", "/dev/log")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("socket", err)
+	}
+	to := &syscall.SockaddrUnix{Name: "/dev/log"}
+	if err := syscall.Connect(fd, to); err != nil {
+		syscall.Close(fd)
+		return nil, fmt.Errorf("syslog socket %q: %w", to.Name, err)
 	}
 	return func(level logLevel, msg string) {
-		fmt.Fprintf(c, "<%d>mendlet[%d]: %s", 3<<3|syslogSeverity(level), os.Getpid(), msg)
+		fmt.Fprintf(rawWriter(fd), "<%d>mendlet[%d]: %s", 3<<3|syslogSeverity(level), os.Getpid(), msg)
 	}, nil
 }
+
+// rawWriter writes to a descriptor, one system call a write.
+type rawWriter int
+
+func (w rawWriter) Write(p []byte) (int, error) { return syscall.Write(int(w), p) }

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+const (
+	blockSize = 1 << 20 // unit of comparing and writing in bytes; a whole number of erase blocks on most flash
+
+	// headSize is how much of a slot is zeroed at the start and written last, so that a slot
+	// under construction has no file system that a bootloader or a mount could take for
+	// whole. The superblocks of squashfs (0), ext4, f2fs, erofs (1 KiB) and btrfs (64 KiB)
+	// lie within.
+	headSize = 128 << 10
+
+	// syncEvery bounds the dirty data in the page cache: a board with little memory must not
+	// stall for minutes in one sync at the end, and progress should be what is on the medium.
+	syncEvery = 8 << 20
+
+	blocksInFlight = 6 // buffers that all stages share: 6 MiB, whatever the image's size
+)
+
+// slotWriter writes one image to one slot and proves that it is there.
+type slotWriter struct {
+	dst        storage
+	name       string // of the slot, for messages
+	size       int64  // of the image
+	sum        [sha256.Size]byte
+	opt        writeOptions
+	sequential bool                     // UBI volume: no reading while writing, no going back, the kernel guards it
+	checkpoint func(c checkpoint) error // nil: none are wanted
+	mark       func(c *checkpoint) bool // asks the source for a point to go on from
+
+	head  []byte // what the start of the slot will hold, kept back
+	dirty int64  // bytes written since the last sync
+	stats writeStats
+}
+
+// writeOptions are what a person or a test may choose. Sizes are in bytes, multiples of
+// directAlign.
+type writeOptions struct {
+	writeAll    bool // do not compare with what is there
+	noReadBack  bool
+	progress    func(done, total int64)
+	block, head int64
+	syncEvery   int64
+}
+
+func defaultWriteOptions() writeOptions {
+	return writeOptions{block: blockSize, head: headSize, syncEvery: syncEvery}
+}
+
+// writeStats says what an install cost, in bytes.
+type writeStats struct{ Written, Same int64 }
+
+// checkpoint is where an interrupted write can go on: all before Offset is durable in the
+// slot, but for its head.
+type checkpoint struct {
+	Offset int64         `json:"offset"` // bytes of the image
+	Total  int64         `json:"total"`
+	Hash   []byte        `json:"hash"` // state of SHA-256 after Offset bytes
+	From   *restartPoint `json:"from,omitempty"`
+}
+
+// block is a piece of the image on its way through the stages.
+type block struct {
+	data []byte
+	off  int64
+	at   *checkpoint // the place behind this block, where the source has one
+}
+
+// write takes the image from src to the slot in one pass:
+//
+//	src ── read, decompress ──▶ hash ──▶ compare, write, sync
+//	 ▲                                            │
+//	 └──────────────── free buffers ──────────────┘
+//
+// Each stage is a goroutine of its own, so that on two cores decompression hides the rest.
+// start is 0, or where an earlier run got to with h and head as they were then.
+func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64, h hash.Hash) error {
+	free := make(chan []byte, blocksInFlight)
+	for range blocksInFlight {
+		free <- alignedBuffer(int(w.opt.block))
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	hashed := w.hash(ctx, w.read(ctx, stop, src, start, free), h)
+	old := alignedBuffer(int(w.opt.block))
+	for {
+		select {
+		case b, more := <-hashed:
+			if !more || ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if err := w.put(b, old); err != nil {
+				return err
+			}
+			free <- b.data[:w.opt.block]
+		case <-ctx.Done(): // not waiting for a source that may never give another byte
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// read fills free buffers from src, in blocks that end at multiples of the block size.
+func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64, free <-chan []byte) <-chan block {
+	out := make(chan block)
+	go func() {
+		defer close(out)
+		for off < w.size {
+			var buf []byte
+			select {
+			case buf = <-free:
+			case <-ctx.Done():
+				return
+			}
+			n := min(w.opt.block-off%w.opt.block, w.size-off)
+			if _, err := io.ReadFull(src, buf[:n]); err != nil {
+				stop(noEOF(err))
+				return
+			}
+			b := block{data: buf[:n], off: off}
+			off += n
+			if w.mark != nil && w.checkpoint != nil {
+				if c := (checkpoint{Offset: off}); w.mark(&c) {
+					b.at = &c
+				}
+			}
+			select {
+			case out <- b:
+			case <-ctx.Done():
+				return
+			}
+		}
+		// The source checks at its end what stands behind the image.
+		if _, err := src.Read(make([]byte, 1)); err != io.EOF {
+			stop(errors.Join(errors.New("payload goes on after its size"), err))
+		}
+	}()
+	return out
+}
+
+func (w *slotWriter) hash(ctx context.Context, in <-chan block, h hash.Hash) <-chan block {
+	out := make(chan block)
+	go func() {
+		defer close(out)
+		for b := range in {
+			h.Write(b.data)
+			if b.at != nil {
+				if state, err := h.(encoding.BinaryMarshaler).MarshalBinary(); err == nil {
+					b.at.Hash = state
+				} else {
+					b.at = nil
+				}
+			}
+			select {
+			case out <- b:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return out
+}
+
+// put writes one block where it differs from what is there. The head of the slot is kept
+// back.
+func (w *slotWriter) put(b block, old []byte) error {
+	data, off := b.data, b.off
+	if keep := int64(len(w.head)) - off; keep > 0 {
+		n := copy(w.head[off:], data)
+		data, off = data[n:], off+int64(n)
+	}
+	same := false
+	if len(data) > 0 && !w.opt.writeAll && !w.sequential {
+		n, err := w.dst.ReadAt(old[:len(data)], off)
+		if err != nil && err != io.EOF {
+			return fmt.Errorf("reading %q at %d: %w", w.name, off, err)
+		}
+		same = bytes.Equal(old[:n], data)
+	}
+	if same {
+		w.stats.Same += int64(len(data))
+	} else if len(data) > 0 {
+		if _, err := w.dst.WriteAt(data, off); err != nil {
+			return fmt.Errorf("writing %q at %d: %w", w.name, off, err)
+		}
+		w.stats.Written += int64(len(data))
+		w.dirty += int64(len(data))
+	}
+	if w.dirty >= w.opt.syncEvery {
+		if err := w.sync(); err != nil {
+			return err
+		}
+	}
+	if w.opt.progress != nil {
+		w.opt.progress(b.off+int64(len(b.data)), w.size)
+	}
+	return w.keep(b.at)
+}
+
+// keep hands a checkpoint on when there was enough to write since the last.
+func (w *slotWriter) keep(c *checkpoint) error {
+	if c == nil {
+		return nil
+	}
+	// The checkpoint promises that all before it is durable (design rule: data, sync, record).
+	if w.dirty > 0 {
+		if err := w.sync(); err != nil {
+			return err
+		}
+	}
+	return w.checkpoint(*c)
+}
+
+func (w *slotWriter) sync() error {
+	if err := w.dst.Sync(); err != nil {
+		return fmt.Errorf("syncing %q: %w", w.name, err)
+	}
+	w.dirty = 0
+	return nil
+}
+
+// begin makes the slot unbootable and prepares the kept-back head.
+func (w *slotWriter) begin() error {
+	if w.sequential {
+		return nil
+	}
+	w.head = make([]byte, min(w.opt.head, w.size))
+	return w.spoil()
+}
+
+// spoil zeroes the head of the slot, durably, before any other byte of it changes and
+// again when what was written turns out wrong.
+func (w *slotWriter) spoil() error {
+	if w.sequential {
+		return nil
+	}
+	if _, err := w.dst.WriteAt(make([]byte, len(w.head)), 0); err != nil {
+		return fmt.Errorf("writing %q at 0: %w", w.name, err)
+	}
+	return w.sync()
+}
+
+// finish writes the head, now that all the rest is durable and its hash is right, and reads
+// the whole image back past the page cache: what counts is what the medium gives, not what
+// was sent to it. A slot that fails is made unbootable again.
+func (w *slotWriter) finish(ctx context.Context) error {
+	if w.sequential {
+		return w.readBack(ctx)
+	}
+	if err := w.sync(); err != nil {
+		return err
+	}
+	if _, err := w.dst.WriteAt(w.head, 0); err != nil {
+		return fmt.Errorf("writing %q at 0: %w", w.name, err)
+	}
+	w.stats.Written += int64(len(w.head))
+	if err := w.sync(); err != nil { // the caller flips the boot environment next
+		return err
+	}
+	err := w.readBack(ctx)
+	if err != nil && ctx.Err() == nil {
+		return errors.Join(err, w.spoil())
+	}
+	return err
+}
+
+// readBack hashes the image as the medium has it. The next block is read while the last is
+// being hashed.
+func (w *slotWriter) readBack(ctx context.Context) error {
+	if w.opt.noReadBack {
+		return nil
+	}
+	if setDirect(w.dst, true) {
+		defer setDirect(w.dst, false)
+	}
+	type piece struct {
+		data []byte
+		err  error
+	}
+	pieces, free := make(chan piece), make(chan []byte, 2)
+	free <- alignedBuffer(int(w.opt.block))
+	free <- alignedBuffer(int(w.opt.block))
+	go func() {
+		defer close(pieces)
+		for off := int64(0); off < w.size && ctx.Err() == nil; off += w.opt.block {
+			buf := <-free
+			n := min(w.opt.block, w.size-off)
+			if err := w.readWhole(buf, int(n), off); err != nil {
+				pieces <- piece{err: fmt.Errorf("reading %q back at %d: %w", w.name, off, err)}
+				return
+			}
+			pieces <- piece{data: buf[:n]}
+		}
+	}()
+	h := sha256.New()
+	var failed error
+	for p := range pieces {
+		if p.err != nil {
+			failed = p.err
+			continue
+		}
+		h.Write(p.data)
+		free <- p.data[:w.opt.block]
+	}
+	if failed != nil || ctx.Err() != nil {
+		return errors.Join(failed, context.Cause(ctx))
+	}
+	if got := [sha256.Size]byte(h.Sum(nil)); got != w.sum {
+		return withHint(fmt.Errorf("slot %q reads back with SHA-256 %x, want %x: what was written is not what is there", w.name, got, w.sum),
+			"the storage is failing, or something else writes to it; nothing was switched over")
+	}
+	return nil
+}
+
+// readWhole reads n bytes at off. Direct I/O takes whole sectors only, so the last block of
+// an image is read to the next boundary or to the end of the device.
+func (w *slotWriter) readWhole(buf []byte, n int, off int64) error {
+	want := (n + directAlign - 1) &^ (directAlign - 1)
+	got, err := w.dst.ReadAt(buf[:want], off)
+	if isInvalid(err) { // a file system that takes O_DIRECT at fcntl and refuses it here
+		setDirect(w.dst, false)
+		got, err = w.dst.ReadAt(buf[:n], off)
+	}
+	if got >= n {
+		return nil
+	}
+	return noEOF(err)
+}
+
+// ubiVolume is the storage of a UBI volume under update. UBI marks the volume as being
+// updated until all announced bytes have come, in order; a volume cut off in between cannot
+// be opened, which is all the protection that the zeroed head gives elsewhere
+// (Documentation/driver-api/mtd, mtd/ubi-user.h: UBI_IOCVOLUP).
+type ubiVolume struct {
+	*device
+	next int64
+}
+
+// openUBI opens a volume and, for writing, announces an image of size bytes. From then on
+// the old content is gone.
+func openUBI(path string, size int64) (*ubiVolume, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := ioctl(f, ubiVolUpdate, uintptr(unsafe.Pointer(&size))); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("UBI_IOCVOLUP on %q: %w", path, err)
+	}
+	return &ubiVolume{device: &device{f: f, size: size}}, nil
+}
+
+// WriteAt writes the next bytes of the volume; UBI knows no other place.
+func (u *ubiVolume) WriteAt(p []byte, off int64) (int, error) {
+	if off != u.next {
+		return 0, &os.PathError{Op: "write", Path: u.f.Name(), Err: syscall.ESPIPE}
+	}
+	n, err := u.f.Write(p)
+	u.next += int64(n)
+	return n, err
+}
+
+// Sync has nothing to do: UBI writes are synchronous (UBI FAQ, "Is UBI write-back?").
+func (u *ubiVolume) Sync() error { return nil }
+
+// ubiCapacity is the size of a volume in bytes, from sysfs.
+func (m *machine) ubiCapacity(name string) int64 {
+	dir := m.path("/sys/class/ubi/" + name)
+	return int64(m.sysInt(dir+"/reserved_ebs")) * int64(m.sysInt(dir+"/usable_eb_size"))
+}

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// The verbs that only look: status, plan, show, env print.
+
+// report is what status and plan say, for people and as JSON.
+type report struct {
+	Running  string            `json:"running,omitempty"` // A, B, or none
+	Idle     string            `json:"idle,omitempty"`
+	Slots    map[string]string `json:"slots,omitempty"`
+	Evidence []string          `json:"evidence,omitempty"`
+	Env      map[string]string `json:"boot_environment,omitempty"`
+	EnvFrom  string            `json:"boot_environment_from,omitempty"`
+	Problem  string            `json:"problem,omitempty"`
+	Provides map[string]string `json:"provides"`
+	Update   *updateReport     `json:"update"` // null: nothing in progress
+	Last     *verdict          `json:"last"`
+}
+
+type updateReport struct {
+	Artifact string `json:"artifact"`
+	ID       string `json:"id,omitempty"`
+	Type     string `json:"type"`
+	Step     step   `json:"step"`
+	Managed  bool   `json:"managed"`
+	Failed   bool   `json:"failed"`
+	Cause    string `json:"cause,omitempty"`
+	Done     int64  `json:"bytes_done,omitempty"`
+	Left     int64  `json:"bytes_left,omitempty"`
+}
+
+// bootVars are the variables of Mender's contract with the bootloader.
+var bootVars = []string{varBootPart, varBootPartHex, varUpgrade, varBootcount, "bootlimit", varCanaryCheck, varCanary}
+
+// lookAround fills in what the machine says.
+func (a *app) lookAround(r *report) (*slots, map[string]string, error) {
+	env, err := openBootEnv(a.c, a.m.open, a.lg)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.EnvFrom = env.String()
+	vars, err := env.vars()
+	if err != nil {
+		return nil, nil, err
+	}
+	r.Env = map[string]string{}
+	for _, n := range bootVars {
+		if v, ok := vars[n]; ok {
+			r.Env[n] = v
+		}
+	}
+	s, err := findSlots(a.c, a.m, vars)
+	if s == nil {
+		return nil, vars, err
+	}
+	r.Slots = map[string]string{"A": s.a.path, "B": s.b.path}
+	r.Evidence = s.why
+	if err != nil {
+		return nil, vars, err
+	}
+	from := s.running
+	if r.Running = "none"; from != nil {
+		r.Running = from.letter
+	} else {
+		from = s.byNum(vars[varBootPart])
+	}
+	if from != nil {
+		r.Idle = s.other(from).letter
+	}
+	return s, vars, nil
+}
+
+func (a *app) status() error {
+	rec, err := peekJournal(a.c.paths.ds, a.lg)
+	if err != nil {
+		return err
+	}
+	r := &report{Provides: rec.Provides, Last: rec.Last}
+	if u := rec.Update; u != nil {
+		r.Update = &updateReport{Artifact: u.Artifact, ID: u.ID, Type: u.Type, Step: u.Step, Managed: u.Managed, Failed: u.Failed, Cause: u.Cause}
+		if c := u.Checkpoint; c != nil {
+			r.Update.Done, r.Update.Left = c.Offset, c.Total-c.Offset
+		}
+	}
+	if a.c.RootfsPartA != "" || a.c.RootfsPartB != "" {
+		if _, _, err := a.lookAround(r); err != nil {
+			r.Problem = err.Error()
+		}
+	}
+	if a.o.json {
+		return a.printJSON(r)
+	}
+	r.print(a.out)
+	return nil
+}
+
+func (a *app) printJSON(v any) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err == nil {
+		_, err = fmt.Fprintf(a.out, "%s\n", text)
+	}
+	return err
+}
+
+func (r *report) print(w io.Writer) {
+	if r.Slots != nil {
+		fmt.Fprintf(w, "slots: A %s, B %s; running %s, idle %s\n", r.Slots["A"], r.Slots["B"], r.Running, r.Idle)
+	}
+	for _, l := range r.Evidence {
+		fmt.Fprintf(w, "  %s\n", l)
+	}
+	if r.EnvFrom != "" {
+		fmt.Fprintf(w, "boot environment: %s\n", r.EnvFrom)
+		for _, k := range sortedKeys(r.Env) {
+			fmt.Fprintf(w, "  %s=%s\n", k, r.Env[k])
+		}
+	}
+	if r.Problem != "" {
+		fmt.Fprintf(w, "problem: %s\n", r.Problem)
+	}
+	fmt.Fprintln(w, "provides:")
+	for _, k := range sortedKeys(r.Provides) {
+		fmt.Fprintf(w, "  %s=%s\n", k, r.Provides[k])
+	}
+	if u := r.Update; u != nil {
+		fmt.Fprintf(w, "update in progress: %q, next: %s\n", u.Artifact, u.Step)
+		if u.Done > 0 {
+			fmt.Fprintf(w, "  %s downloaded, %s left\n", mega(u.Done), mega(u.Left))
+		}
+	} else {
+		fmt.Fprintln(w, "update in progress: none")
+	}
+	if v := r.Last; v != nil {
+		fmt.Fprintf(w, "last update: %q %s", v.Artifact, v.Result)
+		if v.Cause != "" {
+			fmt.Fprintf(w, ": %s", v.Cause)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// planReport is what plan says beside what status does.
+type planReport struct {
+	*report
+	Artifact    string   `json:"artifact"`
+	Type        string   `json:"type"`
+	Compression string   `json:"compression"`
+	Signature   string   `json:"signature"`
+	DeviceTypes []string `json:"device_types"`
+	Target      string   `json:"target,omitempty"`
+	ImageSize   int64    `json:"image_size,omitempty"`
+	SlotSize    int64    `json:"slot_size,omitempty"`
+	EnvChanges  []string `json:"boot_environment_changes,omitempty"`
+	Refused     []string `json:"refused"` // every reason; install would stop at the first
+}
+
+// plan makes every check of install that needs only the header, and changes nothing.
+func (a *app) plan(ctx context.Context, source string) error {
+	rec, err := peekJournal(a.c.paths.ds, a.lg)
+	if err != nil {
+		return err
+	}
+	a.rec = rec
+	if a.rec.Provides["artifact_name"] == "" {
+		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
+	}
+	src, err := a.openSource(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	art, err := a.openArtifact(src)
+	if err != nil {
+		return err
+	}
+	defer art.close()
+	p := &planReport{report: &report{Provides: a.rec.Provides, Last: rec.Last}, Artifact: art.Name, Type: art.PayloadType,
+		Compression: art.Compression, DeviceTypes: art.DeviceTypes, Signature: signatureText(art)}
+	var first error
+	no := func(err error) {
+		if err == nil {
+			return
+		}
+		if p.Refused = append(p.Refused, err.Error()); first == nil {
+			first = err
+		}
+	}
+	if rec.Update != nil {
+		no(fmt.Errorf("an update is in progress: %q, in %s", rec.Update.Artifact, rec.Update.Step))
+	}
+	no(a.checkCompatible(art))
+	switch {
+	case art.PayloadType == "rootfs-image":
+		a.planRootfs(p, art, no)
+	case !art.Empty:
+		_, err := a.newHandler(art.PayloadType, nil)
+		no(err)
+	}
+	if a.o.json {
+		no(a.printJSON(p))
+	} else {
+		p.print(a.out)
+	}
+	if first != nil {
+		return fmt.Errorf("install would refuse: %w", first)
+	}
+	return nil
+}
+
+func signatureText(art *artifact) string {
+	switch {
+	case art.SignedBy != "":
+		return "good, by " + art.SignedBy
+	case art.Signed:
+		return "present, not checked: no key is configured"
+	}
+	return "none"
+}
+
+func (a *app) planRootfs(p *planReport, art *artifact, no func(error)) {
+	s, vars, err := a.lookAround(p.report)
+	if err != nil {
+		no(err)
+		return
+	}
+	no(checkBootEnv(vars))
+	no(s.agree(vars))
+	from := s.byNum(vars[varBootPart])
+	if from == nil {
+		return
+	}
+	r := &rootfs{c: a.c, m: a.m, u: &update{}, lg: a.lg, to: s.other(from)}
+	p.Target = r.to.String()
+	if r.file, err = art.nextFile(); err != nil {
+		no(refuseEOF(err))
+		return
+	}
+	p.ImageSize = r.file.Size
+	err = a.m.checkTarget(r.to)
+	no(err)
+	if err == nil {
+		p.SlotSize, err = r.checkSize()
+		no(err)
+	}
+	for _, v := range append(r.boot(r.to.num), envVar{varUpgrade, "1"}, envVar{varBootcount, "0"}) {
+		if vars[v.name] != v.value {
+			p.EnvChanges = append(p.EnvChanges, "-"+v.name+"="+vars[v.name], "+"+v.name+"="+v.value)
+		}
+	}
+}
+
+func (p *planReport) print(w io.Writer) {
+	fmt.Fprintf(w, "artifact: %q, type %s, compression %s\n", p.Artifact, orNone(p.Type), p.Compression)
+	fmt.Fprintf(w, "signature: %s\n", p.Signature)
+	fmt.Fprintf(w, "for device types: %s\n", strings.Join(p.DeviceTypes, ", "))
+	if p.Slots != nil {
+		fmt.Fprintf(w, "slots: A %s, B %s; running %s\n", p.Slots["A"], p.Slots["B"], p.Running)
+	}
+	for _, l := range p.Evidence {
+		fmt.Fprintf(w, "  %s\n", l)
+	}
+	if p.Target != "" {
+		fmt.Fprintf(w, "would write: slot %s, %d of %d bytes\n", p.Target, p.ImageSize, p.SlotSize)
+	}
+	if len(p.EnvChanges) > 0 {
+		fmt.Fprintf(w, "would change in the boot environment (%s):\n", p.EnvFrom)
+		for _, l := range p.EnvChanges {
+			fmt.Fprintf(w, "  %s\n", l)
+		}
+	}
+	for _, l := range p.Refused {
+		fmt.Fprintf(w, "refused: %s\n", l)
+	}
+	if len(p.Refused) == 0 {
+		fmt.Fprintln(w, "install would go ahead")
+	}
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return strconv.Quote(s)
+}
+
+// show prints what is in an artifact after reading it to its end.
+func (a *app) show(ctx context.Context, source string) error {
+	src, err := a.openSource(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	art, err := a.openArtifact(src)
+	if err != nil {
+		return err
+	}
+	defer art.close()
+	return showCommand(art, a.o.json, a.out)
+}
+
+func (a *app) env(words []string) error {
+	if len(words) > 0 && (words[0] == "-h" || words[0] == "--help") {
+		_, err := fmt.Fprintln(a.out, "usage: mendlet env print [-n] [NAME…]\n       mendlet env set NAME=VALUE…   (NAME= removes it)")
+		return err
+	}
+	env, err := openBootEnv(a.c, a.m.open, a.lg)
+	if err != nil {
+		return err
+	}
+	return envCommand(words, env, a.out)
+}

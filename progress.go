@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// progress shows how far an install is: a bar on a terminal, a line each 10 % or 30 s
+// without one, or JSON lines on stdout for a program. Times are monotonic.
+type progress struct {
+	mu    sync.Mutex
+	mode  string // bar, lines, json, none
+	w     io.Writer
+	lg    *logger
+	begun time.Time
+	first int64 // where this run began: not 0 when it goes on from a checkpoint
+	shown time.Time
+	tenth int64
+}
+
+func (a *app) progress() func(done, total int64) {
+	p := &progress{mode: a.o.progress, w: os.Stderr, lg: a.lg, first: -1, tenth: -1}
+	switch {
+	case p.mode == "json":
+		p.w = a.out
+	case a.o.quiet || p.mode == "none":
+		return nil
+	case p.mode == "":
+		if p.mode = "lines"; isTerminal(os.Stderr) && a.o.log == "stderr" {
+			p.mode = "bar"
+		}
+	}
+	return p.update
+}
+
+// isTerminal: a character device that is not the null device is one for this purpose.
+func isTerminal(f *os.File) bool {
+	st, err := f.Stat()
+	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && os.Getenv("TERM") != "dumb" && deviceNumber(fmt.Sprintf("/dev/fd/%d", f.Fd())) != "1:3"
+}
+
+// update takes bytes done and in all.
+func (p *progress) update(done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if p.first < 0 {
+		p.begun, p.shown, p.first = now, now, done
+	}
+	tenth := done * 10 / max(total, 1)
+	last := done == total
+	due := tenth != p.tenth && tenth > 0 || now.Sub(p.shown) >= 30*time.Second
+	if p.mode == "bar" || p.mode == "json" {
+		due = now.Sub(p.shown) >= 200*time.Millisecond
+	}
+	if !due && !last {
+		return
+	}
+	p.shown, p.tenth = now, tenth
+	rate, left := p.speed(now, done, total)
+	switch p.mode {
+	case "json":
+		line, _ := json.Marshal(map[string]any{"event": "progress", "done": done, "total": total, "bytes_per_second": int64(rate), "seconds_left": int64(left.Seconds())})
+		fmt.Fprintf(p.w, "%s\n", line)
+	case "bar":
+		n := int(done * 30 / max(total, 1))
+		fmt.Fprintf(p.w, "\r[%-30s] %3d %% %s of %s, %.1f MB/s, %s left ", strings.Repeat("#", n), done*100/max(total, 1), mega(done), mega(total), rate/1e6, left)
+		if last {
+			fmt.Fprintln(p.w)
+		}
+	default:
+		p.lg.infof("%d %%: %s of %s written, %.1f MB/s, %s left", done*100/max(total, 1), mega(done), mega(total), rate/1e6, left)
+	}
+}
+
+func (p *progress) speed(now time.Time, done, total int64) (rate float64, left time.Duration) {
+	if d := now.Sub(p.begun).Seconds(); d > 0 {
+		rate = float64(done-p.first) / d
+	}
+	if rate > 0 {
+		left = time.Duration(float64(total-done) / rate * float64(time.Second)).Round(time.Second)
+	}
+	return rate, left
+}
+
+func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+// The names of Mender's boot environment contract.
+const (
+	varBootPart    = "mender_boot_part"
+	varBootPartHex = "mender_boot_part_hex"
+	varUpgrade     = "upgrade_available"
+	varBootcount   = "bootcount"
+	varCanaryCheck = "mender_check_saveenv_canary"
+	varCanary      = "mender_saveenv_canary"
+)
+
+// payloadHandler does what an update is about: the built-in rootfs-image, or an update
+// module. States and answers are those of the update module protocol.
+type payloadHandler interface {
+	// prepare looks for every reason to refuse before anything of the update is done.
+	prepare(ctx context.Context, a *artifact) error
+	download(ctx context.Context, a *artifact) error
+	call(ctx context.Context, state string) error
+	query(ctx context.Context, state string) (string, error)
+	// resumable: every state may be repeated after a power cut, so that an interrupted
+	// install or commit goes on instead of being rolled back.
+	resumable() bool
+}
+
+// rootfs is the payload handler of type rootfs-image: an image for the idle slot.
+type rootfs struct {
+	c    *config
+	m    *machine
+	u    *update
+	lg   *logger
+	opt  writeOptions
+	file *payloadFile // the image, once prepare has seen its size
+	to   *slot
+}
+
+func (r *rootfs) resumable() bool { return true }
+
+// look reads the boot environment and finds the slots.
+func (r *rootfs) look() (bootEnv, map[string]string, *slots, error) {
+	env, err := openBootEnv(r.c, r.m.open, r.lg)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	vars, err := env.vars()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	s, err := findSlots(r.c, r.m, vars)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return env, vars, s, nil
+}
+
+// checkBootEnv refuses what an install must not start on.
+func checkBootEnv(vars map[string]string) error {
+	if vars[varCanaryCheck] == "1" && vars[varCanary] != "1" {
+		return withHint(refuse("%s is 1 but %s is not: the bootloader has never saved its environment", varCanaryCheck, varCanary),
+			"the bootloader integration is broken: it reads its environment from elsewhere, or cannot write it")
+	}
+	if v := vars[varUpgrade]; v != "" && v != "0" {
+		return withHint(refuse("%s is already %q in the boot environment: another update waits for its verdict", varUpgrade, v),
+			"commit it, roll it back or, if no updater knows of it, set %s=0", varUpgrade)
+	}
+	return nil
+}
+
+func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
+	_, vars, s, err := r.look()
+	if err != nil {
+		return err
+	}
+	if err := checkBootEnv(vars); err != nil {
+		return err
+	}
+	if err := s.agree(vars); err != nil {
+		return err
+	}
+	from := s.byNum(vars[varBootPart])
+	r.to = s.other(from)
+	if err := r.m.checkTarget(r.to); err != nil {
+		return err
+	}
+	if r.file, err = a.nextFile(); err != nil {
+		return fmt.Errorf("payload: %w", refuseEOF(err))
+	}
+	if _, err := r.checkSize(); err != nil {
+		return err
+	}
+	r.u.From, r.u.To = from.num, r.to.num
+	return nil
+}
+
+// refuseEOF: a rootfs-image without a file is a malformed artifact.
+func refuseEOF(err error) error {
+	if err == io.EOF {
+		return refuse("a rootfs-image holds exactly one file, got none")
+	}
+	return err
+}
+
+// checkSize opens the slot for a moment, which also finds one that is claimed or read-only.
+// It returns the size of the slot in bytes.
+func (r *rootfs) checkSize() (capacity int64, err error) {
+	name := r.to.path
+	if r.to.ubi {
+		capacity = r.m.ubiCapacity(filepath.Base(name))
+	} else {
+		st, err := r.m.open(name, openSlot)
+		if err != nil {
+			return 0, refuseOpen(name, err)
+		}
+		capacity = st.Size()
+		if err := st.Close(); err != nil {
+			return 0, fmt.Errorf("target %q: %w", name, err)
+		}
+	}
+	switch {
+	case r.file.Size > capacity:
+		return capacity, refuse("target %q is too small: the image has %d bytes, the slot %d", name, r.file.Size, capacity)
+	case r.file.Size == 0:
+		return capacity, refuse("image %q is empty", r.file.Name)
+	}
+	return capacity, nil
+}
+
+func refuseOpen(name string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		return withHint(refuse("target %q is busy: mounted, or claimed by another program", name), "see /proc/mounts, dmsetup, mdadm or swapon for what uses it")
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EACCES) && os.Getuid() == 0:
+		return refuse("target %q is read-only", name)
+	case errors.Is(err, os.ErrNotExist):
+		return refuse("target %q does not exist", name)
+	}
+	return refuse("target: %w", err)
+}
+
+// download writes the image to the idle slot and reads it back.
+func (r *rootfs) download(ctx context.Context, a *artifact) error {
+	dst, err := r.openTarget()
+	if err != nil {
+		return err
+	}
+	w := &slotWriter{dst: dst, name: r.to.path, size: r.file.Size, sum: r.file.Sum, opt: r.opt, sequential: r.to.ubi}
+	err = r.fill(ctx, w, a)
+	// A device may report a failed write only now (close(2)).
+	if cerr := dst.Close(); cerr != nil && err == nil {
+		err = fmt.Errorf("closing %q: %w", w.name, cerr)
+	}
+	if err != nil {
+		return err
+	}
+	r.lg.infof("slot %s: %d bytes in place, of which %d written and %d already there, SHA-256 %x", r.to, w.size, w.stats.Written, w.stats.Same, w.sum)
+	return nil
+}
+
+func (r *rootfs) openTarget() (storage, error) {
+	if r.to.ubi {
+		return openUBI(r.to.path, r.file.Size)
+	}
+	st, err := r.m.open(r.to.path, openSlot)
+	if err != nil {
+		return nil, refuseOpen(r.to.path, err)
+	}
+	return st, nil
+}
+
+func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
+	if err := w.begin(); err != nil {
+		return err
+	}
+	h := sha256.New()
+	if err := w.write(ctx, r.file.unhashed(), 0, h); err != nil {
+		return err
+	}
+	if err := r.file.verify([sha256.Size]byte(h.Sum(nil))); err != nil {
+		return err
+	}
+	if f, err := a.nextFile(); err == nil {
+		return fmt.Errorf("a rootfs-image holds exactly one file, got another: %q", f.Name)
+	} else if err != io.EOF {
+		return err
+	}
+	return w.finish(ctx)
+}
+
+func (r *rootfs) query(ctx context.Context, state string) (string, error) {
+	switch state {
+	case "SupportsRollback":
+		return "Yes", nil
+	case "NeedsArtifactReboot":
+		// Only where another slot than the running one is to boot next; after a rollback
+		// that came before the reboot, or that the bootloader did itself, there is nothing
+		// to reboot for. Where neither runs the boot that follows decides.
+		_, vars, s, err := r.look()
+		if err != nil {
+			return "", err
+		}
+		if s.running != nil && strconv.Itoa(s.running.num) == vars[varBootPart] {
+			return "No", nil
+		}
+		return "Automatic", nil
+	}
+	return "", nil
+}
+
+func (r *rootfs) call(ctx context.Context, state string) error {
+	switch state {
+	case "ArtifactInstall":
+		return r.install()
+	case "ArtifactVerifyReboot":
+		_, err := r.verify()
+		return err
+	case "ArtifactCommit":
+		return r.commit()
+	case "ArtifactRollback":
+		return r.rollback()
+	case "ArtifactVerifyRollbackReboot":
+		return r.verifyRollback()
+	}
+	return nil
+}
+
+// install makes the bootloader try the new slot, in one write.
+func (r *rootfs) install() error {
+	env, vars, s, err := r.look()
+	if err != nil {
+		return err
+	}
+	if r.switched(vars) {
+		return nil // a power cut fell between the flip and the journal
+	}
+	if err := checkBootEnv(vars); err != nil {
+		return err
+	}
+	if err := s.agree(vars); err != nil {
+		return err
+	}
+	if vars[varBootPart] != strconv.Itoa(r.u.From) {
+		return fmt.Errorf("%s is %q, want %d: the boot environment was changed since the image was written", varBootPart, vars[varBootPart], r.u.From)
+	}
+	return env.set(append(r.boot(r.u.To), envVar{varUpgrade, "1"}, envVar{varBootcount, "0"}))
+}
+
+func (r *rootfs) boot(num int) []envVar {
+	return []envVar{{varBootPart, strconv.Itoa(num)}, {varBootPartHex, strconv.FormatInt(int64(num), 16)}}
+}
+
+// switched tells whether the bootloader is to try the new slot, or has.
+func (r *rootfs) switched(vars map[string]string) bool {
+	return vars[varUpgrade] == "1" && vars[varBootPart] == strconv.Itoa(r.u.To)
+}
+
+// errNotRebooted: the new slot is to boot next but the old one still runs.
+var errNotRebooted = errors.New("the new slot has not been booted yet")
+
+// verify checks that the new slot is the one that runs and that the bootloader has not
+// fallen back. It returns the environment to change.
+func (r *rootfs) verify() (bootEnv, error) {
+	env, vars, s, err := r.look()
+	if err != nil {
+		return nil, err
+	}
+	to := strconv.Itoa(r.u.To)
+	switch {
+	case vars[varBootPart] != to || vars[varUpgrade] != "1":
+		return nil, fmt.Errorf("upgrade failed and was reverted: %s is %s and %s is %q, want %s and 1",
+			varBootPart, vars[varBootPart], varUpgrade, vars[varUpgrade], to)
+	case s.running != nil && s.running.num != r.u.To:
+		return nil, withHint(fmt.Errorf("%w: slot %s runs, want %d", errNotRebooted, s.running, r.u.To), "reboot first")
+	}
+	return env, nil
+}
+
+func (r *rootfs) commit() error {
+	// A power cut may have fallen between the change and the journal. It cannot be a
+	// bootloader that fell back: that one also changes mender_boot_part.
+	if _, vars, s, err := r.look(); err == nil && vars[varUpgrade] == "0" && vars[varBootPart] == strconv.Itoa(r.u.To) &&
+		(s.running == nil || s.running.num == r.u.To) {
+		return nil
+	}
+	env, err := r.verify()
+	if err != nil {
+		return err
+	}
+	return env.set([]envVar{{varUpgrade, "0"}})
+}
+
+// rollback makes the old slot boot next. The bootloader may have done so already.
+func (r *rootfs) rollback() error {
+	env, vars, _, err := r.look()
+	if err != nil {
+		return err
+	}
+	if vars[varBootPart] == strconv.Itoa(r.u.From) && vars[varUpgrade] != "1" {
+		return nil
+	}
+	return env.set(append(r.boot(r.u.From), envVar{varUpgrade, "0"}))
+}
+
+func (r *rootfs) verifyRollback() error {
+	_, vars, s, err := r.look()
+	if err != nil {
+		return err
+	}
+	if vars[varUpgrade] == "1" {
+		return fmt.Errorf("%s is still 1 after the rollback", varUpgrade)
+	}
+	return s.agree(vars)
+}

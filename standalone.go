@@ -1,0 +1,519 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// app is one run of the program: what the flags, the configuration and the machine say.
+type app struct {
+	c   *config
+	m   *machine
+	lg  *logger
+	o   *options
+	out io.Writer // stdout
+	in  io.Reader
+
+	openJournal func(ds string, lg *logger) (*journalFile, *record, error)
+	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
+	j           *journalFile
+	rec         *record
+}
+
+// openState takes the journal for this process and makes sure that the device has a name.
+func (a *app) openState() error {
+	var err error
+	if a.j, a.rec, err = a.openJournal(a.c.paths.ds, a.lg); err != nil {
+		return err
+	}
+	return a.nameDevice()
+}
+
+func (a *app) closeState() {
+	if a.j != nil {
+		a.j.st.Close()
+	}
+}
+
+// unknownName is the artifact name of a device that nothing is known about.
+const unknownName = "unknown"
+
+// nameDevice gives a device without a stored artifact name one: from the bootstrap
+// artifact, else from the artifact_info file of old clients, else "unknown". The bootstrap
+// file is used once and removed in any case.
+func (a *app) nameDevice() error {
+	path := a.c.paths.in(a.c.paths.ds, "bootstrap.mender")
+	if a.rec.Provides["artifact_name"] == "" {
+		provides, err := a.readBootstrap(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			a.lg.warnf("bootstrap artifact %q ignored: %v", path, err)
+		}
+		if provides == nil {
+			provides = map[string]string{"artifact_name": a.nameFromInfo()}
+		}
+		a.rec.Provides = provides
+		if err := a.j.save(a.rec); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		a.lg.warnf("%v", err)
+	}
+	return nil
+}
+
+// readBootstrap reads what the bootstrap artifact provides. It is not signed by design: it
+// only says what the image it came with is.
+func (a *app) readBootstrap(path string) (map[string]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	art, err := openArtifact(f, artifactOptions{lg: a.lg})
+	if err != nil {
+		return nil, err
+	}
+	defer art.close()
+	if !art.Empty {
+		return nil, fmt.Errorf("it has a payload of type %q", art.PayloadType)
+	}
+	if err := a.checkCompatible(art); err != nil {
+		return nil, err
+	}
+	return mergeProvides(nil, art), drain(art)
+}
+
+func (a *app) nameFromInfo() string {
+	text, err := os.ReadFile(a.c.paths.in(a.c.paths.conf, "artifact_info"))
+	if err == nil {
+		for line := range strings.SplitSeq(string(text), "\n") {
+			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "artifact_name="); ok && name != "" {
+				return name
+			}
+		}
+	}
+	return unknownName
+}
+
+// drain reads an artifact to its end, so that all of it is verified.
+func drain(art *artifact) error {
+	for {
+		f, err := art.nextFile()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, f); err != nil {
+			return err
+		}
+	}
+}
+
+func (a *app) checkCompatible(art *artifact) error {
+	t, err := a.c.deviceType()
+	if err != nil {
+		return err
+	}
+	return art.checkDepends(t, a.rec.Provides)
+}
+
+// newHandler is the handler of a payload type. rootfs-image is built in, and a module of
+// that name is not looked at.
+func (a *app) newHandler(kind string, u *update) (payloadHandler, error) {
+	var h payloadHandler
+	if kind == "rootfs-image" {
+		h = &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions()}
+	} else {
+		m, err := newModule(a.c, kind, a.lg)
+		if err != nil {
+			return nil, err
+		}
+		t, _ := a.c.deviceType()
+		h = moduleHandler{m, treeValues{a.rec.Provides["artifact_name"], a.rec.Provides["artifact_group"], t}}
+	}
+	if a.wrapHandler != nil {
+		h = a.wrapHandler(h)
+	}
+	return h, nil
+}
+
+// moduleHandler is an update module with what it is told about the device.
+type moduleHandler struct {
+	*module
+	current treeValues
+}
+
+func (h moduleHandler) prepare(_ context.Context, art *artifact) error {
+	return h.makeTree(art, h.current)
+}
+
+func (a *app) writeOptions() writeOptions {
+	w := a.o.write
+	w.progress = a.progress()
+	return w
+}
+
+// newFlow is the flow for the update in the journal, if there is one.
+func (a *app) newFlow() (*flow, error) {
+	f := &flow{c: a.c, m: a.m, lg: a.lg, j: a.j, rec: a.rec, app: a,
+		scripts: newScripts(a.c, a.lg), bootID: machineBootID}
+	for _, s := range a.o.stopBefore {
+		if !slices.Contains(stopPoints, step(s)) {
+			return nil, usageError("--stop-before %q: want one of %v", s, stopPoints)
+		}
+		f.stopBefore = append(f.stopBefore, step(s))
+	}
+	if u := a.rec.Update; u != nil && u.Type != "" {
+		h, err := a.newHandler(u.Type, u)
+		if err != nil {
+			a.lg.errorf("%v", err) // every state of it will fail; a missing module must not wedge the device
+		} else {
+			f.handler = h
+		}
+	}
+	return f, nil
+}
+
+var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, stepFailure, stepCleanup}
+
+// open reads the artifact's header and verifies it.
+func (a *app) openArtifact(r io.Reader) (*artifact, error) {
+	keys, err := loadVerifyKeys(a.c.verifyKeys())
+	if err != nil {
+		return nil, err
+	}
+	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg})
+}
+
+// take makes the artifact the one of the update, after every check that can be made before
+// something changes. Its scripts are put in place.
+func (f *flow) take(ctx context.Context, art *artifact) error {
+	u, a := f.rec.Update, f.app
+	if err := a.checkCompatible(art); err != nil {
+		return err
+	}
+	f.art = art
+	u.Artifact, u.Group, u.Type = art.Name, art.Group, art.PayloadType
+	u.Provides, u.Clears, u.Sum = art.Provides, art.Clears, hex.EncodeToString(art.ManifestSum[:])
+	u.Scripts = len(art.Scripts) > 0
+	if !art.Empty {
+		h, err := a.newHandler(art.PayloadType, u)
+		if err != nil {
+			return err
+		}
+		if err := h.prepare(ctx, art); err != nil {
+			return err
+		}
+		f.handler = h
+	}
+	return f.scripts.install(art.Scripts)
+}
+
+// say prints a line of the standalone interface; programs that asked for JSON get none.
+func (a *app) say(format string, args ...any) {
+	if a.o.progress != "json" {
+		fmt.Fprintf(a.out, format+"\n", args...)
+	}
+}
+
+// install is the verb: it opens the artifact, looks for reasons to refuse, and only then
+// begins an update.
+func (a *app) install(ctx context.Context, source string) error {
+	if err := a.openState(); err != nil {
+		return err
+	}
+	if err := a.clearDownload(ctx); err != nil {
+		return err
+	}
+	if u := a.rec.Update; u != nil {
+		return withHint(fmt.Errorf("update already in progress: %q, in %s", u.Artifact, u.Step),
+			"end it with 'mendlet commit', 'mendlet rollback' or 'mendlet resume'")
+	}
+	r, err := a.openSource(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	art, err := a.openArtifact(r)
+	if err != nil {
+		return a.notModified(err)
+	}
+	defer art.close()
+	a.say("Installing artifact...")
+	a.rec.Update = &update{Step: stepDownload, Source: source}
+	f, err := a.newFlow()
+	if err != nil {
+		return err
+	}
+	if err := f.take(ctx, art); err != nil {
+		a.rec.Update = nil
+		return a.notModified(err)
+	}
+	if art.Empty {
+		return a.installEmpty(ctx, f)
+	}
+	return a.outcome(f, f.advance(ctx))
+}
+
+// clearDownload ends an update that was cut off while its bytes came in.
+func (a *app) clearDownload(ctx context.Context) error {
+	u := a.rec.Update
+	if u == nil || u.Managed || u.Step != stepDownload {
+		return nil
+	}
+	a.lg.warnf("the install of %q was cut off while downloading and starts over", u.Artifact)
+	f, err := a.newFlow()
+	if err != nil {
+		return err
+	}
+	u.Step = f.giveUp(errors.New("interrupted while downloading"))
+	if p := f.advance(ctx); p != nil {
+		return p.err
+	}
+	return nil
+}
+
+func (a *app) notModified(err error) error {
+	a.say("Streaming failed. System not modified.")
+	return err
+}
+
+// installEmpty: an artifact without payload only changes what the device provides.
+func (a *app) installEmpty(ctx context.Context, f *flow) error {
+	if err := drain(f.art); err != nil {
+		a.rec.Update = nil
+		return a.notModified(err)
+	}
+	a.say("Artifact with empty payload. Committing immediately.")
+	a.rec.Update.Step = stepCleanup
+	return a.outcome(f, f.advance(ctx))
+}
+
+// openSource opens a file, a URL or, as "-", standard input.
+func (a *app) openSource(ctx context.Context, source string) (io.ReadCloser, error) {
+	switch {
+	case source == "-":
+		return io.NopCloser(a.in), nil
+	case strings.HasPrefix(source, "http://"), strings.HasPrefix(source, "https://"):
+		return a.openURL(ctx, source)
+	}
+	f, err := os.Open(source)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err == nil && st.IsDir() {
+		f.Close()
+		return nil, fmt.Errorf("%q is a directory, want an artifact file", source)
+	}
+	return f, nil
+}
+
+// errNothing: exit code 2 of commit, rollback and resume.
+func errNothing() error {
+	return &codedError{code: exitNothing, err: errors.New("no update in progress")}
+}
+
+// pending opens the state and the flow of the standalone update in progress.
+func (a *app) pending() (*flow, *update, error) {
+	if err := a.openState(); err != nil {
+		return nil, nil, err
+	}
+	u := a.rec.Update
+	if u == nil {
+		a.say("No update in progress.")
+		return nil, nil, errNothing()
+	}
+	if u.Managed {
+		return nil, nil, withHint(fmt.Errorf("the update in progress, %q, is a deployment of the server's", u.Artifact), "'mendlet run' ends it")
+	}
+	f, err := a.newFlow()
+	return f, u, err
+}
+
+func (a *app) commit(ctx context.Context) error {
+	f, u, err := a.pending()
+	if err != nil {
+		return err
+	}
+	switch u.Step {
+	case stepCommitWait:
+		if err := a.booted(u); err != nil {
+			return err
+		}
+		u.Step = stepCommit
+	case stepCommit:
+		u.Step = f.restartAt()
+	default:
+		return withHint(fmt.Errorf("cannot commit: the update of %q is in %s", u.Artifact, u.Step), "'mendlet resume' goes on from there")
+	}
+	return a.outcome(f, f.advance(ctx))
+}
+
+// booted refuses the commit of an image that has not been booted: that is an early command
+// and not a failed update, so nothing changes.
+func (a *app) booted(u *update) error {
+	if u.Type != "rootfs-image" {
+		return nil
+	}
+	r := &rootfs{c: a.c, m: a.m, u: u, lg: a.lg}
+	if _, err := r.verify(); errors.Is(err, errNotRebooted) {
+		return err
+	}
+	return nil
+}
+
+func (a *app) rollback(ctx context.Context) error {
+	f, u, err := a.pending()
+	if err != nil {
+		return err
+	}
+	switch u.Step {
+	case stepInstallWait, stepInstall, stepCommitWait, stepCommit, stepCommitLeaveWait:
+		if can, err := f.query(ctx, "SupportsRollback"); err != nil || can != "Yes" {
+			return errors.Join(fmt.Errorf("the update module of %q does not support rollback", u.Type), err)
+		}
+	case stepDownload:
+		u.Step = f.giveUp(errors.New("rolled back while downloading"))
+		u.Asked = true
+		return a.outcome(f, f.advance(ctx))
+	case stepRollback:
+	default:
+		return withHint(fmt.Errorf("cannot roll back: the update of %q is in %s", u.Artifact, u.Step), "'mendlet resume' goes on from there")
+	}
+	if u.Step != stepRollback {
+		u.Failed, u.RollbackFailed, u.Asked = true, false, true
+	}
+	u.Step = stepRollback
+	return a.outcome(f, f.advance(ctx))
+}
+
+func (a *app) resume(ctx context.Context) error {
+	f, u, err := a.pending()
+	if err != nil {
+		return err
+	}
+	u.Step = f.restartAt()
+	return a.outcome(f, f.advance(ctx))
+}
+
+// outcome says how a run ended, in the words of Mender's standalone mode, and turns it into
+// an exit code.
+func (a *app) outcome(f *flow, p *pause) error {
+	if p != nil {
+		return a.paused(f, p)
+	}
+	v := a.rec.Last
+	u := f.ended
+	switch {
+	case v.Result == "committed" && u.PostCommit:
+		a.say("Installed and committed. One or more post-commit steps failed.")
+		return fmt.Errorf("%q is committed, but its ArtifactCommit_Leave scripts failed", v.Artifact)
+	case v.Result == "committed":
+		a.say("Installed and committed.")
+		return a.rebootCode(u)
+	case v.Result == "inconsistent":
+		a.say("Installation failed. Rollback failed. System may be in an inconsistent state.")
+	case u.Asked && v.Result == "rolled-back":
+		a.say("Rolled back.")
+		return a.rebootCode(u)
+	case v.Result == "rolled-back":
+		a.say("Installation failed. Rolled back.")
+	default:
+		a.say("Streaming failed. System not modified.")
+		if u.Asked {
+			return nil
+		}
+	}
+	return fmt.Errorf("update to %q: %s: %s", v.Artifact, v.Result, v.Cause)
+}
+
+func (a *app) paused(f *flow, p *pause) error {
+	if p.err != nil {
+		return p.err
+	}
+	u := a.rec.Update
+	switch p.step {
+	case stepCommitWait:
+		a.say("Installed, but not committed.")
+		line := "Use 'commit' to update, or 'rollback' to roll back the update."
+		if u.Reboot != "No" && u.Reboot != "" {
+			line += " At least one payload requested a reboot of the device it updated."
+		}
+		a.say("%s", line)
+		return a.rebootCode(u)
+	case stepInstallWait:
+		a.say("Streamed to storage, but not installed/enabled.")
+	default:
+		a.say("Stopped before %s.", p.step)
+	}
+	return nil
+}
+
+// rebootCode is exit code 4 when the machine has to be restarted and the caller wants to
+// know.
+func (a *app) rebootCode(u *update) error {
+	if !a.o.rebootExitCode || u.Reboot == "No" || u.Reboot == "" {
+		return nil
+	}
+	if r, ok := a.rootfsOf(u); ok {
+		if q, err := r.query(context.Background(), "NeedsArtifactReboot"); err != nil || q == "No" {
+			return err
+		}
+	}
+	return &codedError{code: exitReboot}
+}
+
+func (a *app) rootfsOf(u *update) (*rootfs, bool) {
+	return &rootfs{c: a.c, m: a.m, u: u, lg: a.lg}, u.Type == "rootfs-image"
+}
+
+// showArtifact and showProvides only read; they work while another mendlet runs.
+func (a *app) showArtifact() error {
+	p, err := a.provides()
+	if err == nil {
+		fmt.Fprintln(a.out, p["artifact_name"])
+	}
+	return err
+}
+
+func (a *app) showProvides() error {
+	p, err := a.provides()
+	for _, k := range sortedKeys(p) {
+		fmt.Fprintf(a.out, "%s=%s\n", k, p[k])
+	}
+	return err
+}
+
+// provides reads what is installed. A device that has no name yet gets it now, if nobody
+// else holds the journal.
+func (a *app) provides() (map[string]string, error) {
+	rec, err := peekJournal(a.c.paths.ds, a.lg)
+	if err != nil || rec.Provides["artifact_name"] != "" {
+		return rec.Provides, err
+	}
+	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, "bootstrap.mender")); serr == nil && a.openState() == nil {
+		return a.rec.Provides, nil
+	}
+	return map[string]string{"artifact_name": a.nameFromInfo()}, nil
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	var keys []string
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,752 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// step is what an update does next, by the names that Mender's standalone mode has for its
+// saved states. The journal holds the step that was entered last.
+type step string
+
+const (
+	stepDownload             step = "Download_Enter"
+	stepInstallWait          step = "Before_ArtifactInstall_Enter"
+	stepInstall              step = "ArtifactInstall_Enter"
+	stepReboot               step = "ArtifactReboot_Enter"
+	stepVerifyReboot         step = "ArtifactVerifyReboot"
+	stepCommitWait           step = "Before_ArtifactCommit_Enter"
+	stepCommit               step = "ArtifactCommit_Enter"
+	stepCommitLeaveWait      step = "Before_ArtifactCommit_Leave"
+	stepCommitLeave          step = "ArtifactCommit_Leave"
+	stepCheckRollback        step = "CheckRollback" // never saved
+	stepRollback             step = "ArtifactRollback_Enter"
+	stepRollbackReboot       step = "ArtifactRollbackReboot_Enter"
+	stepVerifyRollbackReboot step = "ArtifactVerifyRollbackReboot"
+	stepFailure              step = "ArtifactFailure_Enter"
+	stepCleanup              step = "Cleanup"
+	stepReport               step = "Report" // final status to the server
+	stepEnd                  step = ""
+)
+
+// maxSaves bounds the steps of one update, so that nothing goes round for ever (a module
+// whose VerifyRollbackReboot never succeeds, a device that loses power at each boot).
+const maxSaves = 28
+
+var errLoop = errors.New("the update went through too many steps")
+
+// update is an update in progress, as the journal has it.
+type update struct {
+	Step    step   `json:"step"`
+	Managed bool   `json:"managed,omitempty"`
+	ID      string `json:"id,omitempty"` // deployment
+	Source  string `json:"source,omitempty"`
+
+	Artifact string            `json:"artifact"`
+	Group    string            `json:"group,omitempty"`
+	Sum      string            `json:"sum"`  // SHA-256 of the manifest
+	Type     string            `json:"type"` // of the payload; "" for an empty one or before the header was read
+	Provides map[string]string `json:"provides"`
+	Clears   []string          `json:"clears"`
+	Scripts  bool              `json:"scripts,omitempty"` // the artifact brings scripts for install or commit
+
+	From int `json:"from,omitempty"` // partition numbers
+	To   int `json:"to,omitempty"`
+
+	Reboot         string `json:"reboot,omitempty"` // the handler's answer: No, Yes, Automatic
+	BootID         string `json:"boot_id,omitempty"`
+	Failed         bool   `json:"failed,omitempty"`
+	RollbackFailed bool   `json:"rollback_failed,omitempty"` // nothing is known to be as it was
+	RolledBack     bool   `json:"rolled_back,omitempty"`
+	Asked          bool   `json:"asked,omitempty"`       // a person asked for the rollback
+	Settled        bool   `json:"settled,omitempty"`     // provides and verdict are in the record
+	PostCommit     bool   `json:"post_commit,omitempty"` // ArtifactCommit_Leave failed, standalone
+	Cause          string `json:"cause,omitempty"`
+	Saves          int    `json:"saves,omitempty"`
+	Tries          int    `json:"tries,omitempty"`
+
+	Request    json.RawMessage `json:"request,omitempty"` // body of deployments/next, to be repeated
+	Checkpoint *checkpoint     `json:"checkpoint,omitempty"`
+}
+
+// flow is one run through the steps of an update. What differs between a standalone and a
+// managed update is data: update.Managed, and whether there is someone to report to.
+type flow struct {
+	c       *config
+	m       *machine
+	lg      *logger
+	j       *journalFile
+	rec     *record
+	opt     writeOptions
+	handler payloadHandler
+	scripts *scripts
+	art     *artifact
+	app     *app
+	ended   *update // the update of this run, once it has left the journal
+
+	stopBefore []step
+	fetch      func(ctx context.Context) (*artifact, error)   // managed: opens what is deployed
+	tell       func(ctx context.Context, status string) error // managed: reports a status
+	finish     func(ctx context.Context, success bool) error  // managed: final status and log
+	relogin    func(ctx context.Context) error                // managed: a new authentication before the commit
+	reboot     func(ctx context.Context) error                // restarts the machine
+	bootID     func() string
+	looped     bool
+}
+
+// pause ends a run in the middle of an update that goes on in a later run.
+type pause struct {
+	step step
+	err  error // why, with its exit code; nil: it waits for a person
+}
+
+// errAborted: the server says that the deployment was aborted (409).
+var errAborted = errors.New("the deployment was aborted on the server")
+
+// advance goes on with the update in the journal until it has ended (nil) or has to wait.
+func (f *flow) advance(ctx context.Context) *pause {
+	for u := f.rec.Update; u.Step != stepEnd; {
+		if p := f.stop(ctx, u.Step); p != nil {
+			return p
+		}
+		next, p := f.do(ctx, u.Step)
+		if p != nil {
+			return p
+		}
+		u.Step = next
+	}
+	return f.end()
+}
+
+func (f *flow) do(ctx context.Context, s step) (step, *pause) {
+	if s != stepDownload && s != stepCommitWait && s != stepReport {
+		// A signal to this process must not tear a module or script apart: only what
+		// waits for the network can be interrupted; the rest has time-outs of its own.
+		ctx = context.WithoutCancel(ctx)
+	}
+	switch s {
+	case stepDownload:
+		return f.download(ctx)
+	case stepInstallWait:
+		return stepInstall, nil
+	case stepInstall:
+		return f.install(ctx), nil
+	case stepReboot:
+		return f.restart(ctx)
+	case stepVerifyReboot:
+		return f.verifyReboot(ctx)
+	case stepCommitWait:
+		return f.beforeCommit(ctx)
+	case stepCommit:
+		return f.commit(ctx), nil
+	case stepCommitLeaveWait:
+		return stepCommitLeave, nil
+	case stepCommitLeave:
+		return f.commitLeave(ctx), nil
+	case stepCheckRollback:
+		return f.checkRollback(ctx), nil
+	case stepRollback:
+		return f.rollback(ctx), nil
+	case stepRollbackReboot:
+		return f.rollbackReboot(ctx)
+	case stepVerifyRollbackReboot:
+		return f.verifyRollbackReboot(ctx)
+	case stepFailure:
+		return f.failure(ctx), nil
+	case stepCleanup:
+		return f.cleanup(ctx), nil
+	case stepReport:
+		return f.report(ctx)
+	}
+	f.fail(fmt.Errorf("step %q in the journal is not known", s))
+	return stepCheckRollback, nil
+}
+
+// waits are the names under which an update is saved that has not begun a step; to be in
+// the step itself at start means that it was cut short.
+var waits = map[step]step{stepInstall: stepInstallWait, stepCommit: stepCommitWait, stepCommitLeave: stepCommitLeaveWait}
+
+// stop ends the run before a step that --stop-before names, or at a safe place when the
+// process was told to end.
+func (f *flow) stop(ctx context.Context, s step) *pause {
+	saved, safe := waits[s]
+	asked := !f.rec.Update.Managed && slices.Contains(f.stopBefore, s)
+	if !asked && (ctx.Err() == nil || !safe) {
+		return nil
+	}
+	if !safe {
+		saved = s
+	}
+	f.rec.Update.Step = saved
+	if err := f.j.save(f.rec); err != nil {
+		return &pause{saved, err}
+	}
+	if !asked {
+		return &pause{saved, tryLater("interrupted: %w", context.Cause(ctx))}
+	}
+	return &pause{step: saved}
+}
+
+// enter journals that a step begins. Its error is a failure of that step.
+func (f *flow) enter(s step) error {
+	u := f.rec.Update
+	if u.Saves >= maxSaves {
+		return errLoop
+	}
+	u.Step = s
+	if s != stepDownload { // has its own bound: tries without progress
+		u.Saves++
+	}
+	return f.j.save(f.rec)
+}
+
+// fail notes that the update does not succeed. Whether the old state can be had back is
+// open until a rollback has gone through.
+func (f *flow) fail(err error) {
+	u := f.rec.Update
+	f.lg.fail(err)
+	if u.Cause == "" {
+		u.Cause = err.Error()
+	}
+	u.Failed, u.RollbackFailed = true, true
+}
+
+// run runs the scripts of a state's action; run results of Error scripts never count.
+func (f *flow) script(ctx context.Context, state, action string) error {
+	return f.scripts.run(ctx, state, action)
+}
+
+func (f *flow) errorScripts(ctx context.Context, state string) {
+	if err := f.script(ctx, state, "Error"); err != nil {
+		f.lg.warnf("%v", err)
+	}
+}
+
+// around runs the Enter scripts, the body and the Leave scripts of a state until one fails.
+func (f *flow) around(ctx context.Context, state string, body func() error) error {
+	if err := f.script(ctx, state, "Enter"); err != nil {
+		return err
+	}
+	if err := body(); err != nil {
+		return err
+	}
+	return f.script(ctx, state, "Leave")
+}
+
+func (f *flow) call(ctx context.Context, state string) func() error {
+	return func() error {
+		if f.handler == nil {
+			return fmt.Errorf("%s: there is no update module for payload type %q", state, f.rec.Update.Type)
+		}
+		f.lg.debugf("state %s", state)
+		return f.handler.call(ctx, state)
+	}
+}
+
+func (f *flow) query(ctx context.Context, state string) (string, error) {
+	if f.handler == nil {
+		return "", fmt.Errorf("%s: there is no update module for payload type %q", state, f.rec.Update.Type)
+	}
+	return f.handler.query(ctx, state)
+}
+
+// say reports a status. Only an abort counts: a report that does not get through is no
+// reason to stop.
+func (f *flow) say(ctx context.Context, status string) error {
+	if !f.rec.Update.Managed || f.tell == nil {
+		return nil
+	}
+	err := f.tell(ctx, status)
+	if errors.Is(err, errAborted) {
+		return err
+	}
+	if err != nil {
+		f.lg.warnf("status %q not reported: %v", status, err)
+	}
+	return nil
+}
+
+// download fetches, checks and hands over the payload. A standalone install has opened the
+// artifact and checked it before anything was journaled.
+func (f *flow) download(ctx context.Context) (step, *pause) {
+	u := f.rec.Update
+	if err := f.say(ctx, "downloading"); err != nil {
+		return f.giveUp(err), nil
+	}
+	err := f.enter(stepDownload)
+	if err == nil {
+		err = f.around(ctx, "Download", func() error { return f.stream(ctx) })
+	}
+	if err != nil && (ctx.Err() != nil || exitCode(err) == exitTempFail) {
+		return stepDownload, &pause{stepDownload, tryLater("download not finished: %w", err)}
+	}
+	if err != nil {
+		f.fail(err)
+		f.errorScripts(ctx, "Download")
+		u.RollbackFailed = false
+		return stepCleanup, nil
+	}
+	if u.Type == "" {
+		return stepCleanup, nil
+	}
+	if err := f.say(ctx, "installing"); err != nil {
+		return f.giveUp(err), nil
+	}
+	if u.Managed {
+		return stepInstall, nil
+	}
+	return stepInstallWait, nil
+}
+
+// giveUp ends an update before anything was installed.
+func (f *flow) giveUp(err error) step {
+	f.fail(err)
+	f.rec.Update.RollbackFailed = false
+	return stepCleanup
+}
+
+func (f *flow) stream(ctx context.Context) error {
+	if f.art == nil {
+		a, err := f.fetch(ctx)
+		if err != nil {
+			return err
+		}
+		if err := f.take(ctx, a); err != nil {
+			return err
+		}
+		if err := f.j.save(f.rec); err != nil {
+			return err
+		}
+	}
+	if f.rec.Update.Type == "" {
+		return drain(f.art)
+	}
+	return f.handler.download(ctx, f.art)
+}
+
+func (f *flow) install(ctx context.Context) step {
+	u := f.rec.Update
+	err := f.enter(stepInstall)
+	if err == nil {
+		err = f.around(ctx, "ArtifactInstall", f.call(ctx, "ArtifactInstall"))
+	}
+	if err != nil {
+		return f.failed(ctx, err, "ArtifactInstall")
+	}
+	if !u.Managed {
+		return stepCommitWait
+	}
+	if u.Reboot, err = f.query(ctx, "NeedsArtifactReboot"); err != nil {
+		f.fail(err)
+		return stepCheckRollback
+	}
+	if u.Reboot == "No" {
+		return stepCommitWait
+	}
+	return stepReboot
+}
+
+// failed notes the failure of a state, runs its Error scripts and turns to the way back.
+func (f *flow) failed(ctx context.Context, err error, state string) step {
+	if errors.Is(err, errLoop) {
+		return f.breakOut()
+	}
+	f.fail(err)
+	f.errorScripts(ctx, state)
+	return stepCheckRollback
+}
+
+// breakOut ends an update that goes round in circles; no module and no script is called.
+func (f *flow) breakOut() step {
+	u := f.rec.Update
+	f.fail(errLoop)
+	f.looped = true
+	f.settle()
+	u.Step = stepEnd
+	if u.Managed {
+		u.Step = stepReport
+	}
+	if err := f.j.save(f.rec); err != nil {
+		f.lg.errorf("%v", err)
+	}
+	return u.Step
+}
+
+// restart is the reboot into the new system.
+func (f *flow) restart(ctx context.Context) (step, *pause) {
+	u := f.rec.Update
+	var err error
+	if again := u.BootID != "" && u.BootID == f.bootID(); !again {
+		if err := f.say(ctx, "rebooting"); err != nil {
+			f.fail(err)
+			return stepCheckRollback, nil
+		}
+		u.BootID = f.bootID()
+		if err = f.enter(stepReboot); err == nil {
+			err = f.script(ctx, "ArtifactReboot", "Enter")
+		}
+	}
+	if err == nil {
+		var p *pause
+		if p, err = f.doReboot(ctx, "ArtifactReboot"); p != nil {
+			return stepReboot, p
+		}
+	}
+	if err != nil {
+		return f.failed(ctx, err, "ArtifactReboot"), nil
+	}
+	return stepVerifyReboot, nil
+}
+
+// doReboot lets the module reboot, or reboots the machine. A pause means that somebody else
+// has to.
+func (f *flow) doReboot(ctx context.Context, state string) (*pause, error) {
+	if f.rec.Update.Reboot != "Automatic" {
+		return nil, f.call(ctx, state)()
+	}
+	err := f.reboot(ctx)
+	if exitCode(err) == exitReboot {
+		return &pause{f.rec.Update.Step, err}, nil
+	}
+	return nil, err
+}
+
+func (f *flow) verifyReboot(ctx context.Context) (step, *pause) {
+	err := f.enter(stepVerifyReboot)
+	if err == nil {
+		err = f.call(ctx, "ArtifactVerifyReboot")()
+	}
+	if err == nil {
+		err = f.script(ctx, "ArtifactReboot", "Leave")
+	}
+	if err != nil {
+		return f.failed(ctx, err, "ArtifactReboot"), nil
+	}
+	return stepCommitWait, nil
+}
+
+// beforeCommit: a managed update proves that it can still talk to the server; a standalone
+// one waits for a person, unless there would be no way back anyway.
+func (f *flow) beforeCommit(ctx context.Context) (step, *pause) {
+	u := f.rec.Update
+	if u.Managed {
+		return f.prove(ctx)
+	}
+	if err := f.enter(stepCommitWait); err != nil {
+		return f.failed(ctx, err, "ArtifactInstall"), nil
+	}
+	var err error
+	if u.Reboot, err = f.query(ctx, "NeedsArtifactReboot"); err != nil {
+		f.fail(err)
+		return stepCheckRollback, nil
+	}
+	can, err := f.query(ctx, "SupportsRollback")
+	if err != nil {
+		f.fail(err)
+		return stepFailure, nil
+	}
+	if can == "Yes" {
+		return stepCommitWait, &pause{step: stepCommitWait}
+	}
+	f.lg.infof("update module doesn't support rollback, committing immediately")
+	return stepCommit, nil
+}
+
+// prove logs in anew and reports "installing" once more. While that may still succeed the
+// run pauses; when it is given up, the new system is taken for one that lost its network.
+func (f *flow) prove(ctx context.Context) (step, *pause) {
+	err := f.relogin(ctx)
+	if err == nil {
+		err = f.tell(ctx, "installing")
+	}
+	if exitCode(err) == exitTempFail {
+		f.rec.Update.Step = stepCommitWait
+		return stepCommitWait, &pause{stepCommitWait, errors.Join(err, f.j.save(f.rec))}
+	}
+	if err != nil {
+		f.fail(err)
+		return stepCheckRollback, nil
+	}
+	return stepCommit, nil
+}
+
+func (f *flow) commit(ctx context.Context) step {
+	err := f.enter(stepCommit)
+	if err == nil {
+		err = f.script(ctx, "ArtifactCommit", "Enter")
+	}
+	if err == nil {
+		err = f.scripts.checkRootfsVersion()
+	}
+	if err == nil {
+		err = f.call(ctx, "ArtifactCommit")()
+	}
+	if err == nil && f.rec.Update.Managed {
+		err = f.enter(stepCommitLeave)
+	}
+	if err != nil {
+		return f.failed(ctx, err, "ArtifactCommit")
+	}
+	return stepCommitLeave
+}
+
+// commitLeave: what fails here comes too late for a rollback.
+func (f *flow) commitLeave(ctx context.Context) step {
+	u := f.rec.Update
+	if !u.Managed {
+		if err := f.enter(stepCommitLeave); errors.Is(err, errLoop) {
+			return f.breakOut()
+		}
+	}
+	if err := f.script(ctx, "ArtifactCommit", "Leave"); err != nil {
+		if u.Managed {
+			f.fail(err)
+			f.errorScripts(ctx, "ArtifactCommit")
+			return stepCleanup
+		}
+		f.lg.fail(err)
+		u.PostCommit = true
+	}
+	return stepCleanup
+}
+
+func (f *flow) checkRollback(ctx context.Context) step {
+	can, err := f.query(ctx, "SupportsRollback")
+	if err != nil {
+		f.fail(err)
+		return stepFailure
+	}
+	if can != "Yes" {
+		f.lg.errorf("the update module does not support rollback")
+		return stepFailure
+	}
+	f.rec.Update.RollbackFailed = false
+	return stepRollback
+}
+
+// rollback brings the old state back. Nothing stops it on its way.
+func (f *flow) rollback(ctx context.Context) step {
+	u := f.rec.Update
+	u.BootID, u.RolledBack = "", true
+	if err := f.enter(stepRollback); errors.Is(err, errLoop) {
+		return f.breakOut()
+	}
+	if err := f.script(ctx, "ArtifactRollback", "Enter"); err != nil {
+		f.fail(err)
+	}
+	err := f.call(ctx, "ArtifactRollback")()
+	if err != nil {
+		f.fail(err)
+	}
+	if lerr := f.script(ctx, "ArtifactRollback", "Leave"); lerr != nil && err == nil && u.Managed {
+		f.fail(lerr)
+	}
+	if err != nil || !u.Managed {
+		return stepFailure
+	}
+	if u.Reboot, err = f.query(ctx, "NeedsArtifactReboot"); err != nil {
+		f.fail(err)
+		return stepFailure
+	}
+	if u.Reboot == "No" {
+		return stepFailure
+	}
+	return stepRollbackReboot
+}
+
+func (f *flow) rollbackReboot(ctx context.Context) (step, *pause) {
+	u := f.rec.Update
+	if again := u.BootID != "" && u.BootID == f.bootID(); !again {
+		u.BootID = f.bootID()
+		if err := f.enter(stepRollbackReboot); errors.Is(err, errLoop) {
+			return f.breakOut(), nil
+		}
+		if err := f.script(ctx, "ArtifactRollbackReboot", "Enter"); err != nil {
+			f.fail(err)
+		}
+	}
+	return f.rebootBack(ctx)
+}
+
+func (f *flow) rebootBack(ctx context.Context) (step, *pause) {
+	p, err := f.doReboot(ctx, "ArtifactRollbackReboot")
+	if p != nil {
+		return stepRollbackReboot, p
+	}
+	if err != nil {
+		f.lg.warnf("ignored: %v", err)
+	}
+	return stepVerifyRollbackReboot, nil
+}
+
+func (f *flow) verifyRollbackReboot(ctx context.Context) (step, *pause) {
+	if err := f.enter(stepVerifyRollbackReboot); errors.Is(err, errLoop) {
+		return f.breakOut(), nil
+	}
+	if err := f.call(ctx, "ArtifactVerifyRollbackReboot")(); err != nil {
+		f.lg.warnf("rebooting again: %v", err)
+		f.rec.Update.BootID = f.bootID()
+		if err := f.enter(stepRollbackReboot); errors.Is(err, errLoop) {
+			return f.breakOut(), nil
+		}
+		return f.rebootBack(ctx)
+	}
+	if err := f.script(ctx, "ArtifactRollbackReboot", "Leave"); err != nil {
+		f.fail(err)
+		f.errorScripts(ctx, "ArtifactRollbackReboot")
+	}
+	return stepFailure, nil
+}
+
+func (f *flow) failure(ctx context.Context) step {
+	if err := f.enter(stepFailure); errors.Is(err, errLoop) {
+		return f.breakOut()
+	}
+	if err := f.script(ctx, "ArtifactFailure", "Enter"); err != nil {
+		f.fail(err)
+	}
+	if err := f.call(ctx, "ArtifactFailure")(); err != nil {
+		f.fail(err)
+	}
+	if err := f.script(ctx, "ArtifactFailure", "Leave"); err != nil && f.rec.Update.Managed {
+		f.fail(err)
+	}
+	return stepCleanup
+}
+
+// cleanup lets the module tidy up. A managed update has its provides and verdict in the
+// journal before that, together with the step; a standalone one after it, as with Mender.
+func (f *flow) cleanup(ctx context.Context) step {
+	u := f.rec.Update
+	if u.Managed {
+		f.settle()
+	}
+	if err := f.enter(stepCleanup); errors.Is(err, errLoop) {
+		return f.breakOut()
+	}
+	if f.handler != nil {
+		if err := f.handler.call(ctx, "Cleanup"); err != nil && u.Managed {
+			f.lg.fail(err)
+			u.Failed = true
+		} else if err != nil {
+			f.fail(err)
+		}
+	}
+	if u.Managed {
+		return stepReport
+	}
+	f.settle()
+	return stepEnd
+}
+
+// settle decides what the device is from now on and writes it into the record, once.
+func (f *flow) settle() {
+	u := f.rec.Update
+	if u.Settled {
+		return
+	}
+	u.Settled = true
+	v := verdict{Artifact: u.Artifact, ID: u.ID, Sum: u.Sum, Cause: u.Cause, Result: "committed"}
+	a := &artifact{Name: u.Artifact, Group: u.Group, Provides: u.Provides, Clears: u.Clears}
+	switch {
+	case !u.Failed:
+		f.rec.Provides = mergeProvides(f.rec.Provides, a)
+	case !u.RollbackFailed:
+		if v.Result = "failed"; u.RolledBack {
+			v.Result = "rolled-back"
+		}
+	default:
+		v.Result = "inconsistent"
+		a.Name = strings.TrimSuffix(a.Name, "_INCONSISTENT") + "_INCONSISTENT"
+		if u.Managed && !f.looped { // only name and group: what else is there is not known
+			a.Provides, a.Clears = nil, []string{}
+		}
+		f.rec.Provides = mergeProvides(f.rec.Provides, a)
+	}
+	v.Time = time.Now().UTC().Truncate(time.Second)
+	f.rec.Last = &v
+}
+
+// report tells the server how it ended, until it has heard it or that is given up.
+func (f *flow) report(ctx context.Context) (step, *pause) {
+	u := f.rec.Update
+	u.Step = stepReport
+	if err := f.j.save(f.rec); err != nil {
+		f.lg.errorf("%v", err)
+	}
+	err := f.finish(ctx, !u.Failed)
+	if exitCode(err) == exitTempFail {
+		return stepReport, &pause{stepReport, err}
+	}
+	if err != nil {
+		f.lg.warnf("final status not reported: %v", err)
+	}
+	return stepEnd, nil
+}
+
+// end removes the update from the journal; its verdict stays.
+func (f *flow) end() *pause {
+	f.settle()
+	f.ended, f.rec.Update = f.rec.Update, nil
+	if err := f.j.save(f.rec); err != nil {
+		return &pause{stepEnd, err}
+	}
+	return nil
+}
+
+// restartAt says where an update goes on whose process ended in step s, for whatever
+// reason. Being in a step means that it was cut short: where its effects can be repeated it
+// is repeated, else the update is rolled back. No Error scripts run for a cut.
+func (f *flow) restartAt() step {
+	u := f.rec.Update
+	again := f.handler != nil && f.handler.resumable() && !u.Scripts
+	cut := func(way step) step {
+		if again {
+			return u.Step
+		}
+		f.fail(fmt.Errorf("interrupted in %s", u.Step))
+		return way
+	}
+	switch u.Step {
+	case stepDownload:
+		return f.giveUp(errors.New("interrupted while downloading"))
+	case stepInstall, stepCommit:
+		if u.Managed {
+			return cut(stepCheckRollback)
+		}
+		next := cut(stepRollback)
+		u.RollbackFailed = false
+		return next
+	case stepVerifyReboot:
+		return cut(stepCheckRollback)
+	case stepReboot:
+		if u.Reboot == "Automatic" && u.BootID != "" && u.BootID == f.bootID() {
+			return stepReboot // the machine has not been down yet
+		}
+		return stepVerifyReboot
+	case stepRollbackReboot:
+		if u.Reboot == "Automatic" && u.BootID != "" && u.BootID == f.bootID() {
+			return stepRollbackReboot
+		}
+		return stepVerifyRollbackReboot
+	case stepCommitLeave:
+		if err := f.enter(stepCommitLeave); errors.Is(err, errLoop) {
+			return f.breakOut()
+		}
+	}
+	return u.Step
+}
+
+// machineBootID is a number that the kernel makes up at each boot (random(4)).
+func machineBootID() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id))
+}
