@@ -427,6 +427,11 @@ func (a *app) outcome(f *flow, p *pause) error {
 		a.say("Installation failed. Rollback failed. System may be in an inconsistent state.")
 	case u.Asked && v.Result == "rolled-back":
 		a.say("Rolled back.")
+		if r, ok := a.rootfsOf(u); ok {
+			if q, err := r.query(context.Background(), "NeedsArtifactReboot"); err == nil && q != "No" {
+				a.say("Reboot to run the system from before.")
+			}
+		}
 		return a.rebootCode(u)
 	case v.Result == "rolled-back":
 		a.say("Installation failed. Rolled back.")
