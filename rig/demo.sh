@@ -27,7 +27,8 @@ boot() {
 		count=$(($(env print -n bootcount) + 1))
 		env set bootcount=$count
 		if [ $count -gt 1 ]; then
-			env set mender_boot_part=$((5 - $(env print -n mender_boot_part))) upgrade_available=0
+			other=$((5 - $(env print -n mender_boot_part)))
+			env set mender_boot_part=$other mender_boot_part_hex=$other upgrade_available=0
 			echo "U-Boot: second boot without a commit: back to the other slot"
 		fi
 	fi
