@@ -70,6 +70,7 @@ type update struct {
 	Settled        bool   `json:"settled,omitempty"`     // provides and verdict are in the record
 	PostCommit     bool   `json:"post_commit,omitempty"` // ArtifactCommit_Leave failed, standalone
 	Cause          string `json:"cause,omitempty"`
+	Parked         bool   `json:"parked,omitempty"` // the download paused by itself and was not cut off
 	Saves          int    `json:"saves,omitempty"`
 	Tries          int    `json:"tries,omitempty"`
 
@@ -286,7 +287,8 @@ func (f *flow) download(ctx context.Context) (step, *pause) {
 		err = f.around(ctx, "Download", func() error { return f.stream(ctx) })
 	}
 	if err != nil && (ctx.Err() != nil || exitCode(err) == exitTempFail) {
-		return stepDownload, &pause{stepDownload, tryLater("download not finished: %w", err)}
+		u.Parked = true
+		return stepDownload, &pause{stepDownload, tryLater("download not finished: %w", errors.Join(err, f.j.save(f.rec)))}
 	}
 	if err != nil {
 		f.fail(err)
@@ -717,6 +719,11 @@ func (f *flow) restartAt() step {
 	}
 	switch u.Step {
 	case stepDownload:
+		// Another try costs network traffic only, unless a module has seen part of it.
+		parked := u.Parked
+		if u.Parked = false; u.Managed && (parked && u.Type == "" || again) {
+			return stepDownload
+		}
 		return f.giveUp(errors.New("interrupted while downloading"))
 	case stepInstall, stepCommit:
 		if u.Managed {
