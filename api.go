@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nonet
+
+package main
+
+// The device API of a Mender server (mender-server, backend/docs/api/*/devices_v1.yaml).
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	apiAuth      = "/api/devices/v1/authentication/auth_requests"
+	apiNextV2    = "/api/devices/v2/deployments/device/deployments/next"
+	apiNextV1    = "/api/devices/v1/deployments/device/deployments/next"
+	apiDeploy    = "/api/devices/v1/deployments/device/deployments/"
+	apiInventory = "/api/devices/v1/inventory/device/attributes"
+
+	maxAPIAnswer = 1 << 20 // bytes of any answer of the API
+	apiTimeout   = time.Minute
+	apiMinRate   = 512 // bytes per second that a body may take on top of apiTimeout
+)
+
+// identitySource gives the identity as JSON; see identityJSON.
+type identitySource func(context.Context) (string, error)
+
+// apiClient is one session with the server. The token lives in memory only.
+type apiClient struct {
+	// v1Only is the base URL of a server that is known to have no v2 route. It may be
+	// kept between runs to save a request.
+	v1Only string
+	// authenticated counts the tokens got: after a new one the inventory is due.
+	authenticated int
+
+	c     *config
+	hc    *http.Client
+	id    identitySource
+	key   crypto.Signer
+	lg    *logger
+	base  string // URL of the server that gave the token
+	token string
+}
+
+func newAPIClient(c *config, hc *http.Client, id identitySource, key crypto.Signer, lg *logger) *apiClient {
+	return &apiClient{c: c, hc: hc, id: id, key: key, lg: lg}
+}
+
+func (a *apiClient) dropToken() { a.token = "" }
+
+// authRequest is the body of an authentication request. The server verifies the bytes it
+// gets, so the order of the keys is free.
+type authRequest struct {
+	IDData      string `json:"id_data"`
+	PubKey      string `json:"pubkey"`
+	TenantToken string `json:"tenant_token,omitempty"`
+	Tier        string `json:"tier,omitempty"`
+}
+
+func (a *apiClient) authBody(ctx context.Context) (body []byte, signature string, err error) {
+	id, err := a.id(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	der, err := x509.MarshalPKIXPublicKey(a.key.Public())
+	if err != nil {
+		return nil, "", fmt.Errorf("device key: %w", err)
+	}
+	r := authRequest{
+		IDData:      id,
+		PubKey:      string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
+		TenantToken: a.c.TenantToken,
+	}
+	if a.c.DeviceTier != "standard" { // which is the server's default, and older ones know no other
+		r.Tier = a.c.DeviceTier
+	}
+	if body, err = json.Marshal(r); err != nil {
+		return nil, "", err
+	}
+	sig, err := signBody(a.key, body)
+	return body, base64.StdEncoding.EncodeToString(sig), err
+}
+
+// authenticate asks all servers in order for a token; the first that gives one is the
+// server of this session.
+func (a *apiClient) authenticate(ctx context.Context) error {
+	a.token = ""
+	if len(a.c.Servers) == 0 {
+		return withHint(refuse("no server: neither ServerURL nor Servers is set"),
+			"set ServerURL in %q", a.c.paths.in(a.c.paths.conf, "mender.conf"))
+	}
+	body, signature, err := a.authBody(ctx)
+	if err != nil {
+		return err
+	}
+	var failure error
+	for i, s := range a.c.Servers {
+		err := a.askToken(ctx, s.ServerURL, body, signature)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if i > 0 && len(a.c.Servers) > 1 {
+			a.lg.warnf("%v", failure)
+		}
+		// That a server refused the device says more than that another was not there.
+		if failure == nil || httpStatus(failure) != 401 {
+			failure = err
+		}
+	}
+	return failure
+}
+
+func (a *apiClient) askToken(ctx context.Context, base string, body []byte, signature string) error {
+	h := http.Header{"Authorization": {"API_KEY"}, "X-Men-Signature": {signature}}
+	ans, err := a.send(ctx, http.MethodPost, base+apiAuth, body, h)
+	if err != nil {
+		return err
+	}
+	switch ans.code {
+	case http.StatusOK:
+	case http.StatusUnauthorized:
+		return withHint(tryLater("not authorized: %w", ans.err),
+			"accept the device in the server's user interface, or preauthorize it; if it was rejected there, or the tenant token is wrong, waiting does not help")
+	default:
+		return ans.err
+	}
+	token := strings.TrimSpace(string(ans.body))
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return tryLater("%q: got a token of %d bytes, want one word", base+apiAuth, len(token))
+	}
+	a.base, a.token = base, token
+	a.authenticated++
+	a.lg.debugf("authenticated with %q", base)
+	return nil
+}
+
+// apiAnswer is what came back, whatever its status; err says it as an error, for a caller
+// that wanted another.
+type apiAnswer struct {
+	code int
+	body []byte
+	err  error
+}
+
+// send makes one request of the API. What it takes is bounded by time and size.
+func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte, h http.Header) (*apiAnswer, error) {
+	limit := apiTimeout + time.Duration(len(body)/apiMinRate)*time.Second
+	tctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	req, err := http.NewRequestWithContext(tctx, method, rawURL, bytes.NewReader(body))
+	if err != nil {
+		return nil, refuse("server URL: %w", err)
+	}
+	what := fmt.Sprintf("%s %q", method, urlKey(req.URL))
+	req.Header = h
+	req.Header.Set("Accept", "application/json")
+	if body == nil {
+		req.Body = nil
+	} else {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := a.hc.Do(req)
+	if err == nil {
+		defer resp.Body.Close()
+		var text []byte
+		if text, err = readBounded(resp.Body, maxAPIAnswer); err == nil {
+			ans := &apiAnswer{code: resp.StatusCode, body: text}
+			ans.err = newStatusError(what, resp, serverWords(text))
+			return ans, nil
+		}
+		err = tryLater("%w", err)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case tctx.Err() != nil:
+		return nil, tryLater("%s: no answer in %s", what, limit)
+	}
+	return nil, fmt.Errorf("%s: %w", what, tidyNetError(err))
+}
+
+// serverWords is the text of an error answer, {"error":"…","request_id":"…"}.
+func serverWords(body []byte) string {
+	var e struct{ Error string }
+	if json.Unmarshal(body, &e) != nil {
+		return ""
+	}
+	return e.Error[:min(len(e.Error), 300)]
+}
+
+// call makes a request with the token, which it gets if there is none. A token that is not
+// good any more (401) is replaced once, and so is a server that is not there any more if
+// there are others.
+func (a *apiClient) call(ctx context.Context, method, path string, body []byte) (*apiAnswer, error) {
+	for try := 0; ; try++ {
+		if a.token == "" {
+			if err := a.authenticate(ctx); err != nil {
+				return nil, err
+			}
+		}
+		ans, err := a.send(ctx, method, a.base+path, body, http.Header{"Authorization": {"Bearer " + a.token}})
+		stale := err == nil && ans.code == http.StatusUnauthorized
+		gone := err != nil && ctx.Err() == nil && len(a.c.Servers) > 1
+		if !stale && !gone {
+			return ans, err
+		}
+		a.dropToken()
+		if try > 0 {
+			if stale {
+				return nil, tryLater("%w, with a new token, too", ans.err)
+			}
+			return nil, err
+		}
+	}
+}
+
+// expect is call for requests of which only success matters.
+func (a *apiClient) expect(ctx context.Context, method, path string, body []byte) error {
+	ans, err := a.call(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	if ans.code/100 != 2 {
+		return ans.err
+	}
+	return nil
+}
+
+// deployment is what the server wants installed.
+type deployment struct {
+	ID           string
+	ArtifactName string
+	DeviceTypes  []string
+	URI          string // presigned, valid until Expire
+	Expire       string // RFC 3339, or ""
+}
+
+// nextDeployment asks what to install; nil: nothing. body is the v2 form,
+// {"device_provides":{…}}, and must be the same, byte for byte, for as long as a
+// deployment is in progress: the server fails the deployment if the provides differ.
+// Servers without the v2 route get the inner object by POST, older ones two of its values
+// by GET. errAborted: the server ended the deployment that was in progress.
+func (a *apiClient) nextDeployment(ctx context.Context, body []byte) (*deployment, error) {
+	var v2 struct {
+		Provides json.RawMessage `json:"device_provides"`
+	}
+	var provides struct {
+		Name string `json:"artifact_name"`
+		Type string `json:"device_type"`
+	}
+	if err := json.Unmarshal(body, &v2); err != nil {
+		return nil, fmt.Errorf("provides for the server: %w", err)
+	}
+	if err := json.Unmarshal(v2.Provides, &provides); err != nil {
+		return nil, fmt.Errorf("provides for the server: %w", err)
+	}
+	if a.token == "" {
+		if err := a.authenticate(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if a.v1Only != a.base {
+		ans, err := a.call(ctx, http.MethodPost, apiNextV2, body)
+		if err != nil || ans.code != http.StatusNotFound {
+			return parseNext(ans, err)
+		}
+		a.v1Only = a.base
+	}
+	ans, err := a.call(ctx, http.MethodPost, apiNextV1, v2.Provides)
+	if err == nil && (ans.code == http.StatusNotFound || ans.code == http.StatusMethodNotAllowed) {
+		query := "?artifact_name=" + url.QueryEscape(provides.Name) + "&device_type=" + url.QueryEscape(provides.Type)
+		ans, err = a.call(ctx, http.MethodGet, apiNextV1+query, nil)
+	}
+	return parseNext(ans, err)
+}
+
+func parseNext(ans *apiAnswer, err error) (*deployment, error) {
+	switch {
+	case err != nil:
+		return nil, err
+	case ans.code == http.StatusNoContent:
+		return nil, nil
+	case ans.code == http.StatusConflict:
+		return nil, fmt.Errorf("%w: %w", errAborted, ans.err)
+	case ans.code != http.StatusOK:
+		return nil, ans.err
+	}
+	return parseDeployment(ans.body)
+}
+
+func parseDeployment(text []byte) (*deployment, error) {
+	var r struct {
+		ID       string `json:"id"`
+		Artifact struct {
+			Name        string                       `json:"artifact_name"`
+			Source      struct{ URI, Expire string } `json:"source"`
+			DeviceTypes []string                     `json:"device_types_compatible"`
+		} `json:"artifact"`
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("deployment from the server: %w", err)
+	}
+	if !validDeploymentID(r.ID) {
+		return nil, fmt.Errorf("deployment from the server: got id %.80q, want letters, digits and dashes", r.ID)
+	}
+	u, err := url.Parse(r.Artifact.Source.URI)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("deployment %q: its artifact's source is not an http or https URL", r.ID)
+	}
+	return &deployment{ID: r.ID, ArtifactName: r.Artifact.Name, DeviceTypes: r.Artifact.DeviceTypes,
+		URI: r.Artifact.Source.URI, Expire: r.Artifact.Source.Expire}, nil
+}
+
+// status reports where a deployment is: installing, downloading, rebooting, success,
+// failure. substate may be "". errAborted: an operator aborted it.
+func (a *apiClient) status(ctx context.Context, id, status, substate string) error {
+	body, err := json.Marshal(struct {
+		Status   string `json:"status"`
+		Substate string `json:"substate,omitempty"`
+	}{status, substate})
+	if err != nil {
+		return err
+	}
+	err = a.expect(ctx, http.MethodPut, apiDeploy+url.PathEscape(id)+"/status", body)
+	if httpStatus(err) == http.StatusConflict {
+		return fmt.Errorf("%w: %w", errAborted, err)
+	}
+	return err
+}
+
+// sendLog sends the body that deployLogBody made.
+func (a *apiClient) sendLog(ctx context.Context, id string, body []byte) error {
+	return a.expect(ctx, http.MethodPut, apiDeploy+url.PathEscape(id)+"/log", body)
+}
+
+// sendInventory sends the body that inventoryBody made. PUT replaces what the server has;
+// one that does not know PUT is asked to merge.
+func (a *apiClient) sendInventory(ctx context.Context, body []byte) error {
+	err := a.expect(ctx, http.MethodPut, apiInventory, body)
+	if httpStatus(err) == http.StatusMethodNotAllowed {
+		err = a.expect(ctx, http.MethodPatch, apiInventory, body)
+	}
+	return err
+}

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nonet
+
+package main
+
+// Who the device is: its key, its identity, its inventory.
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	scriptTimeout   = 10 * time.Second // of identity and inventory scripts
+	maxScriptOutput = 256 << 10        // bytes
+)
+
+// deviceKey loads the key that the device is known by, or makes one if there is none. A
+// key that is there and cannot be read is never replaced, except by force: to the server,
+// another key is another device.
+func deviceKey(c *config, passphrase []byte, force bool, lg *logger) (crypto.Signer, error) {
+	if c.Security.SSLEngine != "" || isPKCS11(c.Security.AuthPrivateKey) {
+		return nil, noEngine("Security")
+	}
+	if p := c.Security.AuthPrivateKey; p != "" {
+		if force {
+			return nil, refuse("Security.AuthPrivateKey names a fixed key, %q: it is not replaced", p)
+		}
+		return loadDeviceKey(p, passphrase, lg)
+	}
+	path := deviceKeyPath(c)
+	if !force {
+		key, err := loadDeviceKey(path, passphrase, lg)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return key, err
+		}
+	}
+	return makeDeviceKey(path, lg)
+}
+
+func deviceKeyPath(c *config) string { return c.paths.in(c.paths.ds, "mender-agent.pem") }
+
+// makeDeviceKey makes an Ed25519 key in PKCS#8 form, as Mender's own client does since 4.0.
+func makeDeviceKey(path string, lg *logger) (crypto.Signer, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("device key: %w", err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	if err := writeFileDurably(path, text, 0o600); err != nil {
+		return nil, fmt.Errorf("device key: %w", err)
+	}
+	lg.infof("made a device key, %q", path)
+	return key, nil
+}
+
+func loadDeviceKey(path string, passphrase []byte, lg *logger) (crypto.Signer, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("device key: %w", err)
+	}
+	if st, err := os.Stat(path); err == nil && st.Mode().Perm()&0o077 != 0 {
+		lg.warnf("device key %q has mode %04o: others may read it, want 0600", path, st.Mode().Perm())
+	}
+	key, err := parseDeviceKey(text, passphrase)
+	if err != nil {
+		return nil, withHint(fmt.Errorf("device key %q: %w", path, err),
+			"it is kept as it is; a new key (bootstrap -F) would make this another device to the server")
+	}
+	return key, nil
+}
+
+// parseDeviceKey takes the first private key of a PEM text; openssl puts EC PARAMETERS
+// before one.
+func parseDeviceKey(text, passphrase []byte) (crypto.Signer, error) {
+	for {
+		var b *pem.Block
+		if b, text = pem.Decode(text); b == nil {
+			return nil, errors.New("no PEM private key in it")
+		}
+		if !strings.HasSuffix(b.Type, "PRIVATE KEY") {
+			continue
+		}
+		der, err := decryptBlock(b, passphrase)
+		if err != nil {
+			return nil, err
+		}
+		return parsePrivateKey(b.Type, der)
+	}
+}
+
+// decryptBlock knows the encryption of RFC 1423 (DEK-Info; DES, 3DES and AES in CBC mode).
+func decryptBlock(b *pem.Block, passphrase []byte) ([]byte, error) {
+	if b.Type == "ENCRYPTED PRIVATE KEY" {
+		return nil, errors.New("encrypted in PKCS#8 form (PBES2), which is not supported; want DEK-Info form " +
+			"(openssl rsa -aes256 -traditional, or openssl ec -aes256) or no encryption")
+	}
+	// The form is deprecated because it does not authenticate; here it only guards a file
+	// that has it already.
+	if !x509.IsEncryptedPEMBlock(b) { //nolint:staticcheck
+		return b.Bytes, nil
+	}
+	if len(passphrase) == 0 {
+		return nil, errors.New("encrypted, and no passphrase was given: want --passphrase-file")
+	}
+	return x509.DecryptPEMBlock(b, passphrase) //nolint:staticcheck
+}
+
+func parsePrivateKey(kind string, der []byte) (crypto.Signer, error) {
+	var key any
+	var err error
+	switch kind {
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(der)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(der)
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(der)
+	default:
+		err = fmt.Errorf("got a PEM block %q, want PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY", kind)
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		return k, nil
+	case *ecdsa.PrivateKey:
+		return k, nil
+	case ed25519.PrivateKey:
+		return k, nil
+	}
+	return nil, fmt.Errorf("got a key of type %T, want RSA, ECDSA or Ed25519", key)
+}
+
+// readPassphrase reads the first line of a file, or of stdin for "-".
+func readPassphrase(path string, stdin io.Reader) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	var text []byte
+	var err error
+	if path == "-" {
+		text, err = readBounded(stdin, 4096)
+	} else {
+		text, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("passphrase: %w", err)
+	}
+	line, _, _ := bytes.Cut(text, []byte("\n"))
+	return bytes.TrimSuffix(line, []byte("\r")), nil
+}
+
+// signBody signs as deviceauth verifies: RSA PKCS#1 v1.5 and ECDSA (DER) over SHA-256,
+// Ed25519 over the body itself.
+func signBody(key crypto.Signer, body []byte) ([]byte, error) {
+	if _, ok := key.Public().(ed25519.PublicKey); ok {
+		return key.Sign(rand.Reader, body, crypto.Hash(0))
+	}
+	sum := sha256.Sum256(body)
+	return key.Sign(rand.Reader, sum[:], crypto.SHA256)
+}
+
+// readIdentity runs the identity script; where there is none, the identity is the MAC
+// address of the ethernet interface with the lowest index, as Mender's script has it.
+func readIdentity(ctx context.Context, c *config, sysfs string, lg *logger) (string, error) {
+	script := c.paths.in(c.paths.data, "identity", "mender-device-identity")
+	if _, err := os.Stat(script); errors.Is(err, fs.ErrNotExist) {
+		mac, err := lowestMAC(sysfs)
+		if err != nil {
+			return "", withHint(err, "put a program that prints key=value lines at %q", script)
+		}
+		return identityJSON(map[string][]string{"mac": {mac}}), nil
+	}
+	out, err := runScript(ctx, script, lg)
+	if err != nil {
+		return "", fmt.Errorf("identity: %w", err)
+	}
+	data := map[string][]string{}
+	if err := parseKeyValues(out, data); err != nil {
+		return "", fmt.Errorf("identity script %q: %w", script, err)
+	}
+	if len(data) == 0 {
+		return "", fmt.Errorf("identity script %q: it printed nothing, want key=value lines", script)
+	}
+	return identityJSON(data), nil
+}
+
+// lowestMAC looks in class/net of sysfs for the interface of type ethernet (ARPHRD_ETHER
+// of linux/if_arp.h, 1) with the lowest index. Interfaces named dummy… do not count.
+func lowestMAC(sysfs string) (string, error) {
+	dir := filepath.Join(sysfs, "class/net")
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return "", fmt.Errorf("identity: %w", err)
+	}
+	value := func(dev, name string) string {
+		text, _ := os.ReadFile(filepath.Join(dir, dev, name))
+		return strings.TrimSpace(string(text))
+	}
+	best, mac := -1, ""
+	for _, e := range list {
+		n, err := strconv.Atoi(value(e.Name(), "ifindex"))
+		if err != nil || value(e.Name(), "type") != "1" || strings.HasPrefix(e.Name(), "dummy") {
+			continue
+		}
+		if best < 0 || n < best {
+			best, mac = n, value(e.Name(), "address")
+		}
+	}
+	if strings.Trim(mac, "0:") == "" {
+		return "", fmt.Errorf("identity: no ethernet interface with a MAC address in %q", dir)
+	}
+	return mac, nil
+}
+
+// parseKeyValues adds lines key=value to data. A line without "=" is an error; what came
+// before it stays. Empty lines are passed over.
+func parseKeyValues(text []byte, data map[string][]string) error {
+	for line := range strings.SplitSeq(string(text), "\n") {
+		if line == "" {
+			continue
+		}
+		k, v, ok := strings.Cut(line, "=")
+		if !ok {
+			return fmt.Errorf("got line %.100q, want key=value", line)
+		}
+		data[k] = append(data[k], v)
+	}
+	return nil
+}
+
+// identityJSON is the form by which the server tells devices apart, byte for byte: keys
+// sorted, no spaces, one value as a string and several as a list. It must never change.
+func identityJSON(data map[string][]string) string {
+	keys := make([]string, 0, len(data))
+	for k := range data {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	var b strings.Builder
+	for i, k := range keys {
+		b.WriteString([2]string{"{", ","}[min(i, 1)])
+		b.WriteString(identityString(k) + ":")
+		if v := data[k]; len(v) == 1 {
+			b.WriteString(identityString(v[0]))
+		} else {
+			quoted := make([]string, len(v))
+			for j := range v {
+				quoted[j] = identityString(v[j])
+			}
+			b.WriteString("[" + strings.Join(quoted, ",") + "]")
+		}
+	}
+	return b.String() + "}"
+}
+
+// identityString escapes what Mender's C++ client escapes, and nothing else: unlike
+// encoding/json it leaves <, >, & and bytes that are not UTF-8 as they are.
+func identityString(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\t", `\t`, "\r", `\r`, "\f", `\f`, "\b", `\b`).Replace(s) + `"`
+}
+
+// runScript runs a program without arguments and returns what it printed. Its whole
+// process group is killed at the end of the time.
+func runScript(ctx context.Context, path string, lg *logger) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, scriptTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second // for a pipe that a daemonised child keeps open
+	var out, errOut boundedBuffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	if text := strings.TrimSpace(errOut.String()); text != "" {
+		lg.debugf("%q says: %s", path, text)
+	}
+	switch {
+	case ctx.Err() == context.DeadlineExceeded:
+		return out.Bytes(), fmt.Errorf("script %q: still running after %s", path, scriptTimeout)
+	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
+		return out.Bytes(), fmt.Errorf("script %q: %w", path, err)
+	case out.over:
+		return nil, fmt.Errorf("script %q: more than %d bytes of output", path, maxScriptOutput)
+	}
+	return out.Bytes(), nil
+}
+
+// boundedBuffer takes everything and keeps the first maxScriptOutput bytes.
+type boundedBuffer struct {
+	bytes.Buffer
+	over bool
+}
+
+func (b *boundedBuffer) Write(p []byte) (int, error) {
+	keep := min(len(p), maxScriptOutput-b.Len())
+	b.over = b.over || keep < len(p)
+	b.Buffer.Write(p[:keep])
+	return len(p), nil
+}
+
+// collectInventory runs the inventory scripts in dir by name and puts builtin over what
+// they say. Only mender_client_version is a script's to decide. Scripts that fail are left
+// out; it is an error if all do, since what is sent replaces what the server has.
+func collectInventory(ctx context.Context, dir string, builtin map[string][]string, lg *logger) (map[string][]string, error) {
+	data := map[string][]string{}
+	list, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("inventory: %w", err)
+	}
+	ran, failed := 0, 0
+	for _, e := range list { // sorted by name
+		path := filepath.Join(dir, e.Name())
+		st, err := os.Stat(path)
+		if !strings.HasPrefix(e.Name(), "mender-inventory-") || err != nil || !st.Mode().IsRegular() {
+			continue
+		}
+		if st.Mode().Perm()&0o111 == 0 {
+			lg.warnf("inventory script %q is not executable", path)
+			continue
+		}
+		ran++
+		out, err := runScript(ctx, path, lg)
+		if err == nil {
+			err = parseKeyValues(out, data)
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err != nil {
+			failed++
+			lg.warnf("inventory: %q: %v", path, err)
+		}
+	}
+	if ran > 0 && failed == ran {
+		return nil, fmt.Errorf("inventory: all %d scripts in %q failed", ran, dir)
+	}
+	for k, v := range builtin {
+		if k != "mender_client_version" || data[k] == nil {
+			data[k] = v
+		}
+	}
+	return data, nil
+}
+
+// inventoryBody is the list of attributes sorted by name: the same data, the same bytes.
+func inventoryBody(data map[string][]string) ([]byte, error) {
+	type attribute struct {
+		Name  string `json:"name"`
+		Value any    `json:"value"`
+	}
+	list := []attribute{}
+	for k, v := range data {
+		switch {
+		case k == "" || len(v) == 0: // the server refuses a list with a nameless one
+		case len(v) == 1:
+			list = append(list, attribute{k, v[0]})
+		default:
+			list = append(list, attribute{k, v})
+		}
+	}
+	slices.SortFunc(list, func(a, b attribute) int { return strings.Compare(a.Name, b.Name) })
+	return json.Marshal(list)
+}
+
+// inventoryHash tells whether a body is the one that the server accepted last.
+func inventoryHash(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:])
+}
+
+// splay is where in d this device's moment is: the same every time, and evenly spread over
+// all devices.
+func splay(identity string, d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	sum := sha256.Sum256([]byte(identity))
+	return time.Duration(binary.BigEndian.Uint64(sum[:]) % uint64(d))
+}
