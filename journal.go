@@ -57,6 +57,7 @@ type netState struct {
 	Failures      int       `json:"failures,omitempty"`
 	InventoryHash string    `json:"inventory_hash,omitempty"`
 	InventoryTime time.Time `json:"inventory_time,omitzero"`
+	V1Only        string    `json:"v1_only,omitempty"` // server without the v2 route
 }
 
 // journalFile is an open journal. It is not safe for use by several goroutines.

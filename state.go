@@ -415,7 +415,7 @@ func (f *flow) doReboot(ctx context.Context, state string) (*pause, error) {
 		return nil, f.call(ctx, state)()
 	}
 	err := f.reboot(ctx)
-	if exitCode(err) == exitReboot {
+	if code := exitCode(err); code == exitReboot || code == exitTempFail {
 		return &pause{f.rec.Update.Step, err}, nil
 	}
 	return nil, err

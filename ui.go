@@ -43,7 +43,13 @@ type codedError struct {
 	hint string
 }
 
-func (e *codedError) Error() string { return e.err.Error() }
+func (e *codedError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
 func (e *codedError) Unwrap() error { return e.err }
 
 // refuse makes an error with exit code 3: the input or the device is not as it must be,

@@ -1,0 +1,698 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nonet
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// Managed mode: what a Mender server has deployed is installed and reported. One run is one
+// process that ends; a daemon is the same thing in a loop.
+
+// netFlags are the options of the verbs that use the network.
+type netFlags struct {
+	limitRate  int64
+	deadline   time.Duration
+	splay      time.Duration
+	noReboot   bool
+	force      bool
+	passphrase string
+	setup      setupFlags
+}
+
+func (n *netFlags) downloadFlags(fs *flag.FlagSet) {
+	fs.Func("limit-rate", "download at most this many `BYTES` per second; k and M may follow", func(s string) (err error) {
+		n.limitRate, err = parseRate(s)
+		return err
+	})
+}
+
+func parseRate(s string) (int64, error) {
+	unit := int64(1)
+	if len(s) > 0 {
+		switch s[len(s)-1] {
+		case 'k', 'K':
+			unit, s = 1000, s[:len(s)-1]
+		case 'M':
+			unit, s = 1000000, s[:len(s)-1]
+		}
+	}
+	v, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || v < 1 || v > 1<<40/unit {
+		return 0, fmt.Errorf("rate %q: want a number above 0, with k or M behind it or not", s)
+	}
+	return v * unit, nil
+}
+
+func keyFlags(fs *flag.FlagSet, o *options) {
+	fs.StringVar(&o.net.passphrase, "passphrase-file", "", "`FILE` (or -) with the passphrase of the device key")
+}
+
+func bootstrapFlags(fs *flag.FlagSet, o *options) {
+	keyFlags(fs, o)
+	fs.BoolVar(&o.net.force, "F", false, "make a new key")
+	fs.BoolVar(&o.net.force, "forcebootstrap", false, "make a new key")
+}
+
+func runFlags(fs *flag.FlagSet, o *options) {
+	bootstrapFlags(fs, o)
+	o.net.downloadFlags(fs)
+	fs.DurationVar(&o.net.deadline, "deadline", time.Hour, "give up for this run after this `TIME` without a byte of progress")
+	fs.DurationVar(&o.net.splay, "splay", 0, "wait first: a part of this `TIME` that is the same for this device every time")
+	fs.BoolVar(&o.net.noReboot, "no-reboot", false, "never restart the machine; exit with 4 when it is needed")
+	fs.StringVar(&o.progress, "progress", "", "`HOW` to show progress: bar, lines, json, none")
+}
+
+func netVerbs() []verb {
+	return []verb{
+		{"run", "", "poll the server once, do what it says, exit", 0, runFlags, func(ctx context.Context, a *app, _ []string) error { return a.run(ctx) }},
+		{"daemon", "", "the same in a loop", 0, runFlags, func(ctx context.Context, a *app, _ []string) error { return a.daemon(ctx) }},
+		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags, func(ctx context.Context, a *app, _ []string) error { return a.checkUpdate(ctx) }},
+		{"send-inventory", "", "send the inventory now", 0, keyFlags, func(ctx context.Context, a *app, _ []string) error { return a.inventoryNow(ctx) }},
+		{"bootstrap", "", "make the device key and introduce the device", 0, bootstrapFlags, func(ctx context.Context, a *app, _ []string) error { return a.bootstrap(ctx) }},
+		{"setup", "", "write mender.conf from options", 0, setupVerbFlags, func(_ context.Context, a *app, _ []string) error { return a.setup() }},
+	}
+}
+
+// session is one run's business with the server.
+type session struct {
+	a    *app
+	hc   *http.Client
+	api  *apiClient
+	dep  *deployment // as offered in this run
+	log  *deployLog
+	kick func() // there was progress
+}
+
+// buildMoment is when this program was built, the zero time if that is not known.
+func buildMoment() time.Time {
+	n, err := strconv.ParseInt(buildTime, 10, 64)
+	if err != nil || n <= 0 {
+		return time.Time{}
+	}
+	return time.Unix(n, 0)
+}
+
+// clock is the floor of the time: no clock that shows less is right.
+func (a *app) clock() time.Time {
+	floor := clockFloor(buildMoment(), deviceKeyPath(a.c), a.o.mainConfig())
+	if a.rec != nil && a.rec.Time.After(floor) {
+		floor = a.rec.Time
+	}
+	return floor
+}
+
+func (a *app) httpClient() (*http.Client, error) {
+	return newHTTPClient(a.c, netOptions{floor: a.clock(), version: versionString(), lg: a.lg})
+}
+
+// openURL is install's way to the network: without authentication, with resumption.
+func (a *app) openURL(ctx context.Context, url string) (io.ReadCloser, error) {
+	hc, err := a.httpClient()
+	if err != nil {
+		return nil, err
+	}
+	return openDownload(ctx, hc, url, downloadOptions{retries: a.c.RetryDownloadCount, limitRate: a.o.net.limitRate, lg: a.lg})
+}
+
+func (a *app) newSession(ctx context.Context) (*session, error) {
+	if len(a.c.Servers) == 0 {
+		return nil, withHint(errors.New("no server is configured"), "set ServerURL in %q, or see 'mendlet setup --help'", a.o.mainConfig())
+	}
+	pass, err := readPassphrase(a.o.net.passphrase, a.in)
+	if err != nil {
+		return nil, err
+	}
+	key, err := deviceKey(a.c, pass, a.o.net.force, a.lg)
+	if err != nil {
+		return nil, err
+	}
+	a.o.net.force = false // once per process
+	hc, err := a.httpClient()
+	if err != nil {
+		return nil, err
+	}
+	s := &session{a: a, hc: hc, kick: func() {}}
+	s.api = newAPIClient(a.c, hc, a.identity, key, a.lg)
+	if n := a.net(); n != nil {
+		s.api.v1Only = n.V1Only
+	}
+	return s, nil
+}
+
+func (a *app) identity(ctx context.Context) (string, error) {
+	return readIdentity(ctx, a.c, a.m.path("/sys"), a.lg)
+}
+
+// net is the part of the record that managed mode has for itself.
+func (a *app) net() *netState {
+	if a.rec == nil {
+		return nil
+	}
+	if a.rec.Net == nil {
+		a.rec.Net = &netState{}
+	}
+	return a.rec.Net
+}
+
+// run is one round: what is open in the journal first, then inventory and poll.
+func (a *app) run(ctx context.Context) error {
+	if d := a.o.net.splay; d > 0 {
+		id, err := a.identity(ctx)
+		if err != nil {
+			return err
+		}
+		if err := sleepContext(ctx, splay(id, d)); err != nil {
+			return tryLater("interrupted: %w", err)
+		}
+	}
+	if err := a.openState(); err != nil {
+		return err
+	}
+	return a.round(ctx, false)
+}
+
+// errDeadline ends a run that makes no progress.
+var errDeadline = errors.New("no progress before the deadline")
+
+func (a *app) round(outer context.Context, forceInventory bool) error {
+	if wait := time.Until(a.net().NextTry); wait > 0 && wait <= maxRetryAfter && !forceInventory {
+		return tryLater("not before %s (%s): the last try failed or the server asked for it", a.net().NextTry.Format(time.RFC3339), wait.Round(time.Second))
+	}
+	ctx, stop := context.WithCancelCause(outer)
+	defer stop(nil)
+	watch := time.AfterFunc(a.o.net.deadline, func() { stop(errDeadline) })
+	defer watch.Stop()
+	s, err := a.newSession(ctx)
+	if err != nil {
+		return err
+	}
+	s.kick = func() { watch.Reset(a.o.net.deadline) }
+	return s.settleAccounts(outer, s.round(ctx, forceInventory))
+}
+
+// settleAccounts journals when the next try may be made, after a failure that time may mend.
+func (s *session) settleAccounts(outer context.Context, err error) error {
+	n := s.a.net()
+	n.V1Only = s.api.v1Only
+	switch code := exitCode(err); {
+	case code == exitTempFail && outer.Err() == nil:
+		n.Failures++
+		wait := retryAfterOf(err)
+		if wait == 0 {
+			wait = backoff(n.Failures, seconds(s.a.c.RetryPollIntervalSeconds))
+		}
+		n.NextTry = time.Now().Add(wait).UTC().Truncate(time.Second)
+	case code == exitOK || code == exitReboot:
+		n.Failures, n.NextTry = 0, time.Time{}
+	}
+	if jerr := s.a.j.save(s.a.rec); jerr != nil {
+		return errors.Join(err, jerr)
+	}
+	return err
+}
+
+// backoff is Mender's schedule: one minute, three times, then twice as long, three times,
+// and so on up to limit, which is at least a minute.
+func backoff(failures int, limit time.Duration) time.Duration {
+	limit = max(limit, time.Minute)
+	d := time.Minute
+	for i := 3; i < failures && d < limit; i += 3 {
+		d *= 2
+	}
+	return min(d, limit)
+}
+
+// attempts is how many tries the schedule has before it is given up (RetryPollCount, or
+// until its longest wait was used three times).
+func (s *session) attempts() int {
+	if n := s.a.c.RetryPollCount; n > 0 {
+		return n
+	}
+	limit := max(seconds(s.a.c.RetryPollIntervalSeconds), time.Minute)
+	n := 3
+	for d := time.Minute; d < limit; d *= 2 {
+		n += 3
+	}
+	return n
+}
+
+func (s *session) round(ctx context.Context, forceInventory bool) error {
+	a := s.a
+	if u := a.rec.Update; u != nil {
+		if !u.Managed {
+			return withHint(fmt.Errorf("a standalone update, %q, is in progress", u.Artifact), "end it with 'mendlet commit' or 'mendlet rollback'")
+		}
+		return s.afterwards(ctx, s.goOn(ctx))
+	}
+	sc := newScripts(a.c, a.lg)
+	for _, action := range []string{"Enter", "Leave"} {
+		if err := sc.run(ctx, "Idle", action); err != nil {
+			a.lg.warnf("%v", err)
+		}
+	}
+	dep, body, err := s.sync(ctx, sc, forceInventory)
+	if err != nil || dep == nil {
+		return err
+	}
+	return s.afterwards(ctx, s.deploy(ctx, dep, body))
+}
+
+// afterwards tells the server what the device is now, if a deployment has just ended.
+func (s *session) afterwards(ctx context.Context, err error) error {
+	if s.a.rec.Update == nil {
+		if ierr := s.inventory(ctx, true); ierr != nil {
+			s.a.lg.warnf("%v", ierr)
+		}
+	}
+	return err
+}
+
+// sync is the Sync state: inventory when it is due, then the question for a deployment.
+func (s *session) sync(ctx context.Context, sc *scripts, forceInventory bool) (*deployment, []byte, error) {
+	var dep *deployment
+	var body []byte
+	err := sc.run(ctx, "Sync", "Enter")
+	if err == nil {
+		err = s.inventory(ctx, forceInventory)
+	}
+	if err == nil {
+		if body, err = s.provides(); err == nil {
+			dep, err = s.api.nextDeployment(ctx, body)
+		}
+	}
+	if err == nil {
+		err = sc.run(ctx, "Sync", "Leave")
+	}
+	if err != nil {
+		if serr := sc.run(ctx, "Sync", "Error"); serr != nil {
+			s.a.lg.warnf("%v", serr)
+		}
+		return nil, nil, err
+	}
+	if dep == nil {
+		s.a.lg.infof("nothing is deployed for this device")
+	}
+	return dep, body, nil
+}
+
+// provides is the body of the question for a deployment.
+func (s *session) provides() ([]byte, error) {
+	t, err := s.a.c.deviceType()
+	if err != nil {
+		return nil, err
+	}
+	p := map[string]string{"device_type": t}
+	for k, v := range s.a.rec.Provides {
+		p[k] = v
+	}
+	return json.Marshal(map[string]any{"device_provides": p})
+}
+
+// deploy begins what the server has deployed. A deployment that has its verdict already is
+// offered again only when the server did not hear it: then it is told once more.
+func (s *session) deploy(ctx context.Context, dep *deployment, body []byte) error {
+	a := s.a
+	if v := a.rec.Last; v != nil && v.ID == dep.ID {
+		a.lg.infof("deployment %q has ended as %s already: telling the server again", dep.ID, v.Result)
+		return s.api.status(ctx, dep.ID, statusOf(v), "")
+	}
+	a.lg.infof("deployment %q: artifact %q", dep.ID, dep.ArtifactName)
+	s.dep = dep
+	a.rec.Update = &update{Step: stepDownload, Managed: true, ID: dep.ID, Artifact: dep.ArtifactName, Request: body}
+	f, err := s.newFlow(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.closeLog()
+	return s.outcome(f, f.advance(ctx))
+}
+
+func statusOf(v *verdict) string {
+	if v.Result == "committed" {
+		return "success"
+	}
+	return "failure"
+}
+
+// goOn continues the deployment in the journal.
+func (s *session) goOn(ctx context.Context) error {
+	f, err := s.newFlow(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.closeLog()
+	u := s.a.rec.Update
+	s.a.lg.infof("going on with deployment %q in %s", u.ID, u.Step)
+	u.Step = f.restartAt()
+	return s.outcome(f, f.advance(ctx))
+}
+
+func (s *session) newFlow(ctx context.Context) (*flow, error) {
+	f, err := s.a.newFlow()
+	if err != nil {
+		return nil, err
+	}
+	f.stopBefore = nil
+	f.fetch, f.tell, f.finish, f.relogin = s.fetch, s.tell, s.finish, s.relogin
+	f.reboot = func(context.Context) error { return s.a.rebootMachine(ctx) }
+	s.openLog()
+	return f, nil
+}
+
+// openLog begins or goes on with the deployment's log. It takes what is logged from now on.
+func (s *session) openLog() {
+	l, err := openDeployLog(s.a.c.UpdateLogPath, s.a.rec.Update.ID)
+	if err != nil {
+		s.a.lg.warnf("no deployment log: %v", err)
+		return
+	}
+	s.log, s.a.lg.tee = l, l.add
+}
+
+func (s *session) closeLog() {
+	if s.log != nil {
+		s.a.lg.tee = nil
+		s.log.close()
+		s.log = nil
+	}
+}
+
+func (s *session) outcome(f *flow, p *pause) error {
+	if p != nil {
+		return p.err
+	}
+	if v := s.a.rec.Last; v.Result != "committed" {
+		return fmt.Errorf("deployment %q of %q: %s", v.ID, v.Artifact, v.Result)
+	}
+	s.a.lg.infof("deployment %q of %q: success", f.ended.ID, f.ended.Artifact)
+	return nil
+}
+
+// fetch opens the artifact of the deployment. After a pause the server is asked again, in
+// the very words of the first time, for a link that is still good.
+func (s *session) fetch(ctx context.Context) (*artifact, error) {
+	u := s.a.rec.Update
+	if s.dep == nil {
+		if err := s.refresh(ctx); err != nil {
+			return nil, err
+		}
+	}
+	d, err := openDownload(ctx, s.hc, s.dep.URI, downloadOptions{retries: s.a.c.RetryDownloadCount, lg: s.a.lg,
+		limitRate: s.a.o.net.limitRate, relink: func(ctx context.Context) (string, error) {
+			err := s.refresh(ctx)
+			if err != nil {
+				return "", err
+			}
+			return s.dep.URI, nil
+		}})
+	if err != nil {
+		return nil, err
+	}
+	art, err := s.a.openArtifact(&kickReader{d, s.kick})
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	if s.dep.ArtifactName != "" && art.Name != s.dep.ArtifactName {
+		d.Close()
+		return nil, fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, art.Name, s.dep.ArtifactName)
+	}
+	return art, nil
+}
+
+// refresh asks for the deployment again; another one, or none, means that ours has ended.
+func (s *session) refresh(ctx context.Context) error {
+	u := s.a.rec.Update
+	dep, err := s.api.nextDeployment(ctx, u.Request)
+	if err != nil {
+		return err
+	}
+	if dep == nil || dep.ID != u.ID {
+		return fmt.Errorf("deployment %q is not offered any more: %w", u.ID, errAborted)
+	}
+	s.dep = dep
+	return nil
+}
+
+// kickReader tells the watchdog that bytes come in.
+type kickReader struct {
+	r    io.Reader
+	kick func()
+}
+
+func (k *kickReader) Read(p []byte) (int, error) {
+	n, err := k.r.Read(p)
+	if n > 0 {
+		k.kick()
+	}
+	return n, err
+}
+
+func (s *session) tell(ctx context.Context, status string) error {
+	return s.bounded(s.api.status(ctx, s.a.rec.Update.ID, status, ""), status == "installing" && s.a.rec.Update.Step != stepDownload)
+}
+
+// bounded counts the tries of something that must succeed in the end, over all runs, and
+// turns the last failure into a final one.
+func (s *session) bounded(err error, count bool) error {
+	u := s.a.rec.Update
+	if err == nil && count {
+		u.Tries = 0
+	}
+	if exitCode(err) != exitTempFail || !count {
+		return err
+	}
+	if u.Tries++; u.Tries >= s.attempts() {
+		u.Tries = 0
+		return fmt.Errorf("given up after %d tries: %s", s.attempts(), err)
+	}
+	return err
+}
+
+// relogin forgets the token: the update may have changed identity or keys, and a device
+// that cannot get in any more must roll back.
+func (s *session) relogin(ctx context.Context) error {
+	s.api.dropToken()
+	err := s.api.authenticate(ctx)
+	return s.bounded(err, err != nil) // success alone proves nothing yet: the report comes next
+}
+
+// finish reports the verdict and, for a failure, the log.
+func (s *session) finish(ctx context.Context, success bool) error {
+	u := s.a.rec.Update
+	status := "success"
+	if !success {
+		status = "failure"
+	}
+	err := s.api.status(ctx, u.ID, status, "")
+	if err == nil && !success && s.log != nil {
+		var body []byte
+		s.log.sync()
+		if body, err = deployLogBody(s.log.path); err == nil {
+			err = s.api.sendLog(ctx, u.ID, body)
+		}
+	}
+	if errors.Is(err, errAborted) {
+		return nil
+	}
+	return s.bounded(err, true)
+}
+
+// rebootMachine restarts the machine and waits for that to take this process along. A
+// recovery system has its own way to go on: it gets the exit code.
+func (a *app) rebootMachine(ctx context.Context) error {
+	if a.o.net.noReboot || a.o.running == "none" {
+		a.lg.infof("a reboot is needed")
+		return &codedError{code: exitReboot}
+	}
+	a.lg.infof("rebooting")
+	if out, err := exec.Command("reboot").CombinedOutput(); err != nil {
+		a.lg.warnf("reboot program: %v %s", err, out)
+		syscall.Sync() // reboot(2) does not: what is not on the medium is lost
+		if err := syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART); err != nil {
+			return fmt.Errorf("reboot: %w", err)
+		}
+	}
+	if err := sleepContext(ctx, 10*time.Minute); err != nil {
+		return tryLater("stopped while the machine goes down: %w", err)
+	}
+	return errors.New("still running 10 minutes after asking for the reboot")
+}
+
+// daemon does a round whenever one is due: polls, retries after failures, inventory.
+// SIGUSR1 polls now, SIGUSR2 sends the inventory now.
+func (a *app) daemon(ctx context.Context) error {
+	if err := a.openState(); err != nil {
+		return err
+	}
+	now := make(chan os.Signal, 4)
+	signal.Notify(now, syscall.SIGUSR1, syscall.SIGUSR2)
+	defer signal.Stop(now)
+	inventory := false
+	for {
+		err := a.round(ctx, inventory)
+		if err != nil && ctx.Err() == nil {
+			a.lg.fail(err)
+		}
+		if exitCode(err) == exitReboot || len(a.c.Servers) == 0 {
+			return err
+		}
+		wait := seconds(a.c.UpdatePollIntervalSeconds)
+		if next := time.Until(a.net().NextTry); next > 0 {
+			wait = min(next, maxRetryAfter)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case sig := <-now:
+			inventory = sig == syscall.SIGUSR2
+			a.net().NextTry = time.Time{}
+		case <-timer.C:
+			inventory = false
+		}
+		timer.Stop()
+	}
+}
+
+// checkUpdate asks and says; nothing changes, here or on the server.
+func (a *app) checkUpdate(ctx context.Context) error {
+	var err error
+	if a.rec, err = peekJournal(a.c.paths.ds, a.lg); err != nil {
+		return err
+	}
+	if a.rec.Provides["artifact_name"] == "" {
+		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
+	}
+	s, err := a.newSession(ctx)
+	if err != nil {
+		return err
+	}
+	body, err := s.provides()
+	if u := a.rec.Update; u != nil && u.Managed {
+		body = u.Request
+	}
+	if err != nil {
+		return err
+	}
+	dep, err := s.api.nextDeployment(ctx, body)
+	if err != nil {
+		return err
+	}
+	if dep == nil {
+		fmt.Fprintln(a.out, "no update")
+		return nil
+	}
+	fmt.Fprintf(a.out, "update: deployment %s, artifact %q\n", dep.ID, dep.ArtifactName)
+	return nil
+}
+
+func (a *app) inventoryNow(ctx context.Context) error {
+	if err := a.openState(); err != nil {
+		return err
+	}
+	s, err := a.newSession(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.inventory(ctx, true); err != nil {
+		return err
+	}
+	return a.j.save(a.rec)
+}
+
+// inventory sends what the device is when that is due and has changed, or when forced.
+func (s *session) inventory(ctx context.Context, force bool) error {
+	a, n := s.a, s.a.net()
+	since := time.Since(n.InventoryTime)
+	if due := since < 0 || since >= seconds(a.c.InventoryPollIntervalSeconds); !due && !force {
+		return nil
+	}
+	data, err := collectInventory(ctx, a.c.paths.in(a.c.paths.data, "inventory"), a.builtinInventory(), a.lg)
+	if err != nil {
+		a.lg.warnf("%v", err)
+		return nil
+	}
+	body, err := inventoryBody(data)
+	if err != nil {
+		return err
+	}
+	if hash := inventoryHash(body); force || hash != n.InventoryHash {
+		if err := s.api.sendInventory(ctx, body); err != nil {
+			n.InventoryHash = ""
+			if exitCode(err) == exitTempFail {
+				return err
+			}
+			a.lg.warnf("inventory: %v", err) // no reason not to ask for updates
+			return nil
+		}
+		n.InventoryHash = hash
+	}
+	n.InventoryTime = time.Now().UTC().Truncate(time.Second)
+	return nil
+}
+
+func (a *app) builtinInventory() map[string][]string {
+	data := map[string][]string{
+		"mender_client_version":          {versionString()},
+		"mender_client_version_provider": {"internal"},
+		"mendlet_version":                {versionString()},
+	}
+	if t, err := a.c.deviceType(); err == nil {
+		data["device_type"] = []string{t}
+	}
+	for k, v := range a.rec.Provides {
+		data[k] = []string{v}
+	}
+	if v := a.rec.Last; v != nil {
+		data["mendlet_last_update"] = []string{v.Artifact + " " + v.Result}
+	}
+	r := &report{}
+	if _, _, err := a.lookAround(r); err == nil {
+		data["mendlet_slot"] = []string{r.Running}
+		data["mendlet_bootcount"] = []string{r.Env[varBootcount]}
+	}
+	return data
+}
+
+// bootstrap makes the key and introduces the device. Not being accepted yet is no error.
+func (a *app) bootstrap(ctx context.Context) error {
+	if len(a.c.Servers) == 0 {
+		pass, err := readPassphrase(a.o.net.passphrase, a.in)
+		if err != nil {
+			return err
+		}
+		_, err = deviceKey(a.c, pass, a.o.net.force, a.lg)
+		return err
+	}
+	s, err := a.newSession(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithTimeout(ctx, 30*time.Second)
+	defer stop()
+	if err := s.api.authenticate(ctx); err != nil {
+		if exitCode(err) != exitTempFail && ctx.Err() == nil {
+			return err
+		}
+		a.lg.fail(err)
+		return nil
+	}
+	a.lg.infof("the device is accepted")
+	return nil
+}
