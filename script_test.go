@@ -183,6 +183,30 @@ func TestScriptsInstall(t *testing.T) {
 	}
 }
 
+// Field case 14: a link that someone put in the place of our directories is not followed.
+func TestStateDirsAreLinks(t *testing.T) {
+	other := t.TempDir()
+	putScript(t, other, "mine", "", 0o644)
+	s, _ := scriptRun(t)
+	m := moduleOf(t, "app", "#!/bin/sh\n")
+	for _, path := range []string{s.artifactDir, m.tree} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(other, path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.install(nil); err != nil {
+		t.Error(err)
+	}
+	treeOf(t, m, opened(t, madeArtifact(t, "app", "")))
+	m.mustCall(t, "Cleanup")
+	if list, _ := os.ReadDir(other); len(list) != 1 {
+		t.Errorf("got %v, want what was there", list)
+	}
+}
+
 // MEN-9057; field cases 3 and 4.
 func TestScriptNames(t *testing.T) {
 	for _, name := range []string{"", ".", "..", "version", "../x", "/x", "ArtifactInstall_Enter_05_../../x", "ArtifactInstall_Enter_05_a/b",
