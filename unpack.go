@@ -360,11 +360,14 @@ func (g *gunzip) unpack(p []byte) (n int, err error) {
 // was left to give it reads on, and what it then gives comes after the point. The empty
 // block that ends a member is no point: the trailer follows it.
 func (g *gunzip) note(n int, err error) {
-	if g.in.mark == 0 || err != nil {
+	if g.in.mark == 0 || err != nil && err != io.EOF {
 		return
 	}
 	p := restartPoint{Kind: "gzip", File: g.in.mark, Out: g.out}
 	if g.in.offset() == g.in.mark {
+		if err == io.EOF {
+			return
+		}
 		p.Out += int64(n)
 	}
 	g.coming = p
