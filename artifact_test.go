@@ -396,7 +396,7 @@ func TestMemberKinds(t *testing.T) {
 // names that scripts and files may have.
 func TestMemberKindsAccepted(t *testing.T) {
 	owner := func(h *tar.Header) {
-		h.Format, h.Uid, h.Uname = tar.FormatPAX, 1<<40, strings.Repeat("u", 60)
+		h.Format, h.Uid, h.Uname = tar.FormatPAX, 1<<30, strings.Repeat("u", 60)
 		h.ModTime = time.Unix(5, 123456789)
 	}
 	k := newKit("mod", tarMember{"a_B-9.,", []byte("hello"), owner})

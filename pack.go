@@ -80,16 +80,31 @@ func pairFlag(m map[string]oneOrMore) func(string) error {
 	}
 }
 
-func (o *packOptions) flags(fs *flag.FlagSet) {
+// flags declares the options and gives the help text, a line for each with all its names.
+func (o *packOptions) flags(fs *flag.FlagSet) string {
+	var help strings.Builder
+	line := func(names []string, text string) {
+		value, text := flag.UnquoteUsage(&flag.Flag{Usage: text})
+		for i, n := range names {
+			names[i] = strings.Repeat("-", min(len(n), 2)) + n
+		}
+		fmt.Fprintf(&help, "  %s %s\n        %s\n", strings.Join(names, ", "), value, text)
+	}
 	text := func(p *string, def, help string, names ...string) {
 		for _, n := range names {
 			fs.StringVar(p, n, def, help)
 		}
+		line(names, help)
 	}
 	list := func(f func(string) error, help string, names ...string) {
 		for _, n := range names {
-			fs.Func(n, "+ "+help, f)
+			fs.Func(n, help, f)
 		}
+		line(names, "+ "+help)
+	}
+	yes := func(p *bool, help, name string) {
+		fs.BoolVar(p, name, false, help)
+		line([]string{name}, help)
 	}
 	o.provides, o.depends = map[string]oneOrMore{}, map[string]oneOrMore{}
 	text(&o.typ, "rootfs-image", "payload `TYPE`: the update module's name", "T", "type")
@@ -110,10 +125,11 @@ func (o *packOptions) flags(fs *flag.FlagSet) {
 	text(&o.compression, "gzip", "`KIND`: none, gzip, xz (or lzma, the same)", "compression")
 	text(&o.keyFile, "", "private key `FILE` to sign with: RSA or P-256, PEM", "k", "key")
 	text(&o.output, "", "`FILE` to write, - for standard output", "o", "output-path", "output")
-	fs.BoolVar(&o.noVersion, "no-default-software-version", false, "do not provide a software version, do not clear")
-	fs.BoolVar(&o.noClears, "no-default-clears-provides", false, "do not clear earlier software versions")
-	fs.BoolVar(&o.noSum, "no-checksum-provide", false, "do not provide rootfs-image.checksum")
-	fs.BoolVar(&o.bootstrap, "bootstrap", false, "write a bootstrap artifact: provides, and no payload")
+	yes(&o.noVersion, "do not provide a software version, do not clear", "no-default-software-version")
+	yes(&o.noClears, "do not clear earlier software versions", "no-default-clears-provides")
+	yes(&o.noSum, "do not provide rootfs-image.checksum", "no-checksum-provide")
+	yes(&o.bootstrap, "write a bootstrap artifact: provides, and no payload", "bootstrap")
+	return help.String()
 }
 
 // packCommand is mendlet pack.
@@ -121,12 +137,11 @@ func packCommand(args []string, stdout io.Writer, lg *logger) error {
 	o := &packOptions{}
 	fs := flag.NewFlagSet("pack", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
-	o.flags(fs)
+	fs.Usage = func() {}
+	help := o.flags(fs)
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
-		fmt.Fprint(stdout, packUsage)
-		fs.SetOutput(stdout)
-		fs.PrintDefaults()
-		return nil
+		_, err := io.WriteString(stdout, packUsage+help)
+		return err
 	} else if err != nil {
 		return usageError("pack: %v", err)
 	}
