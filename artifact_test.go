@@ -611,7 +611,11 @@ func TestTruncatedEverywhere(t *testing.T) {
 		"gzip":  fixture(t, "module-no-files.mender"),
 		"empty": fixture(t, "bootstrap.mender"),
 	} {
-		for cut := range len(b) {
+		step := 1
+		if name != "none" {
+			step = 7
+		}
+		for cut := 0; cut < len(b); cut += step {
 			if _, _, err := readAll(b[:cut], artifactOptions{}); exitCode(err) != exitRefused && exitCode(err) != exitOK ||
 				err == nil && !(cut >= endOfMembers(b)+1024) {
 				t.Fatalf("%s cut off at %d of %d: %v", name, cut, len(b), err)
