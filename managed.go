@@ -369,7 +369,11 @@ func (s *session) newFlow(ctx context.Context) (*flow, error) {
 	}
 	f.stopBefore = nil
 	f.fetch, f.tell, f.finish, f.relogin = s.fetch, s.tell, s.finish, s.relogin
+	// A flow shields its steps from signals, but one that waits to go down must heed them.
 	f.reboot = func(context.Context) error { return s.a.rebootMachine(ctx) }
+	if s.a.restart != nil {
+		f.reboot = s.a.restart
+	}
 	s.openLog()
 	return f, nil
 }

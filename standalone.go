@@ -25,6 +25,7 @@ type app struct {
 
 	openJournal func(ds string, lg *logger) (*journalFile, *record, error)
 	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
+	restart     func(context.Context) error         // restarts the machine; nil: really
 	j           *journalFile
 	rec         *record
 }
@@ -168,7 +169,7 @@ func (a *app) writeOptions() writeOptions {
 // newFlow is the flow for the update in the journal, if there is one.
 func (a *app) newFlow() (*flow, error) {
 	f := &flow{c: a.c, m: a.m, lg: a.lg, j: a.j, rec: a.rec, app: a,
-		scripts: newScripts(a.c, a.lg), bootID: machineBootID}
+		scripts: newScripts(a.c, a.lg), bootID: a.m.bootID}
 	for _, s := range a.o.stopBefore {
 		if !slices.Contains(stopPoints, step(s)) {
 			return nil, usageError("--stop-before %q: want one of %v", s, stopPoints)

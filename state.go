@@ -752,8 +752,8 @@ func (f *flow) restartAt() step {
 	return u.Step
 }
 
-// machineBootID is a number that the kernel makes up at each boot (random(4)).
-func machineBootID() string {
-	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+// bootID is a number that the kernel makes up at each boot (random(4)); "" if unknown.
+func (m *machine) bootID() string {
+	id, _ := os.ReadFile(m.path("/proc/sys/kernel/random/boot_id"))
 	return strings.TrimSpace(string(id))
 }
