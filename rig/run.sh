@@ -24,7 +24,7 @@ rm -f "$OUT"/run-*
   CGO_ENABLED=0 GOARCH=arm64 go build -trimpath -ldflags '-s -w' -o "$OUT/guest/mendlet" .
   CGO_ENABLED=0 go build -trimpath -o "$OUT/host/mendlet" .
 )
-(cd "$HERE/driver" && CGO_ENABLED=0 go build -trimpath -o "$OUT/driver" .)
+(cd "$HERE/driver" && go vet . && go test . && CGO_ENABLED=0 go build -trimpath -o "$OUT/driver" .)
 "$HERE/build.sh" "$OUT/guest/mendlet" "$OUT/host/mendlet"
 built=$((SECONDS - begin))
 
@@ -53,6 +53,6 @@ for log in cut update rollback explore found-out sd; do
   ran=$((ran + 1))
   tail -n 1 "$OUT/logs/$log" | grep -q '^ok ' || failed=$((failed + 1))
 done
-echo "rig: $ran scenarios, $failed failed; $CUTS power cuts on virtio, $SD_CUTS on SD;" \
-  "build $built s, all $((SECONDS - begin)) s"
+echo "rig: $CUTS power cuts on virtio, $SD_CUTS on SD; build $built s, all $((SECONDS - begin)) s"
+echo "rig: $((ran - failed)) passed, $failed failed"
 [ $failed = 0 ]

@@ -50,6 +50,8 @@ type verdict struct{ Artifact, Result, Time string }
 
 var upLine = regexp.MustCompile(`RIG-UP slot=(\d) version=(\S+) data=(\S+) uptime=\S+ upgrade_available=(\S*) bootcount=(\S*) mender_boot_part=(\d)`)
 
+var goPanic = regexp.MustCompile(`(?m)^(panic|fatal error): .*`)
+
 // newDevice makes a device with a fresh disk: version 1 runs from A, B holds version 3.
 func newDevice(out, bus, name string, seed int64) (*device, error) {
 	path := filepath.Join(out, "run-"+name+".img")
@@ -153,6 +155,7 @@ func (d *device) settled(text string) error {
 	check(m[3] == "ok", "the data partition did not mount")
 	check(m[4] == "0", "upgrade_available is %q after init has finished, want 0", m[4])
 	check(m[6] == m[1], "mender_boot_part is %s, but slot %s runs", m[6], m[1])
+	check(!goPanic.MatchString(text), "the updater crashed: %q", goPanic.FindString(text)) // with exit code 2, "nothing in progress"
 	check(strings.Contains(text, "RIG-ENV same"), "fw_printenv and mendlet do not read the same environment")
 	var err error
 	if d.status, err = lastStatus(text); err != nil {
