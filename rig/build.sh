@@ -97,7 +97,7 @@ initramfs() {
 root_tree() {
   local r=$1 a
   rm -rf "$r"
-  mkdir -p "$r"/{bin,sbin,usr/bin,usr/sbin,lib/$T,etc/mender,proc,sys,dev,run,tmp,data,boot,var}
+  mkdir -p "$r"/{bin,sbin,usr/bin,usr/sbin,lib/$T,etc/mender,proc,sys,dev,run,tmp,data,boot}
   cp "$W/x/bin/busybox" "$r/bin/"
   for a in $(busybox --list); do [ "$a" = busybox ] || ln -s busybox "$r/bin/$a"; done
   cp -L "$W/x/lib/$T"/{libc.so.6,libz.so.1} "$W/x/usr/lib/$T"/libubootenv.so.0* "$r/lib/$T/"
@@ -113,13 +113,15 @@ root_tree() {
   cp "$W/Image" "$W/initrd.img" "$r/boot/"
 }
 
-# root_image VERSION: the file system and the signed artifact that holds it.
+# root_image VERSION INODES: the file system and the signed artifact that holds it. The number of
+# inodes shifts all files: an updater that writes only what differs would have little to do else.
 root_image() {
   local img=$OUT/root-v$1.ext4
   echo "$1" >"$W/root/etc/rig-version"
-  head -c 2M /dev/urandom >"$W/root/var/filler" # so that one version differs from another by more than a few blocks
   rm -f "$img"
-  mke2fs -q -t ext4 -b 4096 -O '^metadata_csum,^orphan_file' -m 0 -E root_owner=0:0 -L root -d "$W/root" "$img" ${ROOT_MB}M
+  truncate -s ${ROOT_MB}M "$img"
+  mke2fs -q -t ext4 -b 4096 -N "$2" -O '^metadata_csum,^orphan_file' -m 0 -E root_owner=0:0 -L root \
+    -d "$W/root" "$img"
   "$HOST" pack -n "v$1" -c rig -f "$img" -k "$W/key.pem" --compression gzip -o "$OUT/v$1.mender"
 }
 
@@ -131,14 +133,14 @@ images() {
   }
   root_tree "$W/root"
   local v
-  for v in 1 2 3; do root_image $v; done
+  for v in 1 2 3; do root_image $v $((1024 * (1 + v))); done
   # a root whose init dies at once, which is a kernel panic and a reboot
   printf '#!/bin/sh\necho "bad init: exiting"\nexit 1\n' >"$W/root/sbin/init"
-  root_image badinit
+  root_image badinit 1024
   # a root whose kernel is garbage
   install -m 755 "$HERE/rootfs/init" "$W/root/sbin/init"
   head -c 1000000 /dev/urandom >"$W/root/boot/Image"
-  root_image badkernel
+  root_image badkernel 1024
 }
 
 # 256 MiB because an SD card in QEMU has to be a power of two. The first partition is there so

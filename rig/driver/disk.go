@@ -180,13 +180,13 @@ func (d *disk) read(p []byte, off int64) error {
 }
 
 // powerCut ends the device: what survives of the volatile cache reaches the file, the rest is
-// gone. It says what it did.
+// gone. It says what there was.
 func (d *disk) powerCut(mode lossMode, rng *rand.Rand) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dead = true
 	alive := survivors(d.pending, d.inflight, mode, rng)
-	what := fmt.Sprintf("%s %d of %d unflushed", mode, len(alive), len(d.pending))
+	what := fmt.Sprintf("%d writes unflushed (%s)", len(d.pending), mode)
 	d.pending = nil
 	if err := d.store(alive...); err != nil {
 		return what, err
