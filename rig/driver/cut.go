@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 )
@@ -54,7 +55,7 @@ func cuts(d *device, n int) error {
 // pick chooses a point of an update that does as many ops as the one before the cuts. Ops of the
 // environment and the journal are few among those of the slot, so they are chosen by name, too.
 func (d *device) pick(whole map[string]int, took time.Duration) cutPoint {
-	kinds := []string{"write", "env", "env", "data", "data", "flush", "delay"}
+	kinds := []string{"write", "env", "env", "data", "flush", "flush", "delay"}
 	p := cutPoint{what: kinds[d.rng.Intn(len(kinds))]}
 	if p.what == "delay" || whole[p.what] == 0 {
 		return cutPoint{what: "delay", after: time.Duration(d.rng.Int63n(int64(took)))}
@@ -90,6 +91,9 @@ func (d *device) cutOnce(i int, p cutPoint) (string, error) {
 	}
 	ops := less(d.vm.disk.counted(), before)
 	d.say("cut %d at %v of v%s -> v%s, %q: %s", i, p, from, version, lastStep(text), lost)
+	if err := d.checkEnv(); err != nil {
+		return "", fmt.Errorf("after cut %d: %w", i, err)
+	}
 	begin := time.Now()
 	if err := d.on(); err != nil {
 		return "", fmt.Errorf("after cut %d: %w", i, err)
@@ -103,6 +107,19 @@ func (d *device) cutOnce(i int, p cutPoint) (string, error) {
 	}
 	d.say("       runs %s/v%s after %.0f s: %s", d.slot, d.version, time.Since(begin).Seconds(), result)
 	return result, nil
+}
+
+// checkEnv looks at the disk before U-Boot can write its defaults over a bad environment.
+func (d *device) checkEnv() error {
+	f, err := os.Open(d.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if readEnv(f) == nil {
+		return errors.New("neither copy of the environment is valid")
+	}
+	return nil
 }
 
 // judge says how the update ended, from what runs and what the updater says. Before it has written

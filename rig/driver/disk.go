@@ -164,12 +164,15 @@ func (d *disk) store(ops ...op) error {
 	return nil
 }
 
-// read waits for ever when there is no power: QEMU is about to be killed.
+// powerless waits for ever, as a device without power leaves its host without an answer. QEMU is
+// about to be killed.
+func powerless() { select {} }
+
 func (d *disk) read(p []byte, off int64) error {
 	d.mu.Lock()
 	if d.dead {
 		d.mu.Unlock()
-		select {}
+		powerless()
 	}
 	defer d.mu.Unlock()
 	if _, err := d.f.ReadAt(p, off); err != nil && err != io.EOF {

@@ -26,8 +26,6 @@ const (
 	clientNoZeroes, commandFUA, maxOption      uint32 = 2, 1, 4096
 )
 
-var errNoPower = errors.New("the power is off")
-
 // serve answers NBD clients on the listener until it is closed.
 func (d *disk) serve(l net.Listener) {
 	for {
@@ -130,11 +128,11 @@ func (d *disk) answer(c io.ReadWriter) error {
 			return err
 		}
 		if !d.write(op{off: int64(h.Off), data: p, fua: uint32(h.Flags)&commandFUA != 0}) {
-			return errNoPower
+			powerless()
 		}
 	case cmdFlush:
 		if !d.flush() {
-			return errNoPower
+			powerless()
 		}
 	case cmdDisconnect:
 		return io.EOF
