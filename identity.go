@@ -205,7 +205,7 @@ func readIdentity(ctx context.Context, c *config, sysfs string, lg *logger) (str
 		}
 		return identityJSON(map[string][]string{"mac": {mac}}), nil
 	}
-	out, err := runScript(ctx, script, lg)
+	out, err := runScript(ctx, script, scriptTimeout, lg)
 	if err != nil {
 		return "", fmt.Errorf("identity: %w", err)
 	}
@@ -296,8 +296,8 @@ func identityString(s string) string {
 
 // runScript runs a program without arguments and returns what it printed. Its whole
 // process group is killed at the end of the time.
-func runScript(ctx context.Context, path string, lg *logger) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, scriptTimeout)
+func runScript(ctx context.Context, path string, limit time.Duration, lg *logger) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -306,30 +306,30 @@ func runScript(ctx context.Context, path string, lg *logger) ([]byte, error) {
 	var out, errOut boundedBuffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
-	if text := strings.TrimSpace(errOut.String()); text != "" {
+	if text := strings.TrimSpace(string(errOut.text)); text != "" {
 		lg.debugf("%q says: %s", path, text)
 	}
 	switch {
 	case ctx.Err() == context.DeadlineExceeded:
-		return out.Bytes(), fmt.Errorf("script %q: still running after %s", path, scriptTimeout)
+		return out.text, fmt.Errorf("script %q: still running after %s", path, limit)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
-		return out.Bytes(), fmt.Errorf("script %q: %w", path, err)
+		return out.text, fmt.Errorf("script %q: %w", path, err)
 	case out.over:
 		return nil, fmt.Errorf("script %q: more than %d bytes of output", path, maxScriptOutput)
 	}
-	return out.Bytes(), nil
+	return out.text, nil
 }
 
 // boundedBuffer takes everything and keeps the first maxScriptOutput bytes.
 type boundedBuffer struct {
-	bytes.Buffer
+	text []byte
 	over bool
 }
 
 func (b *boundedBuffer) Write(p []byte) (int, error) {
-	keep := min(len(p), maxScriptOutput-b.Len())
+	keep := min(len(p), maxScriptOutput-len(b.text))
 	b.over = b.over || keep < len(p)
-	b.Buffer.Write(p[:keep])
+	b.text = append(b.text, p[:keep]...)
 	return len(p), nil
 }
 
@@ -354,7 +354,7 @@ func collectInventory(ctx context.Context, dir string, builtin map[string][]stri
 			continue
 		}
 		ran++
-		out, err := runScript(ctx, path, lg)
+		out, err := runScript(ctx, path, scriptTimeout, lg)
 		if err == nil {
 			err = parseKeyValues(out, data)
 		}

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nonet
+
+package main
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// openssl makes a key file as people have them.
+func openssl(t *testing.T, args ...string) {
+	t.Helper()
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("needs openssl")
+	}
+	if out, err := exec.Command("openssl", args...).CombinedOutput(); err != nil {
+		t.Fatalf("openssl %q: %v\n%s", args, err, out)
+	}
+}
+
+func TestDeviceKeyKinds(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	openssl(t, "genrsa", "-traditional", "-out", file("rsa1"), "2048")
+	openssl(t, "pkcs8", "-topk8", "-nocrypt", "-in", file("rsa1"), "-out", file("rsa8"))
+	openssl(t, "rsa", "-in", file("rsa1"), "-traditional", "-aes256", "-passout", "pass:geheim", "-out", file("rsa-aes"))
+	openssl(t, "pkcs8", "-topk8", "-passout", "pass:geheim", "-in", file("rsa1"), "-out", file("rsa-pbes2"))
+	openssl(t, "ecparam", "-name", "prime256v1", "-genkey", "-out", file("ec1")) // with EC PARAMETERS before the key
+	openssl(t, "ec", "-in", file("ec1"), "-des3", "-passout", "pass:geheim", "-out", file("ec-des3"))
+	openssl(t, "genpkey", "-algorithm", "ed25519", "-out", file("ed8"))
+	openssl(t, "genpkey", "-algorithm", "x25519", "-out", file("x25519"))
+	openssl(t, "rsa", "-in", file("rsa1"), "-pubout", "-out", file("public"))
+	must(t, os.WriteFile(file("empty"), nil, 0o600))
+	for _, c := range []struct{ name, pass, want, wrong string }{
+		{"rsa1", "", "*rsa.PrivateKey", ""}, {"rsa8", "", "*rsa.PrivateKey", ""}, {"ec1", "", "*ecdsa.PrivateKey", ""},
+		{"ed8", "", "ed25519.PrivateKey", ""}, {"ed8", "unneeded", "ed25519.PrivateKey", ""},
+		{"rsa-aes", "geheim", "*rsa.PrivateKey", ""}, {"ec-des3", "geheim", "*ecdsa.PrivateKey", ""},
+		{"rsa-aes", "", "", "--passphrase-file"}, {"rsa-aes", "wrong", "", "rsa-aes"}, {"rsa-pbes2", "geheim", "", "PBES2"},
+		{"x25519", "", "", "want RSA, ECDSA or Ed25519"}, {"public", "", "", "no PEM private key"}, {"empty", "", "", "no PEM private key"},
+	} {
+		key, err := loadDeviceKey(file(c.name), []byte(c.pass), nil)
+		if c.wrong != "" {
+			if err == nil || !strings.Contains(err.Error(), c.wrong) {
+				t.Errorf("%s with passphrase %q: got %v, want an error with %q", c.name, c.pass, err, c.wrong)
+			}
+			continue
+		}
+		if got := fmt.Sprintf("%T", key); err != nil || got != c.want {
+			t.Errorf("%s: got %s, %v, want %s", c.name, got, err, c.want)
+			continue
+		}
+		body := []byte("body\n")
+		sig, err := signBody(key, body)
+		must(t, err)
+		sum := sha256.Sum256(body)
+		ok := false
+		switch k := key.Public().(type) {
+		case *rsa.PublicKey:
+			ok = rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], sig) == nil
+		case *ecdsa.PublicKey:
+			ok = ecdsa.VerifyASN1(k, sum[:], sig)
+		case ed25519.PublicKey:
+			ok = ed25519.Verify(k, body, sig)
+		}
+		if !ok {
+			t.Errorf("%s: signature not good", c.name)
+		}
+	}
+}
+
+// A key is made only where there is none: the C++ client overwrites one that it cannot
+// read, and the device is another one from then on.
+func TestDeviceKeyNeverOverwritten(t *testing.T) {
+	c := testConfig(t)
+	path := deviceKeyPath(c)
+	k1, err := deviceKey(c, nil, false, nil)
+	must(t, err)
+	st, err := os.Stat(path)
+	must(t, err)
+	if st.Mode().Perm() != 0o600 {
+		t.Errorf("got mode %o, want 0600", st.Mode().Perm())
+	}
+	k2, err := deviceKey(c, nil, false, nil)
+	if err != nil || !reflect.DeepEqual(k1, k2) {
+		t.Fatalf("got another key, %v", err)
+	}
+	for _, damage := range []string{"", "garbage", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"} {
+		must(t, os.WriteFile(path, []byte(damage), 0o600))
+		_, err := deviceKey(c, nil, false, nil)
+		text, rerr := os.ReadFile(path)
+		if err == nil || rerr != nil || string(text) != damage || hintOf(err) == "" {
+			t.Fatalf("damaged by %q: got %v, and the file has %q", damage, err, text)
+		}
+	}
+	must(t, os.Remove(path))
+	must(t, os.Mkdir(path, 0o700)) // cannot be read as a file
+	if _, err := deviceKey(c, nil, false, nil); err == nil {
+		t.Fatal("a directory was taken for a missing key")
+	}
+	must(t, os.Remove(path))
+	must(t, os.WriteFile(path, []byte("garbage"), 0o600))
+	if k3, err := deviceKey(c, nil, true, nil); err != nil || reflect.DeepEqual(k1, k3) {
+		t.Fatalf("forced: got %v", err)
+	}
+}
+
+func TestDeviceKeyStatic(t *testing.T) {
+	c := testConfig(t)
+	c.Security.AuthPrivateKey = filepath.Join(t.TempDir(), "key.pem")
+	if _, err := deviceKey(c, nil, false, nil); err == nil {
+		t.Error("a missing fixed key was made")
+	}
+	if _, err := deviceKey(c, nil, true, nil); exitCode(err) != exitRefused {
+		t.Errorf("force with a fixed key: got %v", err)
+	}
+	_, err := makeDeviceKey(c.Security.AuthPrivateKey, nil)
+	must(t, err)
+	_, err = deviceKey(c, nil, false, nil)
+	must(t, err)
+	if _, err := os.Stat(deviceKeyPath(c)); err == nil {
+		t.Error("another key was made beside the fixed one")
+	}
+	for _, s := range []securityConfig{{"pkcs11:token=x", ""}, {"key.pem", "pkcs11"}} {
+		c.Security = s
+		if _, err := deviceKey(c, nil, false, nil); exitCode(err) != exitRefused || hintOf(err) == "" {
+			t.Errorf("%+v: got %v", s, err)
+		}
+	}
+}
+
+// Field case 14: a key that others may read is used, and said.
+func TestDeviceKeyWorldReadable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key.pem")
+	_, err := makeDeviceKey(path, nil)
+	must(t, err)
+	must(t, os.Chmod(path, 0o644))
+	said := ""
+	_, err = loadDeviceKey(path, nil, &logger{sinks: []logSink{func(_ logLevel, m string) { said = m }}})
+	if err != nil || !strings.Contains(said, "0644") {
+		t.Fatalf("got %v, said %q", err, said)
+	}
+}
+
+func TestReadPassphrase(t *testing.T) {
+	for in, want := range map[string]string{"geheim\n": "geheim", "geheim": "geheim", "a b\r\nnext\n": "a b", "": ""} {
+		got, err := readPassphrase("-", strings.NewReader(in))
+		if err != nil || string(got) != want {
+			t.Errorf("%q: got %q, %v", in, got, err)
+		}
+	}
+	if _, err := readPassphrase("-", bytes.NewReader(make([]byte, 5000))); err == nil {
+		t.Error("an endless passphrase was taken")
+	}
+}
+
+// The bytes that Mender's C++ client makes of these; they are the device's name.
+func TestIdentityJSON(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want string // "" is an error
+	}{
+		{"mac=52:54:00:12:34:56\n", `{"mac":"52:54:00:12:34:56"}`},
+		{"sn=1\nmac=a\nsn=2\n", `{"mac":"a","sn":["1","2"]}`},
+		{"Z=1\na=2\nB=3", `{"B":"3","Z":"1","a":"2"}`},
+		{"a=x=y\nb=\n=c\n", `{"":"c","a":"x=y","b":""}`},
+		{"a=<&>\u2028\n", "{\"a\":\"<&>\u2028\"}"},
+		{"a=\"q\\\t\r\f\b\n", `{"a":"\"q\\\t\r\f\b"}`},
+		{"a=\x01\x7f\xff\n", "{\"a\":\"\x01\x7f\xff\"}"},
+		{"a=1\n\nb=2\n", `{"a":"1","b":"2"}`},
+		{"a=1\nnonsense\n", ""},
+	} {
+		data := map[string][]string{}
+		err := parseKeyValues([]byte(c.text), data)
+		if c.want == "" {
+			if err == nil {
+				t.Errorf("%q: want an error", c.text)
+			}
+			continue
+		}
+		if got := identityJSON(data); err != nil || got != c.want {
+			t.Errorf("%q: got %s, %v, want %s", c.text, got, err, c.want)
+		}
+	}
+}
+
+func writeScript(t *testing.T, path, body string, mode os.FileMode) {
+	t.Helper()
+	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(t, os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o600))
+	must(t, os.Chmod(path, mode))
+}
+
+func TestReadIdentityScript(t *testing.T) {
+	c := testConfig(t)
+	script := filepath.Join(c.paths.data, "identity/mender-device-identity")
+	for _, s := range []struct {
+		body string
+		mode os.FileMode
+		want string
+	}{
+		{"echo talk >&2; echo sn=1; echo sn=2", 0o755, `{"sn":["1","2"]}`},
+		{"echo sn=1; exit 1", 0o755, ""}, {"true", 0o755, ""}, {"echo sn", 0o755, ""}, {"echo sn=1", 0o644, ""},
+		{"while :; do echo sn=1111111111111111111111111111111111111111111111111; done | head -c 300000", 0o755, ""},
+	} {
+		writeScript(t, script, s.body, s.mode)
+		got, err := readIdentity(t.Context(), c, "/nonexistent", nil)
+		if got != s.want || (err == nil) != (s.want != "") {
+			t.Errorf("%q mode %o: got %.100q, %v", s.body, s.mode, got, err)
+		}
+	}
+}
+
+// One that hangs is ended, with what it has started.
+func TestIdentityScriptTimeout(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "script")
+	writeScript(t, path, "echo a=1; sleep 1000 & sleep 1000", 0o755)
+	if _, err := runScript(t.Context(), path, 100*time.Millisecond, nil); err == nil || !strings.Contains(err.Error(), "still running") {
+		t.Fatalf("got %v", err)
+	}
+	// What it leaves behind with its output open does not hold us.
+	writeScript(t, path, "echo a=1; sleep 1000 &", 0o755)
+	out, err := runScript(t.Context(), path, time.Minute, nil)
+	if err != nil || string(out) != "a=1\n" {
+		t.Fatalf("got %q, %v", out, err)
+	}
+}
+
+func TestLowestMAC(t *testing.T) {
+	sysfs := t.TempDir()
+	dev := func(name, index, kind, mac string) {
+		d := filepath.Join(sysfs, "class/net", name)
+		must(t, os.MkdirAll(d, 0o755))
+		for f, v := range map[string]string{"ifindex": index, "type": kind, "address": mac} {
+			must(t, os.WriteFile(filepath.Join(d, f), []byte(v+"\n"), 0o600))
+		}
+	}
+	if mac, err := lowestMAC(sysfs); err == nil {
+		t.Errorf("no sysfs: got %q", mac)
+	}
+	dev("lo", "1", "772", "00:00:00:00:00:00")
+	if mac, err := lowestMAC(sysfs); err == nil {
+		t.Errorf("only lo: got %q", mac)
+	}
+	dev("dummy0", "2", "1", "aa:00:00:00:00:02")
+	dev("wlan0", "10", "1", "aa:00:00:00:00:0a")
+	dev("eth0", "9", "1", "aa:00:00:00:00:09")
+	dev("can0", "3", "280", "")
+	must(t, os.MkdirAll(filepath.Join(sysfs, "class/net/bonding_masters"), 0o755))
+	if mac, err := lowestMAC(sysfs); err != nil || mac != "aa:00:00:00:00:09" {
+		t.Errorf("got %q, %v", mac, err)
+	}
+	c := testConfig(t)
+	if got, err := readIdentity(t.Context(), c, sysfs, nil); got != `{"mac":"aa:00:00:00:00:09"}` {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestInventory(t *testing.T) {
+	dir := t.TempDir()
+	script := func(name, body string, mode os.FileMode) { writeScript(t, filepath.Join(dir, name), body, mode) }
+	script("mender-inventory-b", "echo x=b; echo mender_client_version=script; echo device_type=script", 0o755)
+	script("mender-inventory-a", "echo x=a; echo y='<&>'", 0o755)
+	script("mender-inventory-fails", "echo z=1; exit 3", 0o755)
+	script("mender-inventory-bad-line", "echo k=1; echo nonsense; echo l=1", 0o755)
+	script("mender-inventory-plain", "echo p=1", 0o644)
+	script("other", "echo o=1", 0o755)
+	must(t, os.Mkdir(filepath.Join(dir, "mender-inventory-dir"), 0o755))
+	builtin := map[string][]string{"mender_client_version": {"built in"}, "device_type": {"qemu"}, "none": nil}
+	data, err := collectInventory(t.Context(), dir, builtin, nil)
+	must(t, err)
+	body, err := inventoryBody(data)
+	must(t, err)
+	want := `[{"name":"device_type","value":"qemu"},{"name":"k","value":"1"},{"name":"mender_client_version","value":"script"},` +
+		`{"name":"x","value":["a","b"]},{"name":"y","value":"\u003c\u0026\u003e"}]`
+	if string(body) != want {
+		t.Fatalf("got  %s\nwant %s", body, want)
+	}
+	if inventoryHash(body) == inventoryHash([]byte(`[]`)) || inventoryHash(body) != inventoryHash([]byte(want)) {
+		t.Error("the hash does not tell bodies apart")
+	}
+	// None there: the built-in ones. All failed: an error, since a PUT would remove what they gave before.
+	data, err = collectInventory(t.Context(), filepath.Join(dir, "none"), builtin, nil)
+	if err != nil || len(data) != 3 {
+		t.Fatalf("got %v, %v", data, err)
+	}
+	bad := t.TempDir()
+	writeScript(t, filepath.Join(bad, "mender-inventory-x"), "exit 1", 0o755)
+	if _, err := collectInventory(t.Context(), bad, builtin, nil); err == nil {
+		t.Error("all scripts failed: want an error")
+	}
+}
+
+func TestSplay(t *testing.T) {
+	if splay("a", 0) != 0 || splay("a", -time.Second) != 0 {
+		t.Error("no splay wanted, some got")
+	}
+	var buckets [10]int
+	for i := range 10_000 {
+		d := splay(fmt.Sprint("device", i), 10*time.Minute)
+		if d < 0 || d >= 10*time.Minute || d != splay(fmt.Sprint("device", i), 10*time.Minute) {
+			t.Fatalf("got %s", d)
+		}
+		buckets[d/time.Minute]++
+	}
+	for i, n := range buckets {
+		if n < 850 || n > 1150 { // 5 sigma
+			t.Errorf("minute %d: got %d of 10000 devices", i, n)
+		}
+	}
+}
+
+func FuzzIdentity(f *testing.F) {
+	f.Add([]byte("a=1\nb=2\na=3\n"))
+	f.Add([]byte("=\n\"=\\\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		data := map[string][]string{}
+		if parseKeyValues(text, data) != nil || len(data) == 0 {
+			return
+		}
+		got := identityJSON(data)
+		if strings.Contains(got, "\n") || got[0] != '{' || got[len(got)-1] != '}' {
+			t.Fatalf("%q: got %q", text, got)
+		}
+	})
+}
