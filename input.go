@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"io"
+	"math"
+)
+
+// inputBuffer is what is read ahead of an artifact, in bytes: large enough that system calls
+// do not count, small enough for a board with 24 MiB.
+const inputBuffer = 256 << 10
+
+// input reads an artifact through one buffer and knows its place in the file. It can be
+// fenced in to a section, the bytes of one member, at whose end it gives io.EOF.
+type input struct {
+	r      io.Reader
+	buf    []byte
+	pos    int   // next byte, in buf
+	lim    int   // end, in buf, of what may be read: of the section or of what is buffered
+	end    int   // end of what is buffered
+	base   int64 // offset in the file of buf[0]
+	stop   int64 // offset in the file of the section's end
+	err    error // of r, not yet given to anyone
+	failed error // of r, other than io.EOF, given to the reader above
+}
+
+// newInput reads from r, whose first byte is at offset off of the file.
+func newInput(r io.Reader, off int64, size int) *input {
+	return &input{r: r, buf: make([]byte, size), base: off, stop: math.MaxInt64}
+}
+
+func (in *input) offset() int64 { return in.base + int64(in.pos) }
+
+// section ends the readable bytes n bytes from here; n < 0 lifts the fence.
+func (in *input) section(n int64) {
+	in.stop = math.MaxInt64
+	if n >= 0 && n < math.MaxInt64-in.offset() {
+		in.stop = in.offset() + n
+	}
+	in.lim = int(min(int64(in.end), in.stop-in.base))
+}
+
+// more reads once into the free part of the buffer. The end of r inside a section is
+// io.ErrUnexpectedEOF.
+func (in *input) more() error {
+	for range 100 {
+		if in.err != nil {
+			return in.fail(in.err)
+		}
+		n, err := in.r.Read(in.buf[in.end:])
+		in.end += n
+		in.err = err
+		if n > 0 {
+			in.lim = int(min(int64(in.end), in.stop-in.base))
+			return nil
+		}
+	}
+	return in.fail(io.ErrNoProgress)
+}
+
+func (in *input) fail(err error) error {
+	if err != io.EOF {
+		in.failed = err
+		return err
+	}
+	if in.stop != math.MaxInt64 {
+		return io.ErrUnexpectedEOF
+	}
+	return io.EOF
+}
+
+// fill makes at least one byte readable.
+func (in *input) fill() error {
+	if in.pos < in.lim {
+		return nil
+	}
+	if in.offset() >= in.stop {
+		return io.EOF
+	}
+	in.base += int64(in.pos)
+	in.pos, in.lim, in.end = 0, 0, 0
+	return in.more()
+}
+
+func (in *input) ReadByte() (byte, error) {
+	if in.pos >= in.lim {
+		if err := in.fill(); err != nil {
+			return 0, err
+		}
+	}
+	c := in.buf[in.pos]
+	in.pos++
+	return c, nil
+}
+
+// Read fills large p past the buffer, so that an uncompressed payload is not copied.
+func (in *input) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if in.pos >= in.lim && len(p) >= len(in.buf) && in.err == nil && in.offset() < in.stop {
+		in.base += int64(in.pos)
+		in.pos, in.lim, in.end = 0, 0, 0
+		n, err := in.r.Read(p[:min(int64(len(p)), in.stop-in.base)])
+		in.base += int64(n)
+		if in.err = err; n > 0 {
+			return n, nil
+		}
+	}
+	if err := in.fill(); err != nil {
+		return 0, err
+	}
+	n := copy(p, in.buf[in.pos:in.lim])
+	in.pos += n
+	return n, nil
+}
+
+// peek gives the next n bytes without consuming them, or as many as the section has.
+func (in *input) peek(n int) ([]byte, error) {
+	for in.lim-in.pos < n && in.base+int64(in.lim) < in.stop {
+		copy(in.buf, in.buf[in.pos:in.end])
+		in.base += int64(in.pos)
+		in.pos, in.lim, in.end = 0, in.lim-in.pos, in.end-in.pos
+		if err := in.more(); err == io.EOF {
+			break
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return in.buf[in.pos:min(in.lim, in.pos+n)], nil
+}
+
+// need is peek for bytes that must be there.
+func (in *input) need(n int) ([]byte, error) {
+	p, err := in.peek(n)
+	if err == nil && len(p) < n {
+		err = io.ErrUnexpectedEOF
+	}
+	return p, err
+}
