@@ -140,10 +140,10 @@ func globalFlags(fs *flag.FlagSet, o *options) {
 }
 
 func main() {
-	// Files and directories that children make get the modes they ask for.
-	syscall.Umask(0o022)
+	prepareProcess()
 	// A child or reader that went away is an error where it is written to, not a death.
-	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
+	// Caught and not ignored, because children would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr))

@@ -45,7 +45,6 @@ func newManagedSetup(t testing.TB) *managedSetup {
 // device is a device that gets deployment of the artifact from the server.
 func (s *managedSetup) device(t testing.TB, artifact string) (*simDevice, *testDeployment) {
 	d := newSimDevice(t, s.dir, s.images)
-	d.root = filepath.Join(s.dir, "root")
 	return d, s.deploy(t, artifact)
 }
 

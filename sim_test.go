@@ -243,7 +243,7 @@ func readSimEnv(b []byte) (vars map[string]string, cur int) {
 
 // newSimDevice is a device that runs slot A, which holds image "old".
 func newSimDevice(t testing.TB, dir string, images map[string][]byte) *simDevice {
-	d := &simDevice{t: t, w: &world{files: map[string]*simFile{}}, dir: dir, booted: "A", images: map[string]string{}}
+	d := &simDevice{t: t, w: &world{files: map[string]*simFile{}}, dir: dir, root: filepath.Join(dir, "root"), booted: "A", images: map[string]string{}}
 	file := func(name string, content []byte) {
 		d.w.files[name] = &simFile{name: filepath.Base(name), durable: bytes.Clone(content), current: bytes.Clone(content)}
 	}
