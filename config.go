@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -126,7 +125,7 @@ func loadConfig(p paths, main, fallback configFile, lg *logger) (*config, error)
 			if !f.explicit && errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
-			if f.explicit || c.tierErr() != nil {
+			if f.explicit {
 				return nil, err
 			}
 			lg.warnf("%v", err)
@@ -166,18 +165,28 @@ func (c *config) parse(text []byte, lg *logger) error {
 	if err := json.Unmarshal(text, &keys); err != nil {
 		return fmt.Errorf("not a JSON object: %w", err)
 	}
-	for k, v := range keys {
-		one, err := json.Marshal(map[string]json.RawMessage{k: v})
+	for _, k := range sortedKeys(keys) {
+		one, err := json.Marshal(map[string]json.RawMessage{k: keys[k]})
 		if err != nil {
 			return err
 		}
-		if strings.EqualFold(k, "Servers") {
-			c.Servers = nil
-		}
+		before := *c
+		c.Servers, c.ArtifactVerifyKeys = nil, nil // else their elements would be merged
 		var wrong *json.UnmarshalTypeError
-		if err := json.NewDecoder(bytes.NewReader(one)).Decode(c); errors.As(err, &wrong) {
+		err = json.Unmarshal(one, c)
+		if !strings.EqualFold(k, "Servers") || errors.As(err, &wrong) {
+			c.Servers = before.Servers
+		}
+		if !strings.EqualFold(k, "ArtifactVerifyKeys") {
+			c.ArtifactVerifyKeys = before.ArtifactVerifyKeys
+		}
+		switch {
+		case errors.As(err, &wrong) && strings.HasPrefix(strings.ToLower(k), "artifactverifykey"):
+			// Ignored, it would let unsigned artifacts in. No key can be loaded from here.
+			c.ArtifactVerifyKey = fmt.Sprintf("(%s: got %s, want %s)", k, wrong.Value, wrong.Type)
+		case errors.As(err, &wrong):
 			lg.warnf("configuration key %q ignored: got %s, want %s", k, wrong.Value, wrong.Type)
-		} else if err != nil {
+		case err != nil:
 			return err
 		}
 	}
@@ -207,7 +216,7 @@ func (c *config) check(keys map[string]json.RawMessage) error {
 		return errors.New("both ArtifactVerifyKey and ArtifactVerifyKeys are set: want one")
 	case has("ArtifactVerifyKey"):
 		c.ArtifactVerifyKeys = nil
-	case has("ArtifactVerifyKeys"):
+	case has("ArtifactVerifyKeys") && len(c.ArtifactVerifyKeys) > 0:
 		c.ArtifactVerifyKey = ""
 	}
 	if c.RetryDownloadCount < 1 || c.RetryDownloadCount > 10000 {

@@ -145,8 +145,10 @@ func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src
 			}
 		}
 		// The source checks at its end what stands behind the image.
-		if _, err := src.Read(make([]byte, 1)); err != io.EOF {
-			stop(errors.Join(errors.New("payload goes on after its size"), err))
+		if n, err := io.ReadFull(src, make([]byte, 1)); n > 0 {
+			stop(fmt.Errorf("the image goes on after its %d bytes", w.size))
+		} else if err != io.EOF {
+			stop(err)
 		}
 	}()
 	return out
@@ -184,10 +186,8 @@ func (w *slotWriter) put(b block, old []byte) error {
 	}
 	same := false
 	if len(data) > 0 && !w.opt.writeAll && !w.sequential {
-		n, err := w.dst.ReadAt(old[:len(data)], off)
-		if err != nil && err != io.EOF {
-			return fmt.Errorf("reading %q at %d: %w", w.name, off, err)
-		}
+		// What cannot be read is written: that may mend it, and the read-back will tell.
+		n, _ := w.dst.ReadAt(old[:len(data)], off)
 		same = bytes.Equal(old[:n], data)
 	}
 	if same {
@@ -330,7 +330,7 @@ func (w *slotWriter) readBack(ctx context.Context) error {
 func (w *slotWriter) readWhole(buf []byte, n int, off int64) error {
 	want := (n + directAlign - 1) &^ (directAlign - 1)
 	got, err := w.dst.ReadAt(buf[:want], off)
-	if isInvalid(err) { // a file system that takes O_DIRECT at fcntl and refuses it here
+	if got < n && isInvalid(err) { // a file system that takes O_DIRECT at fcntl and refuses it here
 		setDirect(w.dst, false)
 		got, err = w.dst.ReadAt(buf[:n], off)
 	}
@@ -356,7 +356,7 @@ func openUBI(path string, size int64) (*ubiVolume, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := ioctl(f, ubiVolUpdate, uintptr(unsafe.Pointer(&size))); err != nil {
+	if err := ioctl(f, ubiVolUpdate, unsafe.Pointer(&size)); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("UBI_IOCVOLUP on %q: %w", path, err)
 	}

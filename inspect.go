@@ -85,6 +85,8 @@ func (a *app) status() error {
 	if err != nil {
 		return err
 	}
+	a.rec = rec
+	a.nameUnsaved()
 	r := &report{Provides: rec.Provides, Last: rec.Last}
 	if u := rec.Update; u != nil {
 		r.Update = &updateReport{Artifact: u.Artifact, ID: u.ID, Type: u.Type, Step: u.Step, Managed: u.Managed, Failed: u.Failed, Cause: u.Cause}
@@ -102,6 +104,17 @@ func (a *app) status() error {
 	}
 	r.print(a.out)
 	return nil
+}
+
+// nameUnsaved gives a device without a stored name the one that install would give it.
+func (a *app) nameUnsaved() {
+	if a.rec.Provides["artifact_name"] != "" {
+		return
+	}
+	var err error
+	if a.rec.Provides, err = a.readBootstrap(a.c.paths.in(a.c.paths.ds, "bootstrap.mender")); err != nil {
+		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
+	}
 }
 
 func (a *app) printJSON(v any) error {
@@ -171,9 +184,7 @@ func (a *app) plan(ctx context.Context, source string) error {
 		return err
 	}
 	a.rec = rec
-	if a.rec.Provides["artifact_name"] == "" {
-		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
-	}
+	a.nameUnsaved()
 	src, err := a.openSource(ctx, source)
 	if err != nil {
 		return err
@@ -185,7 +196,7 @@ func (a *app) plan(ctx context.Context, source string) error {
 	}
 	defer art.close()
 	p := &planReport{report: &report{Provides: a.rec.Provides, Last: rec.Last}, Artifact: art.Name, Type: art.PayloadType,
-		Compression: art.Compression, DeviceTypes: art.DeviceTypes, Signature: signatureText(art)}
+		Compression: art.Compression, DeviceTypes: art.DeviceTypes, Signature: signatureText(art), Refused: []string{}}
 	var first error
 	no := func(err error) {
 		if err == nil {
@@ -195,7 +206,7 @@ func (a *app) plan(ctx context.Context, source string) error {
 			first = err
 		}
 	}
-	if rec.Update != nil {
+	if u := rec.Update; u != nil && (u.Managed || u.Step != stepDownload) { // install clears what was cut off downloading
 		no(fmt.Errorf("an update is in progress: %q, in %s", rec.Update.Artifact, rec.Update.Step))
 	}
 	no(a.checkCompatible(art))

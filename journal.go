@@ -107,39 +107,41 @@ func parseJournalCopy(b []byte) (seq uint64, format int, body []byte, err error)
 // used is never fatal: the record is then empty, damaged says why, and raw is what was there.
 func readJournal(st storage) (j *journalFile, rec *record, damaged error, raw []byte, err error) {
 	raw = make([]byte, journalSize)
-	if n, rerr := st.ReadAt(raw, 0); rerr != nil && rerr != io.EOF {
-		return nil, nil, nil, nil, fmt.Errorf("reading the journal: %w", rerr)
-	} else if n < journalSize {
-		clear(raw[n:])
-	}
 	j, rec = &journalFile{st: st}, &record{}
-	var faults []string
 	found := false
+	var faults, unread error
 	for i := range 2 {
 		b := raw[i*journalCopySize : (i+1)*journalCopySize]
+		// A medium that has lost one copy may still give the other.
+		if _, rerr := st.ReadAt(b, int64(i)*journalCopySize); rerr != nil && rerr != io.EOF {
+			clear(b)
+			unread = fmt.Errorf("reading the journal: %w", rerr)
+			continue
+		}
 		seq, format, body, err := parseJournalCopy(b)
 		var r record
 		if err == nil {
 			err = json.Unmarshal(body, &r)
 		}
-		if err != nil {
-			if len(bytes.Trim(b, "\x00")) > 0 {
-				faults = append(faults, fmt.Sprintf("copy %d: %v", i+1, err))
-			}
-			continue
-		}
-		if !found || seq > j.seq {
+		if err == nil && (!found || seq > j.seq) {
 			found, j.seq, j.next, j.last, j.format, rec = true, seq, 1-i, body, format, &r
 		}
+		if err != nil && len(bytes.Trim(b, "\x00")) > 0 {
+			faults = errors.Join(faults, fmt.Errorf("copy %d: %w", i+1, err))
+		}
 	}
-	if !found && len(faults) > 0 {
-		damaged = errors.New(strings.Join(faults, "; "))
+	switch {
+	case found:
+		return j, rec, nil, raw, nil
+	case unread != nil:
+		return nil, nil, nil, nil, unread
 	}
-	return j, rec, damaged, raw, nil
+	return j, rec, faults, raw, nil
 }
 
 // save makes the record durable: the older copy is overwritten, synced, and read back past
-// the cache. When it returns an error the record before it is still the newest good one.
+// the cache. After an error the record before it is still there, and either may be what a
+// later run finds.
 func (j *journalFile) save(rec *record) error {
 	body, err := json.Marshal(rec)
 	if err != nil {
@@ -187,17 +189,12 @@ const journalName = "mendlet.state"
 // It may be a link to a raw partition. A second process gets exit code 75.
 func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 	path := filepath.Join(ds, journalName)
-	if err := makeJournal(path); err != nil {
-		return nil, nil, withHint(err, "mendlet keeps its state in %q: it has to be there and writable; -d names another place", ds)
-	}
-	st, err := openStorage(path, openWrite)
-	if err != nil {
-		return nil, nil, fmt.Errorf("journal: %w", err)
-	}
-	// flock(2): released by the kernel when this process ends, however it ends.
-	if err := lockStorage(st); err != nil {
-		st.Close()
-		return nil, nil, tryLater("journal %q: another mendlet is running (%w)", path, err)
+	st, err := openLocked(path)
+	switch {
+	case exitCode(err) == exitTempFail:
+		return nil, nil, err
+	case err != nil:
+		return nil, nil, withHint(fmt.Errorf("journal: %w", err), "mendlet keeps its state in %q: it has to be writable by this user alone; -d names another place", ds)
 	}
 	j, rec, damaged, raw, err := readJournal(st)
 	if err != nil {
@@ -240,43 +237,70 @@ func peekJournal(ds string, lg *logger) (*record, error) {
 	return rec, err
 }
 
-// makeJournal makes an empty journal of full size, so that later saves change neither its
-// length nor its place on the disk.
-func makeJournal(path string) error {
-	if st, err := os.Stat(path); err == nil && (st.Size() >= journalSize || !st.Mode().IsRegular()) {
-		return nil
-	}
+// openLocked opens the journal for this process alone and makes it when it is absent, of full
+// size, so that later saves change neither its length nor its place on the disk.
+func openLocked(path string) (storage, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("journal: %w", err)
+		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	flag := os.O_RDWR | os.O_CREATE | syscall.O_NOFOLLOW
+	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+		flag = os.O_RDWR // a link to a partition; never one to a file, which may be a trap
+	}
+	f, err := os.OpenFile(path, flag, 0o600)
 	if err != nil {
-		return fmt.Errorf("journal: %w", err)
+		return nil, err
 	}
-	defer f.Close()
-	// A short file is one whose making was cut off, or damage; what it holds stays.
-	st, err := f.Stat()
+	st, err := lockedJournal(f)
 	if err != nil {
-		return fmt.Errorf("journal: %w", err)
+		f.Close()
 	}
-	if _, err := f.WriteAt(make([]byte, journalSize-st.Size()), st.Size()); err != nil {
-		return fmt.Errorf("journal: %w", err)
-	}
-	if err := f.Sync(); err != nil { // its length must outlive a power cut before saves rely on it
-		return fmt.Errorf("journal: %w", err)
-	}
-	return syncDir(filepath.Dir(path))
+	return st, err
 }
 
-func lockStorage(s storage) error {
-	d, ok := s.(*device)
-	if !ok {
-		return nil
+func lockedJournal(f *os.File) (storage, error) {
+	if err := flock(f); err != nil {
+		return nil, err
 	}
-	c, err := d.f.SyscallConn()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok && st.Mode().IsRegular() && int(sys.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("%q belongs to user %d, not to %d who runs this", f.Name(), sys.Uid, os.Geteuid())
+	}
+	// A short file is one whose making was cut off, or damage; what it holds stays.
+	if n := journalSize - st.Size(); n > 0 && st.Mode().IsRegular() {
+		if _, err := f.WriteAt(make([]byte, n), st.Size()); err != nil {
+			return nil, err
+		}
+		if err := f.Sync(); err != nil { // its length must outlive a power cut before saves rely on it
+			return nil, err
+		}
+		if err := syncDir(filepath.Dir(f.Name())); err != nil {
+			return nil, err
+		}
+	}
+	n, err := sizeOf(f)
+	if err == nil && n < journalSize {
+		err = fmt.Errorf("%q has %d bytes, want %d", f.Name(), n, journalSize)
+	}
+	return &device{f: f, size: n}, err
+}
+
+// flock takes the file for this process; the kernel releases it when the process ends,
+// however it ends (flock(2)).
+func flock(f *os.File) error {
+	c, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	cerr := c.Control(func(fd uintptr) { err = syscall.Flock(int(fd), syscall.LOCK_EX|syscall.LOCK_NB) })
-	return errors.Join(cerr, err)
+	switch {
+	case err == syscall.EWOULDBLOCK:
+		return tryLater("journal %q: another mendlet is running", f.Name())
+	case err != nil:
+		return fmt.Errorf("locking %q: %w", f.Name(), err)
+	}
+	return cerr
 }

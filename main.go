@@ -161,12 +161,44 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 		}
 		return fwCommand(name, args[1:], c, openStorage, in, out, errw)
 	}
-	err := dispatch(ctx, args, o, lg, in, out)
+	err := dispatch(ctx, args, o, lg, &patientReader{ctx: ctx, src: in}, out)
+	if errors.Is(err, context.Canceled) && exitCode(err) == exitFailed {
+		err = tryLater("interrupted: %w", err)
+	}
 	var coded *codedError
 	if err != nil && !(errors.As(err, &coded) && coded.err == nil) {
 		lg.fail(err)
 	}
 	return exitCode(err)
+}
+
+// patientReader is standard input, which may wait for ever, until the program is told to end.
+type patientReader struct {
+	ctx context.Context
+	src io.Reader
+	buf []byte // not the caller's, as a read that is given up may still fill it
+}
+
+func (r *patientReader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	if r.buf == nil {
+		r.buf = make([]byte, 64<<10)
+	}
+	var n int
+	var err error
+	done := make(chan struct{})
+	go func() {
+		n, err = r.src.Read(r.buf[:min(len(p), len(r.buf))])
+		close(done)
+	}()
+	select {
+	case <-done:
+		return copy(p, r.buf[:n]), err
+	case <-r.ctx.Done():
+		return 0, context.Cause(r.ctx)
+	}
 }
 
 func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.Reader, out io.Writer) error {
@@ -175,8 +207,11 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 		return usageError("%w; 'mendlet --help' lists what there is", err)
 	}
 	switch {
-	case o.help, o.version, fs.NArg() == 0:
-		return general(o, out)
+	case o.help, o.version:
+		general(o, out)
+		return nil
+	case fs.NArg() == 0:
+		return usageError("no verb; 'mendlet --help' lists what there is")
 	}
 	all := verbs()
 	i := slices.IndexFunc(all, func(v verb) bool { return v.name == fs.Arg(0) })
@@ -205,20 +240,16 @@ func newFlagSet(o *options) *flag.FlagSet {
 	return fs
 }
 
-func general(o *options, out io.Writer) error {
+func general(o *options, out io.Writer) {
 	if o.version {
 		fmt.Fprintln(out, versionString())
-		return nil
+		return
 	}
 	var list strings.Builder
 	for _, v := range verbs() {
 		fmt.Fprintf(&list, "  %-14s %s\n", v.name, v.help)
 	}
 	fmt.Fprintf(out, usageText, list.String())
-	if !o.help {
-		return &codedError{code: exitUsage}
-	}
-	return nil
 }
 
 func verbHelp(v verb, out io.Writer) error {
@@ -275,10 +306,18 @@ func (o *options) fallbackConfig() string {
 	if o.fallback != "" {
 		return o.fallback
 	}
-	return "/var/lib/mender/mender.conf"
+	p := defaultPaths()
+	return p.in(p.ds, "mender.conf")
 }
 
 func newApp(o *options, lg *logger, in io.Reader, out io.Writer) (*app, error) {
+	running := strings.ToLower(o.running)
+	if !slices.Contains([]string{"", "a", "b", "none"}, running) {
+		return nil, usageError("--running %q: want A, B or none", o.running)
+	}
+	if !slices.Contains([]string{"", "bar", "lines", "json", "none"}, o.progress) {
+		return nil, usageError("--progress %q: want bar, lines, json or none", o.progress)
+	}
 	if err := setUpLog(o, lg); err != nil {
 		return nil, err
 	}
@@ -286,10 +325,15 @@ func newApp(o *options, lg *logger, in io.Reader, out io.Writer) (*app, error) {
 	if err != nil {
 		return nil, err
 	}
+	if level, err := parseLevel(c.DaemonLogLevel); err != nil {
+		lg.warnf("DaemonLogLevel: %v", err)
+	} else if o.logLevel == "" && !o.quiet {
+		lg.level = level
+	}
 	c.SkipVerify = c.SkipVerify || o.skipVerify
 	c.extraRoots = o.trusted
 	return &app{c: c, lg: lg, o: o, in: in, out: out, openJournal: openJournal,
-		m: &machine{running: o.running, open: openStorage}}, nil
+		m: &machine{running: running, open: openStorage}}, nil
 }
 
 func setUpLog(o *options, lg *logger) (err error) {

@@ -9,7 +9,9 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+	"unsafe"
 )
 
 // progress shows how far an install is: a bar on a terminal, a line each 10 % or 30 s
@@ -40,10 +42,10 @@ func (a *app) progress() func(done, total int64) {
 	return p.update
 }
 
-// isTerminal: a character device that is not the null device is one for this purpose.
+// isTerminal tells one on which a line can be written over.
 func isTerminal(f *os.File) bool {
-	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && os.Getenv("TERM") != "dumb" && deviceNumber(fmt.Sprintf("/dev/fd/%d", f.Fd())) != "1:3"
+	var t syscall.Termios
+	return ioctl(f, syscall.TCGETS, unsafe.Pointer(&t)) == nil && os.Getenv("TERM") != "dumb"
 }
 
 // update takes bytes done and in all.

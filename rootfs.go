@@ -171,10 +171,13 @@ func (r *rootfs) download(ctx context.Context, a *artifact) error {
 }
 
 func (r *rootfs) openTarget() (storage, error) {
+	var st storage
+	var err error
 	if r.to.ubi {
-		return openUBI(r.to.path, r.file.Size)
+		st, err = openUBI(r.to.path, r.file.Size)
+	} else {
+		st, err = r.m.open(r.to.path, openSlot)
 	}
-	st, err := r.m.open(r.to.path, openSlot)
 	if err != nil {
 		return nil, refuseOpen(r.to.path, err)
 	}
@@ -304,9 +307,12 @@ func (r *rootfs) commit() error {
 
 // rollback makes the old slot boot next. The bootloader may have done so already.
 func (r *rootfs) rollback() error {
-	env, vars, _, err := r.look()
+	env, vars, s, err := r.look()
 	if err != nil {
 		return err
+	}
+	if s.byNum(strconv.Itoa(r.u.From)) == nil {
+		return fmt.Errorf("the journal names partition %d as the old slot, but A is %d and B is %d: it is another device's", r.u.From, s.a.num, s.b.num)
 	}
 	if vars[varBootPart] == strconv.Itoa(r.u.From) && vars[varUpgrade] != "1" {
 		return nil

@@ -28,7 +28,6 @@ func (m *machine) path(name string) string { return m.root + name }
 // slot is one of the two root partitions.
 type slot struct {
 	letter string // A or B
-	conf   string // as in the configuration
 	path   string // device node or image file
 	num    int    // partition number that the boot environment calls it by
 	ubi    bool
@@ -94,9 +93,8 @@ func (m *machine) resolveSlot(letter, conf string) (*slot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q does not end in a partition number", path)
 	}
-	name := filepath.Base(path)
-	_, ubi := strings.CutPrefix(name, "ubi")
-	return &slot{letter: letter, conf: conf, path: path, num: num, ubi: ubi && strings.Contains(name, "_")}, nil
+	ubi, err := filepath.Match("ubi[0-9]*_[0-9]*", filepath.Base(path))
+	return &slot{letter: letter, path: path, num: num, ubi: ubi}, err
 }
 
 // resolveDevice finds the node for one of the forms of a root= or RootfsPart value. Names
@@ -125,8 +123,10 @@ func (m *machine) resolveDevice(name string) (string, error) {
 		return "", fmt.Errorf("no such link, and nothing here to make it: use PARTUUID=, PARTLABEL= or the node's own name")
 	case strings.HasPrefix(name, "PARTUUID="), strings.HasPrefix(name, "PARTLABEL="):
 		return m.findPartition(name)
-	case strings.HasPrefix(name, "ubi"):
-		return m.resolveUBI(name)
+	case strings.HasPrefix(strings.TrimPrefix(name, "/dev/"), "ubi"):
+		return m.resolveUBI(strings.TrimPrefix(name, "/dev/"))
+	case inDev(name):
+		return m.path(name), nil
 	}
 	return name, nil
 }
@@ -145,11 +145,15 @@ func unescapeUdev(s string) string {
 	return b.String()
 }
 
-// resolveUBI takes ubi0_1, and ubi0:name as the kernel's root= has it.
+// resolveUBI takes ubi0_1, and ubi0:name or ubi:name (of device 0) as the kernel's root= has
+// it. A ubiblock device is the read-only view of the volume of its numbers.
 func (m *machine) resolveUBI(name string) (string, error) {
 	dev, vol, ok := strings.Cut(name, ":")
 	if !ok {
-		return m.path("/dev/" + name), nil
+		return m.path("/dev/" + strings.Replace(name, "ubiblock", "ubi", 1)), nil
+	}
+	if dev == "ubi" {
+		dev = "ubi0"
 	}
 	dirs, _ := filepath.Glob(m.path("/sys/class/ubi/" + dev + "_*"))
 	for _, d := range dirs {
@@ -331,10 +335,14 @@ func deviceNumber(path string) string {
 // is tells whether the device of a mount or of root= is this slot.
 func (s *slot) is(m *machine, x mount) bool {
 	if s.ubi {
-		src, err := m.resolveDevice(strings.TrimPrefix(x.source, "/dev/"))
-		return err == nil && strings.HasPrefix(filepath.Base(src), "ubi") && src == s.path
+		src, err := m.resolveDevice(x.source)
+		return err == nil && src == s.path
 	}
-	return x.dev != "" && deviceNumber(s.path) == x.dev
+	num := deviceNumber(s.path)
+	if strings.HasPrefix(x.dev, "0:") { // btrfs has a device number of its own
+		return num != "" && num == deviceNumber(m.path(x.source))
+	}
+	return num != "" && num == x.dev
 }
 
 // ramRoot are the file systems of a system that runs from memory: an initramfs, a recovery
@@ -346,17 +354,14 @@ var ramRoot = map[string]bool{"rootfs": true, "tmpfs": true, "ramfs": true, "ove
 func (s *slots) findRunning(m *machine, env map[string]string) error {
 	byEnv := s.byNum(env["mender_boot_part"])
 	s.why = append(s.why, fmt.Sprintf("boot environment: mender_boot_part=%s is %s", env["mender_boot_part"], nameOf(byEnv)))
-	switch strings.ToUpper(m.running) {
-	case "A", "B":
-		s.running = map[string]*slot{"A": s.a, "B": s.b}[strings.ToUpper(m.running)]
-		s.why = append(s.why, "--running says "+s.running.String())
+	switch strings.ToLower(m.running) {
+	case "a", "b":
+		s.running = map[string]*slot{"a": s.a, "b": s.b}[strings.ToLower(m.running)]
+		s.why = append(s.why, "--running says "+nameOf(s.running))
 		return nil
-	case "NONE":
+	case "none":
 		s.why = append(s.why, "--running says that neither runs")
 		return nil
-	case "":
-	default:
-		return usageError("--running %q: want A, B or none", m.running)
 	}
 	root, err := m.rootMount()
 	if err != nil {
@@ -416,11 +421,8 @@ func (s *slots) fromCmdline(m *machine) *slot {
 	if err != nil {
 		return nil
 	}
-	if x := s.match(m, mount{dev: deviceNumber(path), source: path}); x != nil {
-		return x
-	}
 	for _, one := range []*slot{s.a, s.b} {
-		if one.path == path {
+		if num := deviceNumber(path); one.path == path || num != "" && num == deviceNumber(one.path) {
 			return one
 		}
 	}
@@ -436,10 +438,15 @@ func (s *slots) agree(env map[string]string) error {
 			"the bootloader may lack the Mender integration, or its environment is another device's")
 	}
 	if s.running != nil && s.running != byEnv {
-		return withHint(refuse("mounted root and boot environment do not agree about the running slot\n%s", strings.Join(s.why, "\n")),
+		return withHint(refuse("the slot that runs and the boot environment do not agree\n%s", strings.Join(s.why, "\n")),
 			"reboot if a rollback or an install is waiting for it; else set mender_boot_part to the slot that runs")
 	}
 	return nil
+}
+
+// inDev tells names where only device nodes belong.
+func inDev(name string) bool {
+	return strings.HasPrefix(name, "/dev/") && !strings.HasPrefix(name, "/dev/shm/")
 }
 
 // checkTarget refuses a slot that must not be written, before anything is: it exists, is
@@ -452,25 +459,26 @@ func (m *machine) checkTarget(t *slot) error {
 	if err != nil {
 		return refuse("target: %w", err)
 	}
-	dev := st.Mode()&os.ModeDevice != 0
-	if !dev && strings.HasPrefix(t.path, m.path("/dev/")) || !dev && !st.Mode().IsRegular() {
+	if st.Mode().IsRegular() && !inDev(strings.TrimPrefix(t.path, m.root)) {
+		return nil
+	}
+	if st.Mode()&os.ModeDevice == 0 {
 		return withHint(refuse("target %q is not a device", t.path),
 			"a program may have made a file where the device node should be; remove it and look for the node")
 	}
-	if !dev || t.ubi {
-		return nil
+	if char := st.Mode()&os.ModeCharDevice != 0; char != t.ubi {
+		return refuse("target %q: want a block device or a UBI volume", t.path)
 	}
 	mounts, err := m.mounts()
 	if err != nil {
 		return refuse("target %q: %w", t.path, err)
 	}
-	num := deviceNumber(t.path)
 	for _, x := range mounts {
-		if x.dev == num {
+		if t.is(m, x) {
 			return withHint(refuse("target %q is mounted on %q", t.path, x.point), "unmount it; a slot is never written while it is in use")
 		}
 	}
-	if m.sysInt(m.path("/sys/dev/block/"+num+"/ro")) == 1 {
+	if !t.ubi && m.sysInt(m.path("/sys/dev/block/"+deviceNumber(t.path)+"/ro")) == 1 {
 		return refuse("target %q is read-only", t.path)
 	}
 	return nil

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"syscall"
 	"unsafe"
 )
@@ -36,9 +38,8 @@ const (
 
 // device is the storage of a real file or block device.
 type device struct {
-	f      *os.File
-	size   int64
-	direct bool
+	f    *os.File
+	size int64
 }
 
 // Size in bytes of the device node or file behind f. BLKGETSIZE64 is from linux/fs.h; its
@@ -52,7 +53,7 @@ func sizeOf(f *os.File) (int64, error) {
 		return st.Size(), nil
 	}
 	var n uint64
-	if err := ioctl(f, blkGetSize64, uintptr(unsafe.Pointer(&n))); err != nil {
+	if err := ioctl(f, blkGetSize64, unsafe.Pointer(&n)); err != nil {
 		return 0, fmt.Errorf("size of %q: BLKGETSIZE64: %w", f.Name(), err)
 	}
 	return int64(n), nil
@@ -60,16 +61,16 @@ func sizeOf(f *os.File) (int64, error) {
 
 const wordSize = unsafe.Sizeof(uintptr(0))
 
-// ioctl calls the request on f's descriptor. arg may be a pointer to memory that the
-// caller keeps alive.
-func ioctl(f *os.File, req, arg uintptr) error {
+// ioctl calls the request on f's descriptor. arg is a pointer until the system call itself,
+// because a stack, and what lies on it, may move at any call before.
+func ioctl(f *os.File, req uintptr, arg unsafe.Pointer) error {
 	c, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var errno syscall.Errno
 	if err := c.Control(func(fd uintptr) {
-		_, _, errno = syscall.Syscall(syscall.SYS_IOCTL, fd, req, arg)
+		_, _, errno = syscall.Syscall(syscall.SYS_IOCTL, fd, req, uintptr(arg))
 	}); err != nil {
 		return err
 	}
@@ -168,7 +169,6 @@ func setDirect(s storage, on bool) bool {
 	}); err != nil || errno != 0 {
 		return false
 	}
-	d.direct = on
 	return on
 }
 
@@ -181,32 +181,23 @@ func readUncached(s storage, p []byte, off int64) error {
 		defer setDirect(s, false)
 		buf := alignedBuffer(int(hi - lo))
 		n, err := s.ReadAt(buf, lo)
-		if err == nil || err == io.EOF {
-			if n < int(off-lo)+len(p) {
-				return io.ErrUnexpectedEOF
-			}
+		if n >= int(off-lo)+len(p) {
 			copy(p, buf[off-lo:])
 			return nil
 		}
-		if err != nil && !isInvalid(err) {
-			return err
+		if !isInvalid(err) {
+			return noEOF(err)
 		}
+		setDirect(s, false)
 	}
-	n, err := s.ReadAt(p, off)
-	if n == len(p) {
-		return nil
+	if n, err := s.ReadAt(p, off); n < len(p) {
+		return noEOF(err)
 	}
-	if err == io.EOF || err == nil {
-		return io.ErrUnexpectedEOF
-	}
-	return err
+	return nil
 }
 
 // isInvalid tells EINVAL, with which file systems refuse direct I/O they do not have.
-func isInvalid(err error) bool {
-	pe, ok := err.(*os.PathError)
-	return ok && pe.Err == syscall.EINVAL
-}
+func isInvalid(err error) bool { return errors.Is(err, syscall.EINVAL) }
 
 // syncDir makes a name that was created, renamed or removed in dir durable: fsync of a
 // file says nothing about its directory entry (fsync(2), DESCRIPTION).
@@ -251,20 +242,12 @@ func writeFileDurably(path string, data []byte, mode os.FileMode) error {
 	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
-	dir := "."
-	for i := len(path) - 1; i >= 0; i-- {
-		if path[i] == '/' {
-			dir = path[:i+1]
-			break
-		}
-	}
-	return syncDir(dir)
+	return syncDir(filepath.Dir(path))
 }
 
 // ioctl request numbers: direction, size of the argument, type, number. Only the direction
 // bits and their place differ between architectures.
 const (
 	blkGetSize64 = ioctlRead<<ioctlDirShift | wordSize<<16 | 0x12<<8 | 114 // BLKGETSIZE64, linux/fs.h
-	blkROGet     = ioctlNone<<ioctlDirShift | 0x12<<8 | 94                 // BLKROGET, linux/fs.h
 	ubiVolUpdate = ioctlWrite<<ioctlDirShift | 8<<16 | 'O'<<8 | 0          // UBI_IOCVOLUP, mtd/ubi-user.h
 )

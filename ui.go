@@ -44,7 +44,7 @@ type codedError struct {
 }
 
 func (e *codedError) Error() string {
-	if e.err == nil {
+	if e.err == nil { // all that is to be said has been
 		return fmt.Sprintf("exit code %d", e.code)
 	}
 	return e.err.Error()
@@ -205,9 +205,10 @@ func kmsgSink() (logSink, error) {
 }
 
 // syslogSink sends RFC 3164 lines to the local syslog socket, facility daemon (3). It uses
-// the system calls, since package net alone would be a fifth of a recovery build.
+// the system calls, since package net alone would be a fifth of a recovery build. A line is
+// dropped rather than waiting for a syslogd that hangs.
 func syslogSink() (logSink, error) {
-	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
