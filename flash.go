@@ -39,12 +39,14 @@ type slotWriter struct {
 	size       int64  // of the image
 	sum        [sha256.Size]byte
 	opt        writeOptions
-	sequential bool                     // UBI volume: no reading while writing, no going back, the kernel guards it
-	checkpoint func(c checkpoint) error // nil: none are wanted
-	mark       func(c *checkpoint) bool // asks the source for a point to go on from
+	sequential bool                        // UBI volume: no reading while writing, no going back, the kernel guards it
+	checkpoint func(checkpoint) error      // journals one; nil: none are wanted
+	mark       func() (restartPoint, bool) // asks the source for a point to go on from
 
-	head  []byte // what the start of the slot will hold, kept back
-	dirty int64  // bytes written since the last sync
+	head  []byte     // what the start of the slot will hold, kept back
+	dirty int64      // bytes written since the last sync
+	last  checkpoint // the latest there could be
+	kept  int64      // offset of the latest that was kept
 	stats writeStats
 }
 
@@ -56,87 +58,99 @@ type writeOptions struct {
 	progress    func(done, total int64)
 	block, head int64
 	syncEvery   int64
+	keepEvery   int64 // bytes of the image between two checkpoints
 }
 
 func defaultWriteOptions() writeOptions {
-	return writeOptions{block: blockSize, head: headSize, syncEvery: syncEvery}
+	return writeOptions{block: blockSize, head: headSize, syncEvery: syncEvery, keepEvery: syncEvery}
 }
 
 // writeStats says what an install cost, in bytes.
 type writeStats struct{ Written, Same int64 }
 
-// checkpoint is where an interrupted write can go on: all before Offset is durable in the
-// slot, but for its head.
+// checkpoint is where an interrupted write can go on: all of the image before Offset is
+// durable in the slot, but for its head.
 type checkpoint struct {
-	Offset int64         `json:"offset"` // bytes of the image
-	Total  int64         `json:"total"`
-	Hash   []byte        `json:"hash"` // state of SHA-256 after Offset bytes
-	From   *restartPoint `json:"from,omitempty"`
+	Slot   string       `json:"slot"`
+	Offset int64        `json:"offset"` // bytes of the image
+	Total  int64        `json:"total"`
+	Hash   []byte       `json:"hash"` // state of SHA-256 after Offset bytes
+	From   restartPoint `json:"from"` // where the artifact is read again
+	Source sourceID     `json:"source"`
 }
 
-// block is a piece of the image on its way through the stages.
+// sourceID tells one file from another that has come to stand in its place.
+type sourceID struct {
+	Name string `json:"name"` // path, or URL without its query, which may hold a signature
+	Size int64  `json:"size"` // bytes; -1 if not known
+	Tag  string `json:"tag"`  // ETag, Last-Modified or the time of the last change
+}
+
+// block is a piece of the image on its way through the stages. The same few are used again
+// and again.
 type block struct {
-	data []byte
-	off  int64
-	at   *checkpoint // the place behind this block, where the source has one
+	buf    []byte
+	data   []byte // what of buf is in use
+	off    int64
+	marked bool // from is valid: the image can be read again from there
+	from   restartPoint
+	state  []byte // of SHA-256 behind data
 }
 
 // write takes the image from src to the slot in one pass:
 //
 //	src ── read, decompress ──▶ hash ──▶ compare, write, sync
 //	 ▲                                            │
-//	 └──────────────── free buffers ──────────────┘
+//	 └──────────────── free blocks ───────────────┘
 //
 // Each stage is a goroutine of its own, so that on two cores decompression hides the rest.
 // start is 0, or where an earlier run got to with h and head as they were then.
 func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64, h hash.Hash) error {
-	free := make(chan []byte, blocksInFlight)
+	free := make(chan *block, blocksInFlight)
 	for range blocksInFlight {
-		free <- alignedBuffer(int(w.opt.block))
+		free <- &block{buf: alignedBuffer(int(w.opt.block)), state: make([]byte, 0, 128)}
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	hashed := w.hash(ctx, w.read(ctx, stop, src, start, free), h)
 	old := alignedBuffer(int(w.opt.block))
+	w.kept = start
 	for {
 		select {
 		case b, more := <-hashed:
 			if !more || ctx.Err() != nil {
-				return context.Cause(ctx)
+				return w.park(context.Cause(ctx))
 			}
 			if err := w.put(b, old); err != nil {
 				return err
 			}
-			free <- b.data[:w.opt.block]
+			free <- b
 		case <-ctx.Done(): // not waiting for a source that may never give another byte
-			return context.Cause(ctx)
+			return w.park(context.Cause(ctx))
 		}
 	}
 }
 
-// read fills free buffers from src, in blocks that end at multiples of the block size.
-func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64, free <-chan []byte) <-chan block {
-	out := make(chan block)
+// read fills free blocks from src; they end at multiples of the block size.
+func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64, free <-chan *block) <-chan *block {
+	out := make(chan *block)
 	go func() {
 		defer close(out)
 		for off < w.size {
-			var buf []byte
+			var b *block
 			select {
-			case buf = <-free:
+			case b = <-free:
 			case <-ctx.Done():
 				return
 			}
-			n := min(w.opt.block-off%w.opt.block, w.size-off)
-			if _, err := io.ReadFull(src, buf[:n]); err != nil {
+			b.data, b.off = b.buf[:min(w.opt.block-off%w.opt.block, w.size-off)], off
+			if _, err := io.ReadFull(src, b.data); err != nil {
 				stop(noEOF(err))
 				return
 			}
-			b := block{data: buf[:n], off: off}
-			off += n
-			if w.mark != nil && w.checkpoint != nil {
-				if c := (checkpoint{Offset: off}); w.mark(&c) {
-					b.at = &c
-				}
+			off += int64(len(b.data))
+			if b.marked = w.checkpoint != nil; b.marked {
+				b.from, b.marked = w.mark()
 			}
 			select {
 			case out <- b:
@@ -154,18 +168,16 @@ func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src
 	return out
 }
 
-func (w *slotWriter) hash(ctx context.Context, in <-chan block, h hash.Hash) <-chan block {
-	out := make(chan block)
+func (w *slotWriter) hash(ctx context.Context, in <-chan *block, h hash.Hash) <-chan *block {
+	out := make(chan *block)
 	go func() {
 		defer close(out)
 		for b := range in {
 			h.Write(b.data)
-			if b.at != nil {
-				if state, err := h.(encoding.BinaryMarshaler).MarshalBinary(); err == nil {
-					b.at.Hash = state
-				} else {
-					b.at = nil
-				}
+			if b.marked {
+				var err error
+				b.state, err = h.(encoding.BinaryAppender).AppendBinary(b.state[:0])
+				b.marked = err == nil
 			}
 			select {
 			case out <- b:
@@ -178,7 +190,7 @@ func (w *slotWriter) hash(ctx context.Context, in <-chan block, h hash.Hash) <-c
 
 // put writes one block where it differs from what is there. The head of the slot is kept
 // back.
-func (w *slotWriter) put(b block, old []byte) error {
+func (w *slotWriter) put(b *block, old []byte) error {
 	data, off := b.data, b.off
 	if keep := int64(len(w.head)) - off; keep > 0 {
 		n := copy(w.head[off:], data)
@@ -207,21 +219,32 @@ func (w *slotWriter) put(b block, old []byte) error {
 	if w.opt.progress != nil {
 		w.opt.progress(b.off+int64(len(b.data)), w.size)
 	}
-	return w.keep(b.at)
+	if b.marked {
+		w.last = checkpoint{Offset: b.off + int64(len(b.data)), Total: w.size, Hash: append(w.last.Hash[:0], b.state...), From: b.from}
+	}
+	if w.last.Offset-w.kept >= w.opt.keepEvery {
+		return w.keep()
+	}
+	return nil
 }
 
-// keep hands a checkpoint on when there was enough to write since the last.
-func (w *slotWriter) keep(c *checkpoint) error {
-	if c == nil {
-		return nil
+// keep hands the latest checkpoint on. It promises that all before it is durable, also
+// what was found to be there already: that may be in the page cache only, left by a run
+// that was killed.
+func (w *slotWriter) keep() error {
+	if err := w.sync(); err != nil {
+		return err
 	}
-	// The checkpoint promises that all before it is durable (design rule: data, sync, record).
-	if w.dirty > 0 {
-		if err := w.sync(); err != nil {
-			return err
-		}
+	w.kept = w.last.Offset
+	return w.checkpoint(w.last)
+}
+
+// park keeps the latest checkpoint of a write that ends early.
+func (w *slotWriter) park(cause error) error {
+	if cause == nil || w.last.Offset <= w.kept {
+		return cause
 	}
-	return w.checkpoint(*c)
+	return errors.Join(cause, w.keep())
 }
 
 func (w *slotWriter) sync() error {
@@ -277,12 +300,25 @@ func (w *slotWriter) finish(ctx context.Context) error {
 	return err
 }
 
-// readBack hashes the image as the medium has it. The next block is read while the last is
-// being hashed.
+// readBack hashes the image as the medium has it.
 func (w *slotWriter) readBack(ctx context.Context) error {
 	if w.opt.noReadBack {
 		return nil
 	}
+	h := sha256.New()
+	if err := w.hashSlot(ctx, h, 0, w.size); err != nil {
+		return err
+	}
+	if got := [sha256.Size]byte(h.Sum(nil)); got != w.sum {
+		return withHint(fmt.Errorf("slot %q reads back with SHA-256 %x, want %x: what was written is not what is there", w.name, got, w.sum),
+			"the storage is failing, or something else writes to it; nothing was switched over")
+	}
+	return nil
+}
+
+// hashSlot hashes the bytes of the slot from off, a multiple of directAlign, to end, past
+// the page cache. The next block is read while the last is being hashed.
+func (w *slotWriter) hashSlot(ctx context.Context, h hash.Hash, off, end int64) error {
 	if setDirect(w.dst, true) {
 		defer setDirect(w.dst, false)
 	}
@@ -295,9 +331,9 @@ func (w *slotWriter) readBack(ctx context.Context) error {
 	free <- alignedBuffer(int(w.opt.block))
 	go func() {
 		defer close(pieces)
-		for off := int64(0); off < w.size && ctx.Err() == nil; off += w.opt.block {
+		for ; off < end && ctx.Err() == nil; off += w.opt.block {
 			buf := <-free
-			n := min(w.opt.block, w.size-off)
+			n := min(w.opt.block, end-off)
 			if err := w.readWhole(buf, int(n), off); err != nil {
 				pieces <- piece{err: fmt.Errorf("reading %q back at %d: %w", w.name, off, err)}
 				return
@@ -305,7 +341,6 @@ func (w *slotWriter) readBack(ctx context.Context) error {
 			pieces <- piece{data: buf[:n]}
 		}
 	}()
-	h := sha256.New()
 	var failed error
 	for p := range pieces {
 		if p.err != nil {
@@ -315,14 +350,10 @@ func (w *slotWriter) readBack(ctx context.Context) error {
 		h.Write(p.data)
 		free <- p.data[:w.opt.block]
 	}
-	if failed != nil || ctx.Err() != nil {
-		return errors.Join(failed, context.Cause(ctx))
+	if failed == nil {
+		failed = context.Cause(ctx)
 	}
-	if got := [sha256.Size]byte(h.Sum(nil)); got != w.sum {
-		return withHint(fmt.Errorf("slot %q reads back with SHA-256 %x, want %x: what was written is not what is there", w.name, got, w.sum),
-			"the storage is failing, or something else writes to it; nothing was switched over")
-	}
-	return nil
+	return failed
 }
 
 // readWhole reads n bytes at off. Direct I/O takes whole sectors only, so the last block of

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -44,6 +45,8 @@ type rootfs struct {
 	u    *update
 	lg   *logger
 	opt  writeOptions
+	src  *source      // of the artifact; nil: cannot be read again
+	save func() error // journals r.u
 	file *payloadFile // the image, once prepare has seen its size
 	to   *slot
 }
@@ -185,11 +188,30 @@ func (r *rootfs) openTarget() (storage, error) {
 }
 
 func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
-	if err := w.begin(); err != nil {
+	h := sha256.New()
+	start, err := r.goOn(ctx, w, a, h)
+	if err == nil && start == 0 {
+		r.u.Checkpoint = nil
+		err = w.begin()
+	}
+	if err != nil {
 		return err
 	}
-	h := sha256.New()
-	if err := w.write(ctx, r.file.unhashed(), 0, h); err != nil {
+	if r.src != nil && !r.src.once && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
+		w.checkpoint, w.mark = r.keepCheckpoint, a.restart
+	}
+	if err := r.stream(ctx, w, a, start, h); err != nil {
+		if start > 0 && ctx.Err() == nil && exitCode(err) != exitTempFail {
+			return fmt.Errorf("%w: %w", errStartOver, err)
+		}
+		return err
+	}
+	return w.finish(ctx)
+}
+
+// stream writes the rest of the image and checks all that came.
+func (r *rootfs) stream(ctx context.Context, w *slotWriter, a *artifact, start int64, h hash.Hash) error {
+	if err := w.write(ctx, r.file.unhashed(), start, h); err != nil {
 		return err
 	}
 	if err := r.file.verify([sha256.Size]byte(h.Sum(nil))); err != nil {
@@ -200,7 +222,7 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	} else if err != io.EOF {
 		return err
 	}
-	return w.finish(ctx)
+	return nil
 }
 
 func (r *rootfs) query(ctx context.Context, state string) (string, error) {

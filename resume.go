@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"strings"
+	"time"
+)
+
+// source is where an artifact comes from: a file, a URL, a deployment, standard input.
+type source struct {
+	name string
+	// open gives the bytes from off on, and tells what they are of. For off above 0, want
+	// is what the first bytes were of; errChanged: it is not that any more. Standard input
+	// can be opened once, at 0.
+	open func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error)
+	once bool // cannot be opened again
+	id   sourceID
+	in   io.ReadCloser // what was opened last
+}
+
+// errChanged: other bytes stand where those of before stood. What was fetched is of no use.
+var errChanged = errors.New("the artifact at the source has changed")
+
+// errStartOver: what an interrupted install left cannot be gone on with.
+var errStartOver = errors.New("the install starts over")
+
+// from opens the source at off; the reader before it is closed.
+func (s *source) from(ctx context.Context, off int64) (io.Reader, error) {
+	s.close()
+	r, id, err := s.open(ctx, off, s.id)
+	if err != nil {
+		return nil, err
+	}
+	s.in, s.id = r, id
+	return r, nil
+}
+
+func (s *source) close() {
+	if s.in != nil {
+		s.in.Close()
+		s.in = nil
+	}
+}
+
+// source finds what a person named.
+func (a *app) source(name string) *source {
+	switch {
+	case name == "-":
+		return &source{name: name, once: true, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
+			return io.NopCloser(a.in), sourceID{Name: name, Size: -1}, nil
+		}}
+	case strings.HasPrefix(name, "http://"), strings.HasPrefix(name, "https://"):
+		return a.urlSource(name)
+	}
+	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+		return openFile(name, off, want)
+	}}
+}
+
+func openFile(name string, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, sourceID{}, err
+	}
+	st, err := f.Stat()
+	if err == nil && st.IsDir() {
+		err = fmt.Errorf("%q is a directory, want an artifact file", name)
+	}
+	var id sourceID
+	if err == nil {
+		id = sourceID{Name: name, Size: st.Size(), Tag: st.ModTime().UTC().Format(time.RFC3339Nano)}
+		if off > 0 && id != want {
+			err = fmt.Errorf("%q: %w", name, errChanged)
+		}
+	}
+	if err == nil {
+		_, err = f.Seek(off, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, sourceID{}, err
+	}
+	return f, id, nil
+}
+
+// goOn takes up an interrupted write: it returns the offset in the image to go on from, with
+// w and h as they were there, or 0 when there is nothing to go on from.
+//
+// What is trusted is little. The artifact is the same one, because its manifest is (the
+// flow drops the checkpoint otherwise); that the slot still holds what was written is
+// checked by hashing it; and at the end the whole image is read back in any case.
+func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact, h hash.Hash) (int64, error) {
+	c := r.u.Checkpoint
+	switch {
+	case c == nil:
+		if r.u.Tries > 1 {
+			r.lg.warnf("an artifact compressed like this cannot be entered in the middle: it is read again from its start, which costs network traffic but no writes")
+		}
+		return 0, nil
+	case r.src == nil || r.src.once, c.Slot != w.name, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size:
+		return 0, nil
+	case c.Source.Size != r.src.id.Size || c.Source.Tag != r.src.id.Tag:
+		r.lg.warnf("the artifact's file is another one than before: the install starts over")
+		return 0, nil
+	}
+	if err := r.reenter(ctx, w, a, h, c); err != nil {
+		if ctx.Err() != nil || exitCode(err) == exitTempFail {
+			return 0, err
+		}
+		return 0, fmt.Errorf("%w: %w", errStartOver, err)
+	}
+	r.lg.infof("going on at %s of %s", mega(c.Offset), mega(c.Total))
+	return c.Offset, nil
+}
+
+func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, h hash.Hash, c *checkpoint) error {
+	// The head is not in the slot yet; it is at the start of the payload, which has to be
+	// fetched for header and signature anyway.
+	w.head = make([]byte, min(r.opt.head, w.size))
+	if _, err := io.ReadFull(r.file.unhashed(), w.head); err != nil {
+		return err
+	}
+	if err := w.proveStart(ctx, c); err != nil {
+		return err
+	}
+	var window []byte
+	if !c.From.Fresh {
+		end := c.From.Out - r.file.TarOffset
+		window = make([]byte, gzipWindow)
+		if _, err := w.dst.ReadAt(window, end-gzipWindow); err != nil {
+			return err
+		}
+		if behind := int64(len(w.head)) - (end - gzipWindow); behind > 0 {
+			copy(window, w.head[int64(len(w.head))-behind:])
+		}
+	}
+	in, err := r.src.from(ctx, c.From.File)
+	if err != nil {
+		return err
+	}
+	if r.file, err = a.resumePayload(c.From, window, in, r.file.Name, c.Offset); err != nil {
+		return err
+	}
+	return h.(encoding.BinaryUnmarshaler).UnmarshalBinary(c.Hash)
+}
+
+// proveStart checks that the slot still holds the image up to the checkpoint: its hash, with
+// the head that is kept back, must come out in the state that was journaled.
+func (w *slotWriter) proveStart(ctx context.Context, c *checkpoint) error {
+	h := sha256.New()
+	h.Write(w.head)
+	if err := w.hashSlot(ctx, h, int64(len(w.head)), c.Offset); err != nil {
+		return err
+	}
+	state, err := h.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(state, c.Hash) {
+		return fmt.Errorf("slot %q does not hold what was written: something else wrote to it", w.name)
+	}
+	return nil
+}
+
+// keepCheckpoint journals how far the write has come.
+func (r *rootfs) keepCheckpoint(c checkpoint) error {
+	c.Slot, c.Source, c.Hash = r.to.path, r.src.id, bytes.Clone(c.Hash)
+	r.u.Checkpoint = &c
+	return r.save()
+}
