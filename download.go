@@ -26,10 +26,6 @@ const (
 	maxDownloadWait = 10 * time.Minute
 )
 
-// errChanged: the server has other bytes under the URL than it had before. What was
-// fetched so far is of no use.
-var errChanged = errors.New("the file on the server has changed")
-
 var errStalled = errors.New("stalled")
 
 type downloadOptions struct {

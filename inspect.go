@@ -185,12 +185,12 @@ func (a *app) plan(ctx context.Context, source string) error {
 	}
 	a.rec = rec
 	a.nameUnsaved()
-	src, err := a.openSource(ctx, source)
+	a.src = a.source(source)
+	in, err := a.src.from(ctx, 0)
 	if err != nil {
 		return err
 	}
-	defer src.Close()
-	art, err := a.openArtifact(src)
+	art, err := a.openArtifact(in)
 	if err != nil {
 		return err
 	}
@@ -306,12 +306,12 @@ func orNone(s string) string {
 
 // show prints what is in an artifact after reading it to its end.
 func (a *app) show(ctx context.Context, source string) error {
-	src, err := a.openSource(ctx, source)
+	a.src = a.source(source)
+	in, err := a.src.from(ctx, 0)
 	if err != nil {
 		return err
 	}
-	defer src.Close()
-	art, err := a.openArtifact(src)
+	art, err := a.openArtifact(in)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -120,13 +121,31 @@ func (a *app) httpClient() (*http.Client, error) {
 	return newHTTPClient(a.c, netOptions{floor: a.clock(), version: versionString(), lg: a.lg})
 }
 
-// openURL is install's way to the network: without authentication, with resumption.
-func (a *app) openURL(ctx context.Context, url string) (io.ReadCloser, error) {
-	hc, err := a.httpClient()
-	if err != nil {
-		return nil, err
+// urlSource is install's way to the network: without authentication.
+func (a *app) urlSource(url string) *source {
+	return &source{name: url, open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+		hc, err := a.httpClient()
+		if err != nil {
+			return nil, sourceID{}, err
+		}
+		return a.openHTTP(ctx, hc, url, off, want, nil)
+	}}
+}
+
+// openHTTP downloads url from off on.
+func (a *app) openHTTP(ctx context.Context, hc *http.Client, url string, off int64, want sourceID, relink func(context.Context) (string, error)) (io.ReadCloser, sourceID, error) {
+	o := downloadOptions{retries: a.c.RetryDownloadCount, limitRate: a.o.net.limitRate, lg: a.lg, offset: off, relink: relink}
+	if off > 0 {
+		o.size = max(want.Size, 0)
+		if o.etag = want.Tag; !strings.HasPrefix(want.Tag, `"`) && !strings.HasPrefix(want.Tag, "W/") {
+			o.etag, o.lastModified = "", want.Tag
+		}
 	}
-	return openDownload(ctx, hc, url, downloadOptions{retries: a.c.RetryDownloadCount, limitRate: a.o.net.limitRate, lg: a.lg})
+	d, err := openDownload(ctx, hc, url, o)
+	if err != nil {
+		return nil, sourceID{}, err
+	}
+	return d, sourceID{Name: d.URLKey, Size: d.Size, Tag: either(d.ETag, d.LastModified)}, nil
 }
 
 func (a *app) newSession(ctx context.Context) (*session, error) {
@@ -363,12 +382,13 @@ func (s *session) goOn(ctx context.Context) error {
 }
 
 func (s *session) newFlow(ctx context.Context) (*flow, error) {
+	s.a.src = &source{name: s.a.rec.Update.ID, open: s.open}
 	f, err := s.a.newFlow()
 	if err != nil {
 		return nil, err
 	}
 	f.stopBefore = nil
-	f.fetch, f.tell, f.finish, f.relogin = s.fetch, s.tell, s.finish, s.relogin
+	f.tell, f.finish, f.relogin = s.tell, s.finish, s.relogin
 	// A flow shields its steps from signals, but one that waits to go down must heed them.
 	f.reboot = func(context.Context) error { return s.a.rebootMachine(ctx) }
 	if s.a.restart != nil {
@@ -407,36 +427,23 @@ func (s *session) outcome(f *flow, p *pause) error {
 	return nil
 }
 
-// fetch opens the artifact of the deployment. After a pause the server is asked again, in
-// the very words of the first time, for a link that is still good.
-func (s *session) fetch(ctx context.Context) (*artifact, error) {
-	u := s.a.rec.Update
+// open is the source of the deployment's artifact. After a pause the server is asked again,
+// in the very words of the first time, for a link that is still good.
+func (s *session) open(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
 	if s.dep == nil {
 		if err := s.refresh(ctx); err != nil {
-			return nil, err
+			return nil, sourceID{}, err
 		}
 	}
-	d, err := openDownload(ctx, s.hc, s.dep.URI, downloadOptions{retries: s.a.c.RetryDownloadCount, lg: s.a.lg,
-		limitRate: s.a.o.net.limitRate, relink: func(ctx context.Context) (string, error) {
-			err := s.refresh(ctx)
-			if err != nil {
-				return "", err
-			}
-			return s.dep.URI, nil
-		}})
+	relink := func(ctx context.Context) (string, error) {
+		err := s.refresh(ctx)
+		return s.dep.URI, err
+	}
+	d, id, err := s.a.openHTTP(ctx, s.hc, s.dep.URI, off, want, relink)
 	if err != nil {
-		return nil, err
+		return nil, id, err
 	}
-	art, err := s.a.openArtifact(&kickReader{d, s.kick})
-	if err != nil {
-		d.Close()
-		return nil, err
-	}
-	if s.dep.ArtifactName != "" && art.Name != s.dep.ArtifactName {
-		d.Close()
-		return nil, fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, art.Name, s.dep.ArtifactName)
-	}
-	return art, nil
+	return &kickReader{d, s.kick}, id, nil
 }
 
 // refresh asks for the deployment again; another one, or none, means that ours has ended.
@@ -455,12 +462,12 @@ func (s *session) refresh(ctx context.Context) error {
 
 // kickReader tells the watchdog that bytes come in.
 type kickReader struct {
-	r    io.Reader
+	io.ReadCloser
 	kick func()
 }
 
 func (k *kickReader) Read(p []byte) (int, error) {
-	n, err := k.r.Read(p)
+	n, err := k.ReadCloser.Read(p)
 	if n > 0 {
 		k.kick()
 	}

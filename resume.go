@@ -59,12 +59,16 @@ func (a *app) source(name string) *source {
 		return &source{name: name, once: true, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
 			return io.NopCloser(a.in), sourceID{Name: name, Size: -1}, nil
 		}}
-	case strings.HasPrefix(name, "http://"), strings.HasPrefix(name, "https://"):
+	case isURL(name):
 		return a.urlSource(name)
 	}
 	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
 		return openFile(name, off, want)
 	}}
+}
+
+func isURL(name string) bool {
+	return strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://")
 }
 
 func openFile(name string, off int64, want sourceID) (io.ReadCloser, sourceID, error) {

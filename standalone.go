@@ -26,6 +26,7 @@ type app struct {
 	openJournal func(ds string, lg *logger) (*journalFile, *record, error)
 	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
 	restart     func(context.Context) error         // restarts the machine; nil: really
+	src         *source                             // of the artifact being installed
 	j           *journalFile
 	rec         *record
 }
@@ -40,6 +41,9 @@ func (a *app) openState() error {
 }
 
 func (a *app) closeState() {
+	if a.src != nil {
+		a.src.close()
+	}
 	if a.j != nil {
 		a.j.st.Close()
 	}
@@ -135,7 +139,7 @@ func (a *app) checkCompatible(art *artifact) error {
 func (a *app) newHandler(kind string, u *update) (payloadHandler, error) {
 	var h payloadHandler
 	if kind == "rootfs-image" {
-		h = &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions()}
+		h = &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src, save: func() error { return a.j.save(a.rec) }}
 	} else {
 		m, err := newModule(a.c, kind, a.lg)
 		if err != nil {
@@ -169,7 +173,7 @@ func (a *app) writeOptions() writeOptions {
 // newFlow is the flow for the update in the journal, if there is one.
 func (a *app) newFlow() (*flow, error) {
 	f := &flow{c: a.c, m: a.m, lg: a.lg, j: a.j, rec: a.rec, app: a,
-		scripts: newScripts(a.c, a.lg), bootID: a.m.bootID}
+		scripts: newScripts(a.c, a.lg), bootID: a.m.bootID, fetch: a.fetch}
 	for _, s := range a.o.stopBefore {
 		if !slices.Contains(stopPoints, step(s)) {
 			return nil, usageError("--stop-before %q: want one of %v", s, stopPoints)
@@ -206,8 +210,12 @@ func (f *flow) take(ctx context.Context, art *artifact) error {
 		return err
 	}
 	f.art = art
+	sum := hex.EncodeToString(art.ManifestSum[:])
+	if u.Sum != sum {
+		u.Checkpoint = nil // of another artifact
+	}
 	u.Artifact, u.Group, u.Type = art.Name, art.Group, art.PayloadType
-	u.Provides, u.Clears, u.Sum = art.Provides, art.Clears, hex.EncodeToString(art.ManifestSum[:])
+	u.Provides, u.Clears, u.Sum = art.Provides, art.Clears, sum
 	u.Scripts = len(art.Scripts) > 0
 	if !art.Empty {
 		h, err := a.newHandler(art.PayloadType, u)
@@ -235,6 +243,15 @@ func (a *app) install(ctx context.Context, source string) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
+	if source != "-" && !isURL(source) {
+		if abs, err := filepath.Abs(source); err == nil {
+			source = abs // a later run may have another working directory
+		}
+	}
+	if u := a.rec.Update; u != nil && !u.Managed && u.Step == stepDownload && u.Source == source && source != "-" {
+		a.lg.infof("going on with the install of %q that was cut off", u.Artifact)
+		return a.resume(ctx)
+	}
 	if err := a.clearDownload(ctx); err != nil {
 		return err
 	}
@@ -247,12 +264,7 @@ func (a *app) install(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	r, err := a.openSource(ctx, source)
-	if err != nil {
-		return a.notModified(err)
-	}
-	defer r.Close()
-	art, err := a.openArtifact(r)
+	art, err := a.fetch(ctx)
 	if err != nil {
 		return a.notModified(err)
 	}
@@ -303,23 +315,16 @@ func (a *app) installEmpty(ctx context.Context, f *flow) error {
 	return a.outcome(f, f.advance(ctx))
 }
 
-// openSource opens a file, a URL or, as "-", standard input.
-func (a *app) openSource(ctx context.Context, source string) (io.ReadCloser, error) {
-	switch {
-	case source == "-":
-		return io.NopCloser(a.in), nil
-	case strings.HasPrefix(source, "http://"), strings.HasPrefix(source, "https://"):
-		return a.openURL(ctx, source)
+// fetch opens the artifact of the update in progress from its start.
+func (a *app) fetch(ctx context.Context) (*artifact, error) {
+	if a.src == nil {
+		a.src = a.source(a.rec.Update.Source)
 	}
-	f, err := os.Open(source)
+	r, err := a.src.from(ctx, 0)
 	if err != nil {
 		return nil, err
 	}
-	if st, err := f.Stat(); err == nil && st.IsDir() {
-		f.Close()
-		return nil, fmt.Errorf("%q is a directory, want an artifact file", source)
-	}
-	return f, nil
+	return a.openArtifact(r)
 }
 
 // errNothing: exit code 2 of commit, rollback and resume.

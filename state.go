@@ -74,7 +74,8 @@ type update struct {
 	Cause          string `json:"cause,omitempty"`
 	Parked         bool   `json:"parked,omitempty"` // the download paused by itself and was not cut off
 	Saves          int    `json:"saves,omitempty"`
-	Tries          int    `json:"tries,omitempty"`
+	Tries          int    `json:"tries,omitempty"`   // of what is tried again: the download, or the report before the commit or at the end
+	Reached        int64  `json:"reached,omitempty"` // bytes of the image at the last try of the download
 
 	Request    json.RawMessage `json:"request,omitempty"` // body of deployments/next, to be repeated
 	Checkpoint *checkpoint     `json:"checkpoint,omitempty"`
@@ -309,6 +310,7 @@ func (f *flow) download(ctx context.Context) (step, *pause) {
 		return stepCleanup, nil
 	}
 	f.did.downloaded = true
+	u.Checkpoint, u.Tries = nil, 0
 	if u.Type == "" {
 		return stepCleanup, nil
 	}
@@ -329,22 +331,50 @@ func (f *flow) giveUp(err error) step {
 }
 
 func (f *flow) stream(ctx context.Context) error {
+	u := f.rec.Update
+	for {
+		if err := f.open(ctx); err != nil {
+			return err
+		}
+		if u.Type == "" {
+			return drain(f.art)
+		}
+		err := f.handler.download(ctx, f.art)
+		if !errors.Is(err, errStartOver) {
+			return err
+		}
+		f.lg.warnf("%v", err)
+		u.Checkpoint = nil // so this comes once only
+		f.art.close()
+		f.art = nil
+	}
+}
+
+// maxTries bounds the downloads that begin and get no further than the one before.
+const maxTries = 10
+
+// open gets hold of the artifact, unless install has it already, and counts the try.
+func (f *flow) open(ctx context.Context) error {
+	u := f.rec.Update
 	if f.art == nil {
 		a, err := f.fetch(ctx)
 		if err != nil {
 			return err
 		}
+		if u.Managed && u.Artifact != "" && a.Name != u.Artifact {
+			return fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, a.Name, u.Artifact)
+		}
 		if err := f.take(ctx, a); err != nil {
 			return err
 		}
-		if err := f.j.save(f.rec); err != nil {
-			return err
-		}
 	}
-	if f.rec.Update.Type == "" {
-		return drain(f.art)
+	if c := u.Checkpoint; c != nil && c.Offset > u.Reached {
+		u.Reached, u.Tries = c.Offset, 0
 	}
-	return f.handler.download(ctx, f.art)
+	if u.Tries++; u.Tries > maxTries {
+		return fmt.Errorf("no progress in %d downloads", maxTries)
+	}
+	return f.j.save(f.rec)
 }
 
 func (f *flow) install(ctx context.Context) step {
@@ -739,7 +769,7 @@ func (f *flow) restartAt() step {
 	case stepDownload:
 		// Another try costs network traffic only, unless a module has seen part of it.
 		parked := u.Parked
-		if u.Parked = false; u.Managed && (parked && u.Type == "" || again) {
+		if u.Parked = false; u.Source != "-" && (parked && u.Type == "" || again && u.Type != "") {
 			return stepDownload
 		}
 		return f.giveUp(errors.New("interrupted while downloading"))
