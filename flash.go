@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -29,6 +30,10 @@ const (
 	// stall for minutes in one sync at the end, and progress should be what is on the medium.
 	syncEvery = 8 << 20
 
+	// keepAfter is when a checkpoint is kept though little has come since the last: on a
+	// slow network a few MiB are many minutes.
+	keepAfter = 30 * time.Second
+
 	blocksInFlight = 6 // buffers that all stages share: 6 MiB, whatever the image's size
 )
 
@@ -43,11 +48,12 @@ type slotWriter struct {
 	checkpoint func(checkpoint) error      // journals one; nil: none are wanted
 	mark       func() (restartPoint, bool) // asks the source for a point to go on from
 
-	head  []byte     // what the start of the slot will hold, kept back
-	dirty int64      // bytes written since the last sync
-	last  checkpoint // the latest there could be
-	kept  int64      // offset of the latest that was kept
-	stats writeStats
+	head   []byte     // what the start of the slot will hold, kept back
+	dirty  int64      // bytes written since the last sync
+	last   checkpoint // the latest there could be
+	kept   int64      // offset of the latest that was kept
+	keptAt time.Time
+	stats  writeStats
 }
 
 // writeOptions are what a person or a test may choose. Sizes are in bytes, multiples of
@@ -114,7 +120,7 @@ func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64, h ha
 	defer stop(nil)
 	hashed := w.hash(ctx, w.read(ctx, stop, src, start, free), h)
 	old := alignedBuffer(int(w.opt.block))
-	w.kept = start
+	w.kept, w.keptAt = start, time.Now()
 	for {
 		select {
 		case b, more := <-hashed:
@@ -222,7 +228,7 @@ func (w *slotWriter) put(b *block, old []byte) error {
 	if b.marked {
 		w.last = checkpoint{Offset: b.off + int64(len(b.data)), Total: w.size, Hash: append(w.last.Hash[:0], b.state...), From: b.from}
 	}
-	if w.last.Offset-w.kept >= w.opt.keepEvery {
+	if far := w.last.Offset - w.kept; b.marked && (far >= w.opt.keepEvery || far > 0 && time.Since(w.keptAt) >= keepAfter) {
 		return w.keep()
 	}
 	return nil
@@ -235,7 +241,7 @@ func (w *slotWriter) keep() error {
 	if err := w.sync(); err != nil {
 		return err
 	}
-	w.kept = w.last.Offset
+	w.kept, w.keptAt = w.last.Offset, time.Now()
 	return w.checkpoint(w.last)
 }
 

@@ -443,7 +443,7 @@ func (s *session) open(ctx context.Context, off int64, want sourceID) (io.ReadCl
 	if err != nil {
 		return nil, id, err
 	}
-	return &kickReader{d, s.kick}, id, nil
+	return &kickReader{d, s.kick, &s.a.fetched}, id, nil
 }
 
 // refresh asks for the deployment again; another one, or none, means that ours has ended.
@@ -463,12 +463,13 @@ func (s *session) refresh(ctx context.Context) error {
 // kickReader tells the watchdog that bytes come in.
 type kickReader struct {
 	io.ReadCloser
-	kick func()
+	kick    func()
+	fetched *int64
 }
 
 func (k *kickReader) Read(p []byte) (int, error) {
 	n, err := k.ReadCloser.Read(p)
-	if n > 0 {
+	if *k.fetched += int64(n); n > 0 {
 		k.kick()
 	}
 	return n, err

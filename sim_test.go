@@ -341,7 +341,7 @@ func (d *simDevice) start() *app {
 	c := defaultConfig(p)
 	c.FwEnvConfig, c.BootEnv = filepath.Join(d.dir, "fw_env.config"), "native"
 	c.RootfsPartA, c.RootfsPartB = filepath.Join(d.dir, "p2"), filepath.Join(d.dir, "p3")
-	o := &options{log: "stderr", quiet: true, progress: "none", write: writeOptions{block: 4096, head: 4096, syncEvery: 3 * 4096}}
+	o := &options{log: "stderr", quiet: true, progress: "none", write: writeOptions{block: 4096, head: 4096, syncEvery: 3 * 4096, keepEvery: 2 * 4096}}
 	a := &app{c: c, o: o, out: io.Discard, lg: &logger{level: levelFatal}, m: &machine{open: d.w.open, running: d.booted, root: d.root}}
 	a.openJournal = func(string, *logger) (*journalFile, *record, error) {
 		st, err := d.w.open("/sim/journal", openWrite)

@@ -27,6 +27,7 @@ type app struct {
 	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
 	restart     func(context.Context) error         // restarts the machine; nil: really
 	src         *source                             // of the artifact being installed
+	fetched     int64                               // bytes of it that came over the network, managed
 	j           *journalFile
 	rec         *record
 }
@@ -248,12 +249,10 @@ func (a *app) install(ctx context.Context, source string) error {
 			source = abs // a later run may have another working directory
 		}
 	}
-	if u := a.rec.Update; u != nil && !u.Managed && u.Step == stepDownload && u.Source == source && source != "-" {
-		a.lg.infof("going on with the install of %q that was cut off", u.Artifact)
-		return a.resume(ctx)
-	}
-	if err := a.clearDownload(ctx); err != nil {
-		return err
+	if u := a.rec.Update; u != nil && !u.Managed && u.Step == stepDownload {
+		if goesOn, err := a.takeUp(ctx, source); goesOn || err != nil {
+			return err
+		}
 	}
 	if u := a.rec.Update; u != nil {
 		return withHint(fmt.Errorf("update already in progress: %q, in %s", u.Artifact, u.Step),
@@ -280,22 +279,27 @@ func (a *app) install(ctx context.Context, source string) error {
 	return a.outcome(f, f.advance(ctx))
 }
 
-// clearDownload ends an update that was cut off while its bytes came in.
-func (a *app) clearDownload(ctx context.Context) error {
+// takeUp goes on with an install that was cut off while its bytes came in, if it is of the
+// same source and can be; else it ends that, so that another can begin.
+func (a *app) takeUp(ctx context.Context, source string) (goesOn bool, err error) {
 	u := a.rec.Update
-	if u == nil || u.Managed || u.Step != stepDownload {
-		return nil
-	}
-	a.lg.warnf("the install of %q was cut off while downloading and starts over", u.Artifact)
 	f, err := a.newFlow()
 	if err != nil {
-		return err
+		return false, err
 	}
-	u.Step = f.giveUp(errors.New("interrupted while downloading"))
+	if u.Source == source {
+		u.Step = f.restartAt()
+	} else {
+		u.Step = f.giveUp(fmt.Errorf("interrupted while downloading, and given up for %q", source))
+	}
+	if u.Step == stepDownload {
+		a.lg.infof("going on with the install of %q that was cut off", u.Artifact)
+		return true, a.outcome(f, f.advance(ctx))
+	}
 	if p := f.advance(ctx); p != nil {
-		return p.err
+		return false, p.err
 	}
-	return nil
+	return false, nil
 }
 
 func (a *app) notModified(err error) error {
