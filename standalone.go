@@ -242,9 +242,14 @@ func (a *app) install(ctx context.Context, source string) error {
 		return withHint(fmt.Errorf("update already in progress: %q, in %s", u.Artifact, u.Step),
 			"end it with 'mendlet commit', 'mendlet rollback' or 'mendlet resume'")
 	}
-	r, err := a.openSource(ctx, source)
+	a.rec.Update = &update{Step: stepDownload, Source: source}
+	f, err := a.newFlow()
 	if err != nil {
 		return err
+	}
+	r, err := a.openSource(ctx, source)
+	if err != nil {
+		return a.notModified(err)
 	}
 	defer r.Close()
 	art, err := a.openArtifact(r)
@@ -253,11 +258,6 @@ func (a *app) install(ctx context.Context, source string) error {
 	}
 	defer art.close()
 	a.say("Installing artifact...")
-	a.rec.Update = &update{Step: stepDownload, Source: source}
-	f, err := a.newFlow()
-	if err != nil {
-		return err
-	}
 	if err := f.take(ctx, art); err != nil {
 		a.rec.Update = nil
 		return a.notModified(err)
@@ -287,7 +287,7 @@ func (a *app) clearDownload(ctx context.Context) error {
 }
 
 func (a *app) notModified(err error) error {
-	a.say("Streaming failed. System not modified.")
+	a.say("Streaming failed.\nSystem not modified.")
 	return err
 }
 
@@ -299,6 +299,7 @@ func (a *app) installEmpty(ctx context.Context, f *flow) error {
 	}
 	a.say("Artifact with empty payload. Committing immediately.")
 	a.rec.Update.Step = stepCleanup
+	f.did.installed, f.did.committed = true, true
 	return a.outcome(f, f.advance(ctx))
 }
 
@@ -381,7 +382,7 @@ func (a *app) rollback(ctx context.Context) error {
 		return err
 	}
 	switch u.Step {
-	case stepInstallWait, stepInstall, stepCommitWait, stepCommit, stepCommitLeaveWait:
+	case stepInstallWait, stepCommitWait, stepCommitLeaveWait:
 		if can, err := f.query(ctx, "SupportsRollback"); err != nil || can != "Yes" {
 			return errors.Join(fmt.Errorf("the update module of %q does not support rollback", u.Type), err)
 		}
@@ -389,7 +390,7 @@ func (a *app) rollback(ctx context.Context) error {
 		u.Step = f.giveUp(errors.New("rolled back while downloading"))
 		u.Asked = true
 		return a.outcome(f, f.advance(ctx))
-	case stepRollback:
+	case stepInstall, stepCommit, stepRollback: // cut short or failed: the module is not asked
 	default:
 		return withHint(fmt.Errorf("cannot roll back: the update of %q is in %s", u.Artifact, u.Step), "'mendlet resume' goes on from there")
 	}
@@ -412,73 +413,89 @@ func (a *app) resume(ctx context.Context) error {
 // outcome says how a run ended, in the words of Mender's standalone mode, and turns it into
 // an exit code.
 func (a *app) outcome(f *flow, p *pause) error {
-	if p != nil {
-		return a.paused(f, p)
-	}
-	v := a.rec.Last
-	u := f.ended
-	switch {
-	case v.Result == "committed" && u.PostCommit:
-		a.say("Installed and committed. One or more post-commit steps failed.")
-		return fmt.Errorf("%q is committed, but its ArtifactCommit_Leave scripts failed", v.Artifact)
-	case v.Result == "committed":
-		a.say("Installed and committed.")
-		return a.rebootCode(u)
-	case v.Result == "inconsistent":
-		a.say("Installation failed. Rollback failed. System may be in an inconsistent state.")
-	case u.Asked && v.Result == "rolled-back":
-		a.say("Rolled back.")
-		if r, ok := a.rootfsOf(u); ok {
-			if q, err := r.query(context.Background(), "NeedsArtifactReboot"); err == nil && q != "No" {
-				a.say("Reboot to run the system from before.")
-			}
-		}
-		return a.rebootCode(u)
-	case v.Result == "rolled-back":
-		a.say("Installation failed. Rolled back.")
-	default:
-		a.say("Streaming failed. System not modified.")
-		if u.Asked {
-			return nil
-		}
-	}
-	return fmt.Errorf("update to %q: %s: %s", v.Artifact, v.Result, v.Cause)
-}
-
-func (a *app) paused(f *flow, p *pause) error {
-	if p.err != nil {
+	if p != nil && p.err != nil {
 		return p.err
 	}
-	u := a.rec.Update
-	switch p.step {
-	case stepCommitWait:
-		a.say("Installed, but not committed.")
-		line := "Use 'commit' to update, or 'rollback' to roll back the update."
-		if u.Reboot != "No" && u.Reboot != "" {
-			line += " At least one payload requested a reboot of the device it updated."
-		}
-		a.say("%s", line)
-		return a.rebootCode(u)
-	case stepInstallWait:
-		a.say("Streamed to storage, but not installed/enabled.")
-	default:
-		a.say("Stopped before %s.", p.step)
+	u := f.ended
+	if p != nil {
+		u = a.rec.Update
+	}
+	if r, ok := a.rootfsOf(u); ok {
+		q, err := r.query(context.Background(), "NeedsArtifactReboot")
+		f.did.reboot = err == nil && q != "No"
+	}
+	a.sayDone(f.did, p)
+	a.sayState(f.did, u, p)
+	if !f.well(u, p) {
+		return fmt.Errorf("update to %q failed: %s", u.Artifact, u.Cause)
+	}
+	if f.did.reboot && a.o.rebootExitCode {
+		return &codedError{code: exitReboot}
 	}
 	return nil
 }
 
-// rebootCode is exit code 4 when the machine has to be restarted and the caller wants to
-// know.
-func (a *app) rebootCode(u *update) error {
-	if !a.o.rebootExitCode || u.Reboot == "No" || u.Reboot == "" {
-		return nil
+// well tells whether the run did what it was asked to. A failure is told once.
+func (f *flow) well(u *update, p *pause) bool {
+	switch {
+	case p != nil:
+		return !f.did.failed || u.Asked
+	case f.rec.Last.Result == "committed":
+		return !u.PostCommit
+	case f.rec.Last.Result == "inconsistent", f.did.cleanupFailed:
+		return false
 	}
-	if r, ok := a.rootfsOf(u); ok {
-		if q, err := r.query(context.Background(), "NeedsArtifactReboot"); err != nil || q == "No" {
-			return err
+	return u.Asked || u.Told && !f.did.failed
+}
+
+// sayDone says what the run has done, or what it failed to do.
+func (a *app) sayDone(did deeds, p *pause) {
+	if did.autoCommit && (did.committed || did.failed) {
+		a.say("Update Module doesn't support rollback. Committing immediately.")
+	}
+	switch {
+	case did.failure != "":
+		a.say("%s failed.", did.failure)
+	case did.failed:
+	case did.committed && did.installed:
+		a.say("Installed and committed.")
+	case did.committed:
+		a.say("Committed.")
+	case p != nil && p.step == stepCommitWait:
+		a.say("Installed, but not committed.\nUse 'commit' to update, or 'rollback' to roll back the update.")
+	case p != nil && p.step == stepInstallWait:
+		a.say("Streamed to storage, but not installed/enabled.")
+	case p == nil && a.rec.Last.Result == "committed":
+		a.say("Cleaned up.")
+	}
+}
+
+// sayState says, in one line, what has become of the system.
+func (a *app) sayState(did deeds, u *update, p *pause) {
+	var line []string
+	add := func(when bool, text string) {
+		if when {
+			line = append(line, text)
 		}
 	}
-	return &codedError{code: exitReboot}
+	if p != nil && p.step != stepCommitWait && p.step != stepInstallWait {
+		add(true, fmt.Sprintf("Stopped before %s.", strings.TrimPrefix(string(p.step), "Before_")))
+	}
+	if p == nil {
+		result := a.rec.Last.Result
+		lost := result == "inconsistent" && (did.failed || u.Told)
+		add(lost && !did.noRollback, "Rollback failed. System may be in an inconsistent state.")
+		add(lost && did.noRollback, "Update Module does not support rollback. System may be in an inconsistent state.")
+		add(result == "failed", "System not modified.")
+		add(result == "rolled-back", "Rolled back.")
+		add(u.PostCommit, "One or more post-commit steps failed.")
+	}
+	add(did.cleanupFailed, "Cleanup failed.")
+	add(did.reboot && !u.Failed, "At least one payload requested a reboot of the device it updated.")
+	add(did.reboot && u.Failed, "Reboot to run the system from before.")
+	if line != nil {
+		a.say("%s", strings.Join(line, " "))
+	}
 }
 
 func (a *app) rootfsOf(u *update) (*rootfs, bool) {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,6 +70,7 @@ type update struct {
 	Asked          bool   `json:"asked,omitempty"`       // a person asked for the rollback
 	Settled        bool   `json:"settled,omitempty"`     // provides and verdict are in the record
 	PostCommit     bool   `json:"post_commit,omitempty"` // ArtifactCommit_Leave failed, standalone
+	Told           bool   `json:"told,omitempty"`        // an earlier run has ended with the failure as its exit code
 	Cause          string `json:"cause,omitempty"`
 	Parked         bool   `json:"parked,omitempty"` // the download paused by itself and was not cut off
 	Saves          int    `json:"saves,omitempty"`
@@ -92,6 +94,7 @@ type flow struct {
 	art     *artifact
 	app     *app
 	ended   *update // the update of this run, once it has left the journal
+	did     deeds
 
 	stopBefore []step
 	fetch      func(ctx context.Context) (*artifact, error)   // managed: opens what is deployed
@@ -101,6 +104,14 @@ type flow struct {
 	reboot     func(ctx context.Context) error                // restarts the machine
 	bootID     func() string
 	looped     bool
+}
+
+// deeds are what happened in this run, for the lines and the exit code of standalone mode.
+type deeds struct {
+	downloaded, installed, committed bool
+	failed, cleanupFailed            bool
+	failure                          string // of what: Streaming, Installation, Committing
+	autoCommit, noRollback, reboot   bool
 }
 
 // pause ends a run in the middle of an update that goes on in a later run.
@@ -186,7 +197,7 @@ func (f *flow) stop(ctx context.Context, s step) *pause {
 	if !safe {
 		saved = s
 	}
-	f.rec.Update.Step = saved
+	f.rec.Update.Step, f.rec.Update.Told = saved, f.rec.Update.Failed
 	if err := f.j.save(f.rec); err != nil {
 		return &pause{saved, err}
 	}
@@ -203,7 +214,7 @@ func (f *flow) enter(s step) error {
 		return errLoop
 	}
 	u.Step = s
-	if s != stepDownload { // has its own bound: tries without progress
+	if s != stepDownload && s != stepCommitWait { // the bounds there: tries without progress; a person
 		u.Saves++
 	}
 	return f.j.save(f.rec)
@@ -217,7 +228,7 @@ func (f *flow) fail(err error) {
 	if u.Cause == "" {
 		u.Cause = err.Error()
 	}
-	u.Failed, u.RollbackFailed = true, true
+	u.Failed, u.RollbackFailed, f.did.failed = true, true, true
 }
 
 // run runs the scripts of a state's action; run results of Error scripts never count.
@@ -292,10 +303,12 @@ func (f *flow) download(ctx context.Context) (step, *pause) {
 	}
 	if err != nil {
 		f.fail(err)
+		f.did.failure = "Streaming"
 		f.errorScripts(ctx, "Download")
 		u.RollbackFailed = false
 		return stepCleanup, nil
 	}
+	f.did.downloaded = true
 	if u.Type == "" {
 		return stepCleanup, nil
 	}
@@ -343,6 +356,7 @@ func (f *flow) install(ctx context.Context) step {
 	if err != nil {
 		return f.failed(ctx, err, "ArtifactInstall")
 	}
+	f.did.installed = true
 	if !u.Managed {
 		return stepCommitWait
 	}
@@ -362,6 +376,7 @@ func (f *flow) failed(ctx context.Context, err error, state string) step {
 		return f.breakOut()
 	}
 	f.fail(err)
+	f.did.failure = map[string]string{"ArtifactInstall": "Installation", "ArtifactCommit": "Committing"}[state]
 	f.errorScripts(ctx, state)
 	return stepCheckRollback
 }
@@ -445,20 +460,21 @@ func (f *flow) beforeCommit(ctx context.Context) (step, *pause) {
 	if err := f.enter(stepCommitWait); err != nil {
 		return f.failed(ctx, err, "ArtifactInstall"), nil
 	}
-	var err error
-	if u.Reboot, err = f.query(ctx, "NeedsArtifactReboot"); err != nil {
+	reboot, err := f.query(ctx, "NeedsArtifactReboot")
+	if err != nil {
 		f.fail(err)
 		return stepCheckRollback, nil
 	}
+	f.did.reboot = reboot != "No"
 	can, err := f.query(ctx, "SupportsRollback")
 	if err != nil {
 		f.fail(err)
-		return stepFailure, nil
+		return stepCheckRollback, nil
 	}
 	if can == "Yes" {
 		return stepCommitWait, &pause{step: stepCommitWait}
 	}
-	f.lg.infof("update module doesn't support rollback, committing immediately")
+	f.did.autoCommit = true
 	return stepCommit, nil
 }
 
@@ -497,6 +513,7 @@ func (f *flow) commit(ctx context.Context) step {
 	if err != nil {
 		return f.failed(ctx, err, "ArtifactCommit")
 	}
+	f.did.committed = true
 	return stepCommitLeave
 }
 
@@ -528,6 +545,7 @@ func (f *flow) checkRollback(ctx context.Context) step {
 	}
 	if can != "Yes" {
 		f.lg.errorf("the update module does not support rollback")
+		f.did.noRollback = true
 		return stepFailure
 	}
 	f.rec.Update.RollbackFailed = false
@@ -635,11 +653,11 @@ func (f *flow) cleanup(ctx context.Context) step {
 		return f.breakOut()
 	}
 	if f.handler != nil {
-		if err := f.handler.call(ctx, "Cleanup"); err != nil && u.Managed {
+		if err := f.handler.call(ctx, "Cleanup"); err != nil {
 			f.lg.fail(err)
-			u.Failed = true
-		} else if err != nil {
-			f.fail(err)
+			// What is settled, or has been rolled back, stays as it is.
+			u.RollbackFailed = u.RollbackFailed || !u.Failed
+			u.Failed, f.did.cleanupFailed, u.Cause = true, true, cmp.Or(u.Cause, err.Error())
 		}
 	}
 	if u.Managed {
