@@ -84,7 +84,7 @@ var (
 	rollsBack = use{"rollback", 0, back, sayRolledBack}
 )
 
-type session struct {
+type standaloneRow struct {
 	name, how      string
 	uses           []use
 	stored, result string // as in chains; result "-": no verdict
@@ -92,7 +92,7 @@ type session struct {
 
 // Section by section: what Mender's client 5.x does on its own. Where a row differs from it
 // the comment says so. A module that needs no reboot is the normal case here.
-var sessions = []session{
+var standaloneRows = []standaloneRow{
 	{"commit", "", []use{install(), commits}, "new", ""},
 	{"rollback", "", []use{install(), rollsBack}, "old", ""},
 	{"reboot needed", "answer NR Yes", []use{{"install", 0, "<INST>", sayInstalling + sayWaits + sayNeedsReboot}, commits}, "new", ""},
@@ -254,7 +254,7 @@ func repeated(n int, u use) []use {
 
 func TestStandalone(t *testing.T) {
 	artifacts := newChainArtifacts(t)
-	for _, row := range sessions {
+	for _, row := range standaloneRows {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			row.check(t, artifacts)
@@ -262,7 +262,7 @@ func TestStandalone(t *testing.T) {
 	}
 }
 
-func (row session) check(t *testing.T, artifacts chainArtifacts) {
+func (row standaloneRow) check(t *testing.T, artifacts chainArtifacts) {
 	d := newChainDevice(t, artifacts.full)
 	d.arrange("answer NR No")
 	switch row.how {
