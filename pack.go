@@ -27,8 +27,9 @@ import (
 
 // What pack writes can be entered again every packFlush bytes of the data tar (gzip, as
 // pgzip does in mender-artifact) or every packBlock bytes (xz). The xz dictionary bounds
-// what a device needs to unpack. On a 512 MiB root file system from /usr, blocks of 8 MiB
-// with 4 MiB of dictionary came out PACKCOST larger than mender-artifact's 192 and 64 MiB.
+// what a device needs to unpack. The price: 48 MiB of a Debian /usr/lib, with many similar
+// files, came to 28.3 MB with blocks of 8 MiB and a dictionary of 4 MiB, to 20.9 MB with the
+// 192 and 64 MiB that mender-artifact takes (xz --lzma2=preset=2,dict=… --block-size=…).
 const (
 	packFlush = 1 << 20
 	packBlock = 8 << 20

@@ -59,7 +59,9 @@ X
 }
 
 uboot() {
-  [ ! -e "$OUT/u-boot.bin" ] || [ -n "$(find "$HERE/uboot" -newer "$OUT/u-boot.bin")" ] || return 0
+  local key
+  key=$(cat "$HERE"/uboot/* | sha256sum)
+  [ "$key" != "$(cat "$OUT/u-boot.key" 2>/dev/null)" ] || return 0
   step "U-Boot"
   [ -d "$W/uboot" ] || dpkg-source -x "$W"/dl/u-boot_*.dsc "$W/uboot" >/dev/null 2>&1
   cp "$HERE/uboot/env_mmc.c" "$W/uboot/env/mmc.c"
@@ -73,6 +75,7 @@ uboot() {
     make O="$W/ub" CROSS_COMPILE=$T- -j"$(nproc)" u-boot.bin
   ) >"$W/uboot.log" 2>&1 || { tail -20 "$W/uboot.log" >&2; return 1; }
   cp "$W/ub/u-boot.bin" "$OUT/u-boot.bin"
+  echo "$key" >"$OUT/u-boot.key"
 }
 
 initramfs() {
