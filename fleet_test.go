@@ -58,13 +58,12 @@ func (f *fleet) run(hours int) []int {
 	return seconds
 }
 
-// next is how long until cron's run that asks the server again. With back-off it is the
-// schedule of the C++ client: 60 s three times, doubled, and no more than 300 s.
+// next is how long until cron's run that asks the server again.
 func (f *fleet) next(failures int) time.Duration {
 	if !f.backoff || failures == 0 {
 		return f.every
 	}
-	return min(time.Minute<<min((failures-1)/3, 10), 5*time.Minute).Round(time.Minute)
+	return backoff(failures, 5*time.Minute)
 }
 
 func TestFleet(t *testing.T) {
