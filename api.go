@@ -110,8 +110,8 @@ func (a *apiClient) authenticate(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if i > 0 && len(a.c.Servers) > 1 {
-			a.lg.warnf("%v", failure)
+		if i < len(a.c.Servers)-1 {
+			a.lg.warnf("%v; asking the next server", err)
 		}
 		// That a server refused the device says more than that another was not there.
 		if failure == nil || httpStatus(failure) != 401 {

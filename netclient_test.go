@@ -28,6 +28,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -1107,10 +1108,31 @@ func TestTLSTrust(t *testing.T) {
 	if _, err := newHTTPClient(cfg, netOptions{}); exitCode(err) != exitRefused {
 		t.Errorf("missing -E file: got %v", err)
 	}
-	// No certificates at all: said at once, not tried again.
-	a := &agent{noRoots: true}
-	if err := a.explain(x509.UnknownAuthorityError{}); exitCode(err) != exitFailed || !strings.Contains(hintOf(err), "-E") {
-		t.Errorf("no roots: got %v, hint %q", err, hintOf(err))
+}
+
+// A system without CA certificates, as an initramfs is. The pool is read once per process,
+// so it takes another one.
+func TestTLSNoRoots(t *testing.T) {
+	const marker = "MENDLET_TEST_NO_ROOTS"
+	if os.Getenv(marker) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestTLSNoRoots$", "-test.v")
+		cmd.Env = append(os.Environ(), marker+"=1", "SSL_CERT_FILE=/nonexistent", "SSL_CERT_DIR=/nonexistent")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	ca := newTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	s := tlsServer(t, ca, &tls.Config{})
+	cfg := testConfig(t)
+	f := &fastSleep{}
+	_, err := openDownload(t.Context(), testHTTPClient(t, cfg, netOptions{}), s.URL, downloadOptions{sleep: f.sleep})
+	if exitCode(err) != exitFailed || !strings.Contains(hintOf(err), "SSL_CERT_FILE") || len(f.slept) != 0 {
+		t.Errorf("got %v, hint %q, %d more tries", err, hintOf(err), len(f.slept))
+	}
+	cfg.extraRoots = ca.pem
+	if _, err := fetch(testHTTPClient(t, cfg, netOptions{}), s.URL); err != nil {
+		t.Errorf("with -E: got %v", err)
 	}
 }
 
