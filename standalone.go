@@ -404,9 +404,9 @@ func (a *app) rollback(ctx context.Context) error {
 		return withHint(fmt.Errorf("cannot roll back: the update of %q is in %s", u.Artifact, u.Step), "'mendlet resume' goes on from there")
 	}
 	if u.Step != stepRollback {
-		u.Failed, u.RollbackFailed, u.Asked = true, false, true
+		u.Failed, u.RollbackFailed = true, false
 	}
-	u.Step = stepRollback
+	u.Step, u.Asked = stepRollback, true
 	return a.outcome(f, f.advance(ctx))
 }
 

@@ -200,6 +200,7 @@ var standaloneRows = []standaloneRow{
 	{"killed in F", "kill F", []use{install(), {"rollback", killed, "RB.E RB RB.L F.E F", ""}, {"resume", 0, "F.E F F.L CL", sayRolledBack}}, "old", ""},
 	{"killed in CL after rollback", "kill CL", []use{install(), {"rollback", killed, back, ""}, {"resume", 0, "CL", sayRolledBack}}, "old", ""},
 	{"error in I, killed in RB", "fail I; kill RB", []use{{"install", killed, "<DL> I.E I I.X RB.E RB", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"error in I, killed in RB, rollback", "fail I; kill RB", []use{{"install", killed, "<DL> I.E I I.X RB.E RB", sayInstalling}, rollsBack}, "old", ""},
 	{"error in I, killed in CL", "fail I; kill CL", []use{{"install", killed, "<DL> I.E I I.X " + back, sayInstalling}, {"resume", 1, "CL", sayRolledBack}}, "old", ""},
 
 	{"stop before install", "", []use{{"install --stop-before ArtifactInstall_Enter", 0, "<DL>", sayInstalling + sayStreamed},

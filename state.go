@@ -693,7 +693,6 @@ func (f *flow) cleanup(ctx context.Context) step {
 	if u.Managed {
 		return stepReport
 	}
-	f.settle()
 	return stepEnd
 }
 
