@@ -47,7 +47,7 @@ var chainNames = func() map[string]string {
 	names := map[string]string{"PPFS": "ProvidePayloadFileSizes", "VR": "ArtifactVerifyReboot", "VRR": "ArtifactVerifyRollbackReboot",
 		"CL": "Cleanup", "SR": "SupportsRollback", "NR": "NeedsArtifactReboot"}
 	for short, state := range map[string]string{"D": "Download", "I": "ArtifactInstall", "R": "ArtifactReboot", "C": "ArtifactCommit",
-		"RB": "ArtifactRollback", "RR": "ArtifactRollbackReboot", "F": "ArtifactFailure"} {
+		"RB": "ArtifactRollback", "RR": "ArtifactRollbackReboot", "F": "ArtifactFailure", "Idle": "Idle", "Sync": "Sync"} {
 		names[short] = state
 		for s, action := range map[string]string{"E": "Enter", "L": "Leave", "X": "Error"} {
 			names[short+"."+s] = state + "_" + action + "_00"

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nonet
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// The chains in which the server is asked, and some of the others with everything real: the
+// program as a process, a server, a module, scripts.
+func TestChainsWithServer(t *testing.T) {
+	artifact, err := os.ReadFile(newChainArtifacts(t).full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const (
+		poll = "Idle.E Idle.L Sync.E Sync.L "
+		end  = " C.E C C.L CL"
+		back = " RB.E RB RB.L F.E F F.L CL"
+		all  = "downloading installing installing success"
+	)
+	for _, row := range []struct {
+		name, how string
+		uses      []use // of "run"; says: what the server has heard until then
+		stored    string
+		result    string
+	}{
+		{"normal", "", []use{{"", 0, poll + "<INST>" + end, all}, {"", 0, poll, all}}, "new", ""},
+		{"reboot", "answer NR Yes", []use{{"", 0, poll + "<INST> R.E R VR R.L" + end, "downloading installing rebooting installing success"}}, "new", ""},
+		{"error in Idle.E", "fail Idle.E", []use{{"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		{"error in Idle.L", "fail Idle.L", []use{{"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		{"error in Sync.E", "once Sync.E", []use{{"", 1, "Idle.E Idle.L Sync.E Sync.X", ""}, {"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		// The deployment is dropped without a word, and comes again with the next poll.
+		{"error in Sync.L", "once Sync.L", []use{{"", 1, poll + "Sync.X", ""}, {"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		{"error in I", "fail I", []use{{"", 1, poll + "<DL> I.E I I.X" + back, "downloading installing failure"}}, "old", ""},
+		{"killed in D", "kill D", []use{{"", killed, poll + "D.E PPFS D", "downloading"}, {"", 1, "CL", "downloading failure"}}, "old", "failed"},
+		{"killed in I", "kill I", []use{{"", killed, poll + "<DL> I.E I", "downloading installing"}, {"", 1, back, "downloading installing failure"}}, "old", ""},
+		{"killed in C", "kill C", []use{{"", killed, poll + "<INST> C.E C", "downloading installing installing"},
+			{"", 1, back, "downloading installing installing failure"}}, "old", ""},
+		{"killed in C.L", "kill C.L", []use{{"", killed, poll + "<INST> C.E C C.L", "downloading installing installing"}, {"", 0, "C.L CL", all}}, "new", ""},
+		{"killed in CL", "kill CL", []use{{"", killed, poll + "<INST> C.E C C.L CL", "downloading installing installing"}, {"", 0, "CL", all}}, "new", ""},
+		{"killed in RB", "fail I; kill RB", []use{{"", killed, poll + "<DL> I.E I I.X RB.E RB", "downloading installing"},
+			{"", 1, back, "downloading installing failure"}}, "old", ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			server := newTestServer(t, false)
+			server.autoAccept = true
+			deployed := server.deploy("deployment-1", "new", []string{"sim"}, artifact)
+			d := newChainDevice(t, "")
+			for _, s := range []string{"Idle_Enter_00", "Idle_Leave_00", "Sync_Enter_00", "Sync_Leave_00", "Sync_Error_00"} {
+				putScript(t, d.dir+"/etc/scripts", s, actor, 0o755)
+			}
+			putScript(t, d.dir+"/share/identity", "mender-device-identity", "#!/bin/sh\necho mac=02:00:00:00:00:01\n", 0o755)
+			d.put("etc/mender.conf", fmt.Sprintf(`{"ServerURL":%q}`, server.URL))
+			d.arrange("answer NR No")
+			d.arrange(row.how)
+			for i, u := range row.uses {
+				exit, _ := d.program("run", "--no-reboot")
+				if exit != u.exit {
+					t.Errorf("run %d: exit code %d, want %d", i+1, exit, u.exit)
+				}
+				if got, want := d.trace(), chainCalls(u.calls); got != want {
+					t.Errorf("run %d: calls\ngot  %s\nwant %s", i+1, got, want)
+				}
+				if heard, _, _ := server.history(deployed); strings.Join(heard, " ") != u.says {
+					t.Errorf("run %d: the server heard %q, want %q", i+1, heard, u.says)
+				}
+			}
+			d.checkStored(row.stored, row.result, false)
+		})
+	}
+}
