@@ -6,7 +6,9 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -74,5 +76,31 @@ func TestChainsWithServer(t *testing.T) {
 			}
 			d.checkStored(row.stored, row.result, false)
 		})
+	}
+}
+
+// A rootfs-image that fails when the boot environment points to it already, but before the
+// reboot: the old system runs, so there is nothing to reboot for. Mender reboots.
+func TestNoRebootForNothing(t *testing.T) {
+	s := newManagedSetup(t)
+	s.artifacts["scripted"] = filepath.Join(s.dir, "scripted.mender")
+	script := writeTemp(t, "ArtifactInstall_Leave_00", []byte("#!/bin/sh\nexit 1\n"))
+	if err := packCommand([]string{"-n", "scripted", "-c", "sim", "-f", filepath.Join(s.dir, "new.img"), "-s", script, "-o", s.artifacts["scripted"]}, io.Discard, nil); err != nil {
+		t.Fatal(err)
+	}
+	d, deployed := s.device(t, "scripted")
+	if err := d.settleManaged(s.server.URL, deployed.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.check("scripted"); err != nil {
+		t.Error(err)
+	}
+	rec, err := d.peek()
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard, _, _ := s.server.history(deployed)
+	if got := strings.Join(heard, " "); got != "downloading installing failure" || rec.Last.Result != "rolled-back" || d.boots != 1 {
+		t.Errorf("heard %q, verdict %s, %d boots; want \"downloading installing failure\", rolled-back, 1", got, rec.Last.Result, d.boots)
 	}
 }

@@ -80,7 +80,7 @@ func chainCalls(text string) string {
 }
 
 // chainArtifacts are made once for all rows.
-type chainArtifacts struct{ full, empty string }
+type chainArtifacts struct{ full, bare, empty string }
 
 func fastDir(t testing.TB) string {
 	dir, err := os.MkdirTemp("/dev/shm", "mendlet-chain") // syncs on a disk would cost most of the time
@@ -93,15 +93,17 @@ func fastDir(t testing.TB) string {
 
 func newChainArtifacts(t testing.TB) chainArtifacts {
 	dir := fastDir(t)
-	a := chainArtifacts{dir + "/full.mender", dir + "/empty.mender"}
+	a := chainArtifacts{dir + "/full.mender", dir + "/bare.mender", dir + "/empty.mender"}
 	common := []string{"-n", "new", "-c", "sim", "-p", "app:2", "--compression", "none", "--no-default-software-version"}
-	args := append(slices.Clone(common), "-T", "actor", "-f", writeTemp(t, "payload", []byte("payload")), "-o", a.full)
+	common = slices.Clip(common)
+	bare := append(common, "-T", "actor", "-f", writeTemp(t, "payload", []byte("payload")))
+	full := append(slices.Clip(bare), "-o", a.full)
 	for _, name := range chainNames {
 		if strings.HasPrefix(name, "Artifact") && strings.HasSuffix(name, "_00") {
-			args = append(args, "-s", writeTemp(t, name, []byte(actor)))
+			full = append(full, "-s", writeTemp(t, name, []byte(actor)))
 		}
 	}
-	for _, args := range [][]string{args, append(common, "--bootstrap", "-o", a.empty)} {
+	for _, args := range [][]string{full, append(bare, "-o", a.bare), append(common, "--bootstrap", "-o", a.empty)} {
 		if err := packCommand(args, io.Discard, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -123,6 +125,8 @@ type chainDevice struct {
 	readOnly bool   // the journal cannot be written
 	roAt     string // status with which that begins
 	retries  int    // runs that ended with "try later"
+
+	resumable bool // the handler says that what it does may be repeated
 }
 
 func newChainDevice(t *testing.T, artifact string) *chainDevice {
@@ -196,6 +200,8 @@ func (d *chainDevice) arrange(how string) {
 			d.answers[w[1]] = append(d.answers[w[1]], nil)
 		case "ro":
 			d.readOnly, d.roAt = w[1] == "", w[1]
+		case "resumable":
+			d.resumable = true
 		case "remove":
 			if err := os.Remove(filepath.Join(d.dir, w[1])); err != nil {
 				d.t.Fatal(err)
@@ -214,6 +220,8 @@ type mortal struct {
 	payloadHandler
 	d *chainDevice
 }
+
+func (m mortal) resumable() bool { return m.d.resumable }
 
 func (m mortal) download(ctx context.Context, a *artifact) error {
 	err := m.payloadHandler.download(ctx, a)
@@ -483,6 +491,18 @@ var chains = []chain{
 	// Mender reports failure here, having forgotten that the update had succeeded.
 	{"killed in CL of a good update", "die CL", "<INST> R.E R VR R.L C.E C C.L CL CL", "diriS", "new", ""},
 
+	// Mender rolls all of these back. A handler whose work can be repeated, as rootfs-image,
+	// goes on where it was cut short.
+	{"resumable, killed in D", "artifact bare; resumable; die D", "D.E PPFS D <DL> I R VR C CL", "ddiriS", "new", ""},
+	{"resumable, killed in I", "artifact bare; resumable; die I", "<DL> I I R VR C CL", "diriS", "new", ""},
+	{"resumable, killed in VR", "artifact bare; resumable; die VR", "<DL> I R VR VR C CL", "diriS", "new", ""},
+	{"resumable, killed in C", "artifact bare; resumable; die C", "<DL> I R VR C C CL", "diriS", "new", ""},
+	{"resumable, endless kills in I", "artifact bare; resumable; endless I", "<DL>" + strings.Repeat(" I", maxSaves), "diF", "INC", ""},
+	{"resumable, error in I", "artifact bare; resumable; fail I", "<DL> I RB RR VRR F CL", "diF", "old", ""},
+	// Unless there are scripts: nothing is known about those.
+	{"resumable with scripts, killed in I", "resumable; die I", "<DL> I.E I <RBK>", "diF", "old", ""},
+	{"resumable with scripts, killed in C", "resumable; die C", "<INST> R.E R VR R.L C.E C <RBK>", "diriF", "old", ""},
+
 	{"409 on downloading", "aborted downloading", "", "dF", "old", "failed"},
 	{"409 on installing", "aborted installing", "<DL> CL", "diF", "old", "failed"},
 	{"409 on rebooting", "aborted rebooting", "<INST> <RBK>", "dirF", "old", ""},
@@ -538,6 +558,8 @@ func (row chain) check(t *testing.T, artifacts chainArtifacts) {
 	d := newChainDevice(t, artifacts.full)
 	if how, ok := strings.CutPrefix(row.how, "artifact empty"); ok {
 		d.artifact, row.how = artifacts.empty, how
+	} else if how, ok := strings.CutPrefix(row.how, "artifact bare"); ok {
+		d.artifact, row.how = artifacts.bare, how
 	}
 	d.arrange(row.how)
 	if err := d.live(); err != nil {
