@@ -159,6 +159,10 @@ var standaloneRows = []standaloneRow{
 	{"rollback not supported", "", []use{install(), then("answer SR No"), {"rollback", 1, "", ""}, commits}, "new", ""},
 	{"rollback query fails", "", []use{install(), then("once SR"), {"rollback", 1, "", ""}, commits}, "new", ""},
 
+	// A signal does not tear a module or script apart, and is no failure.
+	{"SIGTERM in I", "term I", []use{install(), commits}, "new", ""},
+	{"SIGTERM in RB", "term RB", []use{install(), rollsBack}, "old", ""},
+
 	{"killed in D.E", "kill D.E", []use{{"install", killed, "D.E", sayInstalling}, {"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},
 	{"killed in D", "kill D", []use{{"install", killed, "D.E PPFS D", sayInstalling}, {"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},
 	{"killed in D.L", "kill D.L", []use{{"install", killed, "<DL>", sayInstalling}, {"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},

@@ -140,7 +140,7 @@ func (f *flow) advance(ctx context.Context) *pause {
 }
 
 func (f *flow) do(ctx context.Context, s step) (step, *pause) {
-	if s != stepDownload && s != stepCommitWait && s != stepReport {
+	if network := s == stepDownload || f.rec.Update.Managed && s == stepCommitWait || s == stepReport; !network {
 		// A signal to this process must not tear a module or script apart: only what
 		// waits for the network can be interrupted; the rest has time-outs of its own.
 		ctx = context.WithoutCancel(ctx)
@@ -508,6 +508,14 @@ func (f *flow) beforeCommit(ctx context.Context) (step, *pause) {
 	return stepCommit, nil
 }
 
+// unlessStopped makes an error one that says nothing when this process was told to end.
+func unlessStopped(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return tryLater("interrupted: %w", err)
+	}
+	return err
+}
+
 // prove logs in anew and reports "installing" once more. While that may still succeed the
 // run pauses; when it is given up, the new system is taken for one that lost its network.
 func (f *flow) prove(ctx context.Context) (step, *pause) {
@@ -515,7 +523,7 @@ func (f *flow) prove(ctx context.Context) (step, *pause) {
 	if err == nil {
 		err = f.tell(ctx, "installing")
 	}
-	if exitCode(err) == exitTempFail {
+	if err = unlessStopped(ctx, err); exitCode(err) == exitTempFail {
 		f.rec.Update.Step = stepCommitWait
 		return stepCommitWait, &pause{stepCommitWait, errors.Join(err, f.j.save(f.rec))}
 	}
@@ -731,7 +739,7 @@ func (f *flow) report(ctx context.Context) (step, *pause) {
 	if err := f.j.save(f.rec); err != nil {
 		f.lg.errorf("%v", err)
 	}
-	err := f.finish(ctx, !u.Failed)
+	err := unlessStopped(ctx, f.finish(ctx, !u.Failed))
 	if exitCode(err) == exitTempFail {
 		return stepReport, &pause{stepReport, err}
 	}

@@ -33,6 +33,7 @@ SupportsRollback | NeedsArtifactReboot) ;;
 *) echo "$name" >>trace ;;
 esac
 if [ -e "kill-$name" ]; then rm "kill-$name"; kill -9 $PPID; exit 0; fi
+if [ -e "term-$name" ]; then rm "term-$name"; kill -TERM $PPID; fi
 [ ! -e "bump-$name" ] || echo 9 >etc/scripts/version
 [ ! -e "hang-$name" ] || exec sleep 1000
 [ ! -e "fail-$name" ] || exit 1
@@ -126,11 +127,13 @@ type chainDevice struct {
 	roAt     string // status with which that begins
 	retries  int    // runs that ended with "try later"
 
+	stops     map[string]bool // calls in which the program is told to end
+	stop      context.CancelFunc
 	resumable bool // the handler says that what it does may be repeated
 }
 
 func newChainDevice(t *testing.T, artifact string) *chainDevice {
-	d := &chainDevice{t: t, dir: fastDir(t), artifact: artifact, kills: map[string]int{}, answers: map[string][]error{}}
+	d := &chainDevice{t: t, dir: fastDir(t), artifact: artifact, kills: map[string]int{}, stops: map[string]bool{}, answers: map[string][]error{}}
 	for _, sub := range []string{"etc/scripts", "share/modules/v3", "var"} {
 		if err := os.MkdirAll(filepath.Join(d.dir, sub), 0o755); err != nil {
 			t.Fatal(err)
@@ -185,7 +188,7 @@ func (d *chainDevice) arrange(how string) {
 		w := append(strings.Fields(clause), "", "", "")
 		name := longName(w[1])
 		switch w[0] {
-		case "fail", "once", "hang", "kill", "bump":
+		case "fail", "once", "hang", "kill", "term", "bump":
 			d.put(w[0]+"-"+name, "")
 		case "answer":
 			d.put("answer-"+name, w[2]+"\n")
@@ -200,6 +203,8 @@ func (d *chainDevice) arrange(how string) {
 			d.answers[w[1]] = append(d.answers[w[1]], nil)
 		case "ro":
 			d.readOnly, d.roAt = w[1] == "", w[1]
+		case "stop":
+			d.stops[name] = true
 		case "resumable":
 			d.resumable = true
 		case "remove":
@@ -224,6 +229,7 @@ type mortal struct {
 func (m mortal) resumable() bool { return m.d.resumable }
 
 func (m mortal) download(ctx context.Context, a *artifact) error {
+	m.d.mayStop("Download")
 	err := m.payloadHandler.download(ctx, a)
 	m.d.die("Download")
 	return err
@@ -234,9 +240,17 @@ func (m mortal) call(ctx context.Context, state string) error {
 		h.run(ctx, h.child(state)) // but its tree is still there
 		m.d.die(state)
 	}
+	m.d.mayStop(state)
 	err := m.payloadHandler.call(ctx, state)
 	m.d.die(state)
 	return err
+}
+
+func (d *chainDevice) mayStop(name string) {
+	if d.stops[name] {
+		delete(d.stops, name)
+		d.stop()
+	}
 }
 
 func (d *chainDevice) die(name string) {
@@ -289,8 +303,8 @@ func (d *chainDevice) managedFlow(a *app) *flow {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	f.fetch = func(context.Context) (*artifact, error) {
-		if err := d.answer("fetch"); err != nil {
+	f.fetch = func(ctx context.Context) (*artifact, error) {
+		if err := d.answer(ctx, "fetch"); err != nil {
 			return nil, err
 		}
 		r, err := os.Open(d.artifact)
@@ -300,27 +314,27 @@ func (d *chainDevice) managedFlow(a *app) *flow {
 		d.t.Cleanup(func() { r.Close() })
 		return a.openArtifact(r)
 	}
-	f.tell = func(_ context.Context, status string) error {
+	f.tell = func(ctx context.Context, status string) error {
 		if status == d.roAt {
 			d.readOnly = true
 		}
-		err := d.answer(status)
+		err := d.answer(ctx, status)
 		if err == nil || errors.Is(err, errAborted) {
 			d.says = append(d.says, status[:1])
 		}
 		return err
 	}
-	f.finish = func(_ context.Context, success bool) error {
-		err := d.answer("finish")
+	f.finish = func(ctx context.Context, success bool) error {
+		err := d.answer(ctx, "finish")
 		if err == nil {
 			d.says = append(d.says, map[bool]string{true: "S", false: "F"}[success])
 		}
 		return err
 	}
-	f.relogin = func(context.Context) error { return d.answer("login") }
-	f.reboot = func(context.Context) error {
+	f.relogin = func(ctx context.Context) error { return d.answer(ctx, "login") }
+	f.reboot = func(ctx context.Context) error {
 		d.note("reboot")
-		if err := d.answer("reboot"); err != nil {
+		if err := d.answer(ctx, "reboot"); err != nil {
 			return err
 		}
 		d.boots++
@@ -328,6 +342,7 @@ func (d *chainDevice) managedFlow(a *app) *flow {
 	}
 	f.bootID = func() string { return fmt.Sprint("boot-", d.boots) }
 	f.scripts.onRun = func(name string) {
+		d.mayStop(name)
 		if d.kills[name] > 0 {
 			d.note(name)
 			d.die(name)
@@ -337,7 +352,10 @@ func (d *chainDevice) managedFlow(a *app) *flow {
 }
 
 // answer is the next answer of the server to a request, or none: it is well.
-func (d *chainDevice) answer(to string) error {
+func (d *chainDevice) answer(ctx context.Context, to string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	list := d.answers[to]
 	if len(list) == 0 {
 		return nil
@@ -370,14 +388,17 @@ func (d *chainDevice) live() error {
 }
 
 func (d *chainDevice) once(a *app) *pause {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	d.stop = stop
 	if a.rec.Update == nil {
 		a.rec.Update = &update{Step: stepDownload, Managed: true, ID: "deployment-1"}
 		d.f = d.managedFlow(a)
-		return d.f.advance(context.Background())
+		return d.f.advance(ctx)
 	}
 	d.f = d.managedFlow(a)
 	a.rec.Update.Step = d.f.restartAt()
-	return d.f.advance(context.Background())
+	return d.f.advance(ctx)
 }
 
 // powered runs f; it reports whether the program died in it.
@@ -502,6 +523,20 @@ var chains = []chain{
 	// Unless there are scripts: nothing is known about those.
 	{"resumable with scripts, killed in I", "resumable; die I", "<DL> I.E I <RBK>", "diF", "old", ""},
 	{"resumable with scripts, killed in C", "resumable; die C", "<INST> R.E R VR R.L C.E C <RBK>", "diriF", "old", ""},
+
+	// A signal to the program tears no module or script apart and is no failure; the update
+	// rests at the next place where it can go on later.
+	{"told to end before D.E", "stop D.E", "<INST> R.E R VR R.L C.E C C.L CL", "ddiriS", "new", ""},
+	{"told to end in I.E", "stop I.E", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"told to end in I", "stop I; answer NR No", "<INST> C.E C C.L CL", "diiS", "new", ""},
+	{"told to end in VR", "stop VR", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"told to end in C", "stop C", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"told to end in C.L", "stop C.L", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"told to end in RB", "fail I; stop RB", "<DL> I.E I I.X <RBK>", "diF", "old", ""},
+	{"told to end in F", "fail I; stop F", "<DL> I.E I I.X <RBK>", "diF", "old", ""},
+	{"told to end in CL", "stop CL", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	// The download is a module's: what it has seen of it cannot be taken back.
+	{"told to end before D", "stop D", "D.E CL", "dF", "old", "failed"},
 
 	{"409 on downloading", "aborted downloading", "", "dF", "old", "failed"},
 	{"409 on installing", "aborted installing", "<DL> CL", "diF", "old", "failed"},
