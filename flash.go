@@ -6,10 +6,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding"
 	"errors"
 	"fmt"
 	"hash"
+	"hash/crc32"
 	"io"
 	"os"
 	"syscall"
@@ -42,14 +42,14 @@ type slotWriter struct {
 	dst        storage
 	name       string // of the slot, for messages
 	size       int64  // of the image
-	sum        [sha256.Size]byte
 	opt        writeOptions
 	sequential bool                        // UBI volume: no reading while writing, no going back, the kernel guards it
 	checkpoint func(checkpoint) error      // journals one; nil: none are wanted
 	mark       func() (restartPoint, bool) // asks the source for a point to go on from
 
 	head   []byte     // what the start of the slot will hold, kept back
-	dirty  int64      // bytes written since the last sync
+	in     digest     // of what has come in
+	dirty  int64      // bytes in the page cache since the last sync
 	last   checkpoint // the latest there could be
 	kept   int64      // offset of the latest that was kept
 	keptAt time.Time
@@ -64,11 +64,12 @@ type writeOptions struct {
 	progress    func(done, total int64)
 	block, head int64
 	syncEvery   int64
-	keepEvery   int64 // bytes of the image between two checkpoints
+	keepEvery   int64         // bytes of the image between two checkpoints, and four times that
+	keepPause   time.Duration // if this has not passed
 }
 
 func defaultWriteOptions() writeOptions {
-	return writeOptions{block: blockSize, head: headSize, syncEvery: syncEvery, keepEvery: syncEvery}
+	return writeOptions{block: blockSize, head: headSize, syncEvery: syncEvery, keepEvery: 8 << 20, keepPause: time.Second}
 }
 
 // writeStats says what an install cost, in bytes.
@@ -80,8 +81,8 @@ type checkpoint struct {
 	Slot   string       `json:"slot"`
 	Offset int64        `json:"offset"` // bytes of the image
 	Total  int64        `json:"total"`
-	Hash   []byte       `json:"hash"` // state of SHA-256 after Offset bytes
-	From   restartPoint `json:"from"` // where the artifact is read again
+	Check  uint32       `json:"check"` // CRC-32C of the image up to Offset
+	From   restartPoint `json:"from"`  // where the artifact is read again
 	Source sourceID     `json:"source"`
 }
 
@@ -100,34 +101,34 @@ type block struct {
 	off    int64
 	marked bool // from is valid: the image can be read again from there
 	from   restartPoint
-	state  []byte // of SHA-256 behind data
+	same   bool // it is in the slot already
 }
 
 // write takes the image from src to the slot in one pass:
 //
-//	src ── read, decompress ──▶ hash ──▶ compare, write, sync
-//	 ▲                                            │
-//	 └──────────────── free blocks ───────────────┘
+//	src ── read, decompress ──▶ compare with the slot ──▶ write
+//	 ▲                                                      │
+//	 └───────────────────── free blocks ────────────────────┘
 //
-// Each stage is a goroutine of its own, so that on two cores decompression hides the rest.
-// start is 0, or where an earlier run got to with h and head as they were then.
-func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64, h hash.Hash) error {
+// Each stage is a goroutine of its own, so that decompression, reading and writing go on at
+// the same time. start is 0, or where an earlier run got to. SHA-256 is not computed here:
+// the one that counts is that of what the medium gives back, see prove.
+func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) error {
 	free := make(chan *block, blocksInFlight)
 	for range blocksInFlight {
-		free <- &block{buf: alignedBuffer(int(w.opt.block)), state: make([]byte, 0, 128)}
+		free <- &block{buf: alignedBuffer(int(w.opt.block))}
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	hashed := w.hash(ctx, w.read(ctx, stop, src, start, free), h)
-	old := alignedBuffer(int(w.opt.block))
+	compared := w.compare(ctx, w.read(ctx, stop, src, start, free))
 	w.kept, w.keptAt = start, time.Now()
 	for {
 		select {
-		case b, more := <-hashed:
+		case b, more := <-compared:
 			if !more || ctx.Err() != nil {
 				return w.park(context.Cause(ctx))
 			}
-			if err := w.put(b, old); err != nil {
+			if err := w.put(b); err != nil {
 				return err
 			}
 			free <- b
@@ -174,16 +175,18 @@ func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src
 	return out
 }
 
-func (w *slotWriter) hash(ctx context.Context, in <-chan *block, h hash.Hash) <-chan *block {
+// compare finds out which blocks are there already.
+func (w *slotWriter) compare(ctx context.Context, in <-chan *block) <-chan *block {
 	out := make(chan *block)
 	go func() {
 		defer close(out)
+		old := alignedBuffer(int(w.opt.block))
 		for b := range in {
-			h.Write(b.data)
-			if b.marked {
-				var err error
-				b.state, err = h.(encoding.BinaryAppender).AppendBinary(b.state[:0])
-				b.marked = err == nil
+			data, off := w.body(b)
+			// What cannot be read is written: that may mend it, and the read-back will tell.
+			if b.same = len(data) > 0 && !w.opt.writeAll && !w.sequential; b.same {
+				n, _ := w.dst.ReadAt(old[:len(data)], off)
+				b.same = bytes.Equal(old[:n], data)
 			}
 			select {
 			case out <- b:
@@ -194,28 +197,30 @@ func (w *slotWriter) hash(ctx context.Context, in <-chan *block, h hash.Hash) <-
 	return out
 }
 
+// body is the part of a block that lies behind the head of the slot, and its offset.
+func (w *slotWriter) body(b *block) ([]byte, int64) {
+	skip := min(max(int64(len(w.head))-b.off, 0), int64(len(b.data)))
+	return b.data[skip:], b.off + skip
+}
+
 // put writes one block where it differs from what is there. The head of the slot is kept
 // back.
-func (w *slotWriter) put(b *block, old []byte) error {
-	data, off := b.data, b.off
-	if keep := int64(len(w.head)) - off; keep > 0 {
-		n := copy(w.head[off:], data)
-		data, off = data[n:], off+int64(n)
+func (w *slotWriter) put(b *block) error {
+	w.in.Write(b.data)
+	data, off := w.body(b)
+	if len(data) < len(b.data) {
+		copy(w.head[b.off:], b.data)
 	}
-	same := false
-	if len(data) > 0 && !w.opt.writeAll && !w.sequential {
-		// What cannot be read is written: that may mend it, and the read-back will tell.
-		n, _ := w.dst.ReadAt(old[:len(data)], off)
-		same = bytes.Equal(old[:n], data)
-	}
-	if same {
+	if b.same {
 		w.stats.Same += int64(len(data))
 	} else if len(data) > 0 {
 		if _, err := w.dst.WriteAt(data, off); err != nil {
 			return fmt.Errorf("writing %q at %d: %w", w.name, off, err)
 		}
 		w.stats.Written += int64(len(data))
-		w.dirty += int64(len(data))
+		if !direct(w.dst) {
+			w.dirty += int64(len(data))
+		}
 	}
 	if w.dirty >= w.opt.syncEvery {
 		if err := w.sync(); err != nil {
@@ -226,12 +231,19 @@ func (w *slotWriter) put(b *block, old []byte) error {
 		w.opt.progress(b.off+int64(len(b.data)), w.size)
 	}
 	if b.marked {
-		w.last = checkpoint{Offset: b.off + int64(len(b.data)), Total: w.size, Hash: append(w.last.Hash[:0], b.state...), From: b.from}
+		w.last = checkpoint{Offset: b.off + int64(len(b.data)), Total: w.size, Check: w.in.crc, From: b.from}
 	}
-	if far := w.last.Offset - w.kept; b.marked && (far >= w.opt.keepEvery || far > 0 && time.Since(w.keptAt) >= keepAfter) {
+	if b.marked && w.due() {
 		return w.keep()
 	}
 	return nil
+}
+
+// due: a checkpoint costs two syncs, so a fast install keeps fewer of them; a slow download
+// keeps one though little has come.
+func (w *slotWriter) due() bool {
+	far, since := w.last.Offset-w.kept, time.Since(w.keptAt)
+	return far >= w.opt.keepEvery && (since >= w.opt.keepPause || far >= 4*w.opt.keepEvery) || far > 0 && since >= keepAfter
 }
 
 // keep hands the latest checkpoint on. It promises that all before it is durable, also
@@ -263,10 +275,11 @@ func (w *slotWriter) sync() error {
 
 // begin makes the slot unbootable and prepares the kept-back head.
 func (w *slotWriter) begin() error {
+	w.in = w.newDigest()
 	if w.sequential {
 		return nil
 	}
-	w.head = make([]byte, min(w.opt.head, w.size))
+	w.head = alignedBuffer(int(min(w.opt.head, w.size)))
 	return w.spoil()
 }
 
@@ -276,21 +289,39 @@ func (w *slotWriter) spoil() error {
 	if w.sequential {
 		return nil
 	}
-	if _, err := w.dst.WriteAt(make([]byte, len(w.head)), 0); err != nil {
+	if _, err := w.dst.WriteAt(alignedBuffer(len(w.head)), 0); err != nil {
 		return fmt.Errorf("writing %q at 0: %w", w.name, err)
 	}
 	return w.sync()
 }
 
-// finish writes the head, now that all the rest is durable and its hash is right, and reads
-// the whole image back past the page cache: what counts is what the medium gives, not what
-// was sent to it. A slot that fails is made unbootable again.
-func (w *slotWriter) finish(ctx context.Context) error {
-	if w.sequential {
-		return w.readBack(ctx)
-	}
+// prove reads the whole image back past the page cache and returns its SHA-256: what counts
+// is what the medium gives, not what was sent to it. The head is not there yet and counts
+// as what it will be.
+func (w *slotWriter) prove(ctx context.Context) (sum [sha256.Size]byte, err error) {
+	// What is in the page cache or in the cache of the device is not on the medium.
 	if err := w.sync(); err != nil {
-		return err
+		return sum, err
+	}
+	if w.opt.noReadBack {
+		return [sha256.Size]byte(w.in.sha.Sum(nil)), nil
+	}
+	back := digest{sha: sha256.New()}
+	back.Write(w.head)
+	if err := w.hashSlot(ctx, &back, int64(len(w.head)), w.size); err != nil {
+		return sum, err
+	}
+	if back.crc != w.in.crc {
+		return sum, withHint(fmt.Errorf("slot %q reads back with CRC %08x, want %08x: what was written is not what is there", w.name, back.crc, w.in.crc),
+			"the storage is failing, or something else writes to it; nothing was switched over")
+	}
+	return [sha256.Size]byte(back.sha.Sum(nil)), nil
+}
+
+// finish writes the head, now that all the rest is proven, and proves that, too.
+func (w *slotWriter) finish() error {
+	if len(w.head) == 0 {
+		return nil
 	}
 	if _, err := w.dst.WriteAt(w.head, 0); err != nil {
 		return fmt.Errorf("writing %q at 0: %w", w.name, err)
@@ -299,35 +330,44 @@ func (w *slotWriter) finish(ctx context.Context) error {
 	if err := w.sync(); err != nil { // the caller flips the boot environment next
 		return err
 	}
-	err := w.readBack(ctx)
-	if err != nil && ctx.Err() == nil {
-		return errors.Join(err, w.spoil())
+	back := alignedBuffer(len(w.head))
+	if n, err := w.dst.ReadAt(back, 0); n < len(back) {
+		return errors.Join(fmt.Errorf("reading %q back at 0: %w", w.name, noEOF(err)), w.spoil())
 	}
-	return err
-}
-
-// readBack hashes the image as the medium has it.
-func (w *slotWriter) readBack(ctx context.Context) error {
-	if w.opt.noReadBack {
-		return nil
-	}
-	h := sha256.New()
-	if err := w.hashSlot(ctx, h, 0, w.size); err != nil {
-		return err
-	}
-	if got := [sha256.Size]byte(h.Sum(nil)); got != w.sum {
-		return withHint(fmt.Errorf("slot %q reads back with SHA-256 %x, want %x: what was written is not what is there", w.name, got, w.sum),
-			"the storage is failing, or something else writes to it; nothing was switched over")
+	if !w.opt.noReadBack && !bytes.Equal(back, w.head) {
+		return errors.Join(fmt.Errorf("slot %q: its first %d bytes read back differently from what was written: the storage is failing", w.name, len(back)), w.spoil())
 	}
 	return nil
 }
 
+// digest is what is known of a run of bytes: a CRC-32C, which tells accidents and costs next
+// to nothing, and where it is wanted SHA-256.
+type digest struct {
+	crc uint32
+	sha hash.Hash
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func (d *digest) Write(p []byte) (int, error) {
+	d.crc = crc32.Update(d.crc, castagnoli, p)
+	if d.sha != nil {
+		d.sha.Write(p)
+	}
+	return len(p), nil
+}
+
+// newDigest is that of the incoming image: without a read-back its SHA-256 is all there is.
+func (w *slotWriter) newDigest() digest {
+	if w.opt.noReadBack {
+		return digest{sha: sha256.New()}
+	}
+	return digest{}
+}
+
 // hashSlot hashes the bytes of the slot from off, a multiple of directAlign, to end, past
 // the page cache. The next block is read while the last is being hashed.
-func (w *slotWriter) hashSlot(ctx context.Context, h hash.Hash, off, end int64) error {
-	if setDirect(w.dst, true) {
-		defer setDirect(w.dst, false)
-	}
+func (w *slotWriter) hashSlot(ctx context.Context, h io.Writer, off, end int64) error {
 	type piece struct {
 		data []byte
 		err  error
@@ -340,8 +380,8 @@ func (w *slotWriter) hashSlot(ctx context.Context, h hash.Hash, off, end int64) 
 		for ; off < end && ctx.Err() == nil; off += w.opt.block {
 			buf := <-free
 			n := min(w.opt.block, end-off)
-			if err := w.readWhole(buf, int(n), off); err != nil {
-				pieces <- piece{err: fmt.Errorf("reading %q back at %d: %w", w.name, off, err)}
+			if got, err := w.dst.ReadAt(buf[:n], off); got < int(n) {
+				pieces <- piece{err: fmt.Errorf("reading %q back at %d: %w", w.name, off, noEOF(err))}
 				return
 			}
 			pieces <- piece{data: buf[:n]}
@@ -360,21 +400,6 @@ func (w *slotWriter) hashSlot(ctx context.Context, h hash.Hash, off, end int64) 
 		failed = context.Cause(ctx)
 	}
 	return failed
-}
-
-// readWhole reads n bytes at off. Direct I/O takes whole sectors only, so the last block of
-// an image is read to the next boundary or to the end of the device.
-func (w *slotWriter) readWhole(buf []byte, n int, off int64) error {
-	want := (n + directAlign - 1) &^ (directAlign - 1)
-	got, err := w.dst.ReadAt(buf[:want], off)
-	if got < n && isInvalid(err) { // a file system that takes O_DIRECT at fcntl and refuses it here
-		setDirect(w.dst, false)
-		got, err = w.dst.ReadAt(buf[:n], off)
-	}
-	if got >= n {
-		return nil
-	}
-	return noEOF(err)
 }
 
 // ubiVolume is the storage of a UBI volume under update. UBI marks the volume as being

@@ -3,13 +3,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"strings"
@@ -98,12 +94,12 @@ func openFile(name string, off int64, want sourceID) (io.ReadCloser, sourceID, e
 }
 
 // goOn takes up an interrupted write: it returns the offset in the image to go on from, with
-// w and h as they were there, or 0 when there is nothing to go on from.
+// w as it was there, or 0 when there is nothing to go on from.
 //
 // What is trusted is little. The artifact is the same one, because its manifest is (the
 // flow drops the checkpoint otherwise); that the slot still holds what was written is
 // checked by hashing it; and at the end the whole image is read back in any case.
-func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact, h hash.Hash) (int64, error) {
+func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, error) {
 	c := r.u.Checkpoint
 	switch {
 	case c == nil:
@@ -117,7 +113,7 @@ func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact, h hash.Ha
 		r.lg.warnf("the artifact's file is another one than before: the install starts over")
 		return 0, nil
 	}
-	if err := r.reenter(ctx, w, a, h, c); err != nil {
+	if err := r.reenter(ctx, w, a, c); err != nil {
 		if ctx.Err() != nil || exitCode(err) == exitTempFail {
 			return 0, err
 		}
@@ -127,10 +123,10 @@ func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact, h hash.Ha
 	return c.Offset, nil
 }
 
-func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, h hash.Hash, c *checkpoint) error {
+func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *checkpoint) error {
 	// The head is not in the slot yet; it is at the start of the payload, which has to be
 	// fetched for header and signature anyway.
-	w.head = make([]byte, min(r.opt.head, w.size))
+	w.head = alignedBuffer(int(min(r.opt.head, w.size)))
 	if _, err := io.ReadFull(r.file.unhashed(), w.head); err != nil {
 		return err
 	}
@@ -152,25 +148,19 @@ func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, h hash
 	if err != nil {
 		return err
 	}
-	if r.file, err = a.resumePayload(c.From, window, in, r.file.Name, c.Offset); err != nil {
-		return err
-	}
-	return h.(encoding.BinaryUnmarshaler).UnmarshalBinary(c.Hash)
+	r.file, err = a.resumePayload(c.From, window, in, r.file.Name, c.Offset)
+	return err
 }
 
-// proveStart checks that the slot still holds the image up to the checkpoint: its hash, with
-// the head that is kept back, must come out in the state that was journaled.
+// proveStart checks that the slot still holds the image up to the checkpoint. That tells
+// accidents; what tells all is the SHA-256 of the whole at the end.
 func (w *slotWriter) proveStart(ctx context.Context, c *checkpoint) error {
-	h := sha256.New()
-	h.Write(w.head)
-	if err := w.hashSlot(ctx, h, int64(len(w.head)), c.Offset); err != nil {
+	w.in = w.newDigest()
+	w.in.Write(w.head)
+	if err := w.hashSlot(ctx, &w.in, int64(len(w.head)), c.Offset); err != nil {
 		return err
 	}
-	state, err := h.(encoding.BinaryMarshaler).MarshalBinary()
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(state, c.Hash) {
+	if w.in.crc != c.Check {
 		return fmt.Errorf("slot %q does not hold what was written: something else wrote to it", w.name)
 	}
 	return nil
@@ -178,7 +168,7 @@ func (w *slotWriter) proveStart(ctx context.Context, c *checkpoint) error {
 
 // keepCheckpoint journals how far the write has come.
 func (r *rootfs) keepCheckpoint(c checkpoint) error {
-	c.Slot, c.Source, c.Hash = r.to.path, r.src.id, bytes.Clone(c.Hash)
+	c.Slot, c.Source = r.to.path, r.src.id
 	r.u.Checkpoint = &c
 	return r.save()
 }

@@ -4,10 +4,8 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -160,7 +158,7 @@ func (r *rootfs) download(ctx context.Context, a *artifact) error {
 	if err != nil {
 		return err
 	}
-	w := &slotWriter{dst: dst, name: r.to.path, size: r.file.Size, sum: r.file.Sum, opt: r.opt, sequential: r.to.ubi}
+	w := &slotWriter{dst: dst, name: r.to.path, size: r.file.Size, opt: r.opt, sequential: r.to.ubi}
 	err = r.fill(ctx, w, a)
 	// A device may report a failed write only now (close(2)).
 	if cerr := dst.Close(); cerr != nil && err == nil {
@@ -169,7 +167,7 @@ func (r *rootfs) download(ctx context.Context, a *artifact) error {
 	if err != nil {
 		return err
 	}
-	r.lg.infof("slot %s: %d bytes in place, of which %d written and %d already there, SHA-256 %x", r.to, w.size, w.stats.Written, w.stats.Same, w.sum)
+	r.lg.infof("slot %s: %d bytes in place, of which %d written and %d already there, SHA-256 %x", r.to, w.size, w.stats.Written, w.stats.Same, r.file.Sum)
 	return nil
 }
 
@@ -188,8 +186,7 @@ func (r *rootfs) openTarget() (storage, error) {
 }
 
 func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
-	h := sha256.New()
-	start, err := r.goOn(ctx, w, a, h)
+	start, err := r.goOn(ctx, w, a)
 	if err == nil && start == 0 {
 		r.u.Checkpoint = nil
 		err = w.begin()
@@ -200,21 +197,26 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	if r.src != nil && !r.src.once && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
 		w.checkpoint, w.mark = r.keepCheckpoint, a.restart
 	}
-	if err := r.stream(ctx, w, a, start, h); err != nil {
+	if err := r.stream(ctx, w, a, start); err != nil {
 		if start > 0 && ctx.Err() == nil && exitCode(err) != exitTempFail {
 			return fmt.Errorf("%w: %w", errStartOver, err)
 		}
 		return err
 	}
-	return w.finish(ctx)
+	return w.finish()
 }
 
-// stream writes the rest of the image and checks all that came.
-func (r *rootfs) stream(ctx context.Context, w *slotWriter, a *artifact, start int64, h hash.Hash) error {
-	if err := w.write(ctx, r.file.unhashed(), start, h); err != nil {
+// stream writes the rest of the image and checks all that came, but leaves the slot without
+// its head.
+func (r *rootfs) stream(ctx context.Context, w *slotWriter, a *artifact, start int64) error {
+	if err := w.write(ctx, r.file.unhashed(), start); err != nil {
 		return err
 	}
-	if err := r.file.verify([sha256.Size]byte(h.Sum(nil))); err != nil {
+	sum, err := w.prove(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.file.verify(sum); err != nil {
 		return err
 	}
 	if f, err := a.nextFile(); err == nil {

@@ -38,8 +38,9 @@ const (
 
 // device is the storage of a real file or block device.
 type device struct {
-	f    *os.File
-	size int64
+	f      *os.File
+	size   int64
+	direct bool // O_DIRECT is on
 }
 
 // Size in bytes of the device node or file behind f. BLKGETSIZE64 is from linux/fs.h; its
@@ -101,13 +102,67 @@ func openStorage(path string, how openMode) (storage, error) {
 		f.Close()
 		return nil, err
 	}
-	return &device{f: f, size: n}, nil
+	d := &device{f: f, size: n}
+	if how == openSlot {
+		// A whole image would only push everything else out of the page cache; dirty pages
+		// would stall a small board; and what is compared and read back shall come from the
+		// medium.
+		d.setDirect(true)
+	}
+	return d, nil
 }
 
-func (d *device) ReadAt(p []byte, off int64) (int, error)  { return d.f.ReadAt(p, off) }
-func (d *device) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }
-func (d *device) Size() int64                              { return d.size }
-func (d *device) Close() error                             { return d.f.Close() }
+func (d *device) Size() int64  { return d.size }
+func (d *device) Close() error { return d.f.Close() }
+
+// ReadAt with direct I/O takes what is not aligned by way of a buffer that is.
+func (d *device) ReadAt(p []byte, off int64) (int, error) {
+	if d.direct && !aligned(p, off) {
+		lo := off &^ (directAlign - 1)
+		skip := int(off - lo)
+		buf := alignedBuffer((skip + len(p) + directAlign - 1) &^ (directAlign - 1))
+		n, err := d.ReadAt(buf, lo)
+		n = copy(p, buf[min(skip, n):n])
+		if n == len(p) {
+			err = nil
+		}
+		return n, err
+	}
+	n, err := d.f.ReadAt(p, off)
+	if n == 0 && d.refusesDirect(err) {
+		return d.f.ReadAt(p, off)
+	}
+	return n, err
+}
+
+// WriteAt with direct I/O writes what is not aligned, such as the last bytes of an image,
+// through the page cache; Sync takes care of both.
+func (d *device) WriteAt(p []byte, off int64) (int, error) {
+	if !d.direct {
+		return d.f.WriteAt(p, off)
+	}
+	n := 0
+	if body := p[:len(p)&^(directAlign-1)]; len(body) > 0 && aligned(body, off) {
+		var err error
+		if n, err = d.f.WriteAt(body, off); err != nil && !d.refusesDirect(err) {
+			return n, err
+		}
+	}
+	if n == len(p) {
+		return n, nil
+	}
+	if d.direct && d.setDirect(false) {
+		defer d.setDirect(true)
+	}
+	m, err := d.f.WriteAt(p[n:], off+int64(n))
+	return n + m, err
+}
+
+// refusesDirect tells EINVAL, with which a file system that took O_DIRECT at fcntl may
+// refuse it at the first use, and turns it off.
+func (d *device) refusesDirect(err error) bool {
+	return d.direct && errors.Is(err, syscall.EINVAL) && d.setDirect(false)
+}
 
 // Sync: fdatasync is enough, since size and place of the data do not change on a device,
 // and where they do on a file fdatasync writes them too (fdatasync(2)).
@@ -142,15 +197,15 @@ func alignedBuffer(n int) []byte {
 	return b[skip : skip+n : skip+n]
 }
 
+func aligned(p []byte, off int64) bool {
+	return (uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p))))|uint64(len(p))|uint64(off))%directAlign == 0
+}
+
 // setDirect turns O_DIRECT on or off on the descriptor that is already open (fcntl(2),
 // F_SETFL), so that what is read back comes from the medium and not from the page cache,
 // and still from the very file that was written. It reports whether that took effect; a
 // file system without direct I/O (tmpfs) has no medium to ask.
-func setDirect(s storage, on bool) bool {
-	d, ok := s.(*device)
-	if !ok {
-		return false
-	}
+func (d *device) setDirect(on bool) bool {
 	c, err := d.f.SyscallConn()
 	if err != nil {
 		return false
@@ -169,35 +224,27 @@ func setDirect(s storage, on bool) bool {
 	}); err != nil || errno != 0 {
 		return false
 	}
-	return on
+	d.direct = on
+	return true
+}
+
+// direct tells whether a storage works past the page cache all the time.
+func direct(s storage) bool {
+	d, ok := s.(*device)
+	return ok && d.direct
 }
 
 // readUncached fills p from off, past the page cache where the storage has one. It gives
 // back io.ErrUnexpectedEOF when the storage ends before p is full.
 func readUncached(s storage, p []byte, off int64) error {
-	lo := off &^ (directAlign - 1)
-	hi := (off + int64(len(p)) + directAlign - 1) &^ (directAlign - 1)
-	if setDirect(s, true) {
-		defer setDirect(s, false)
-		buf := alignedBuffer(int(hi - lo))
-		n, err := s.ReadAt(buf, lo)
-		if n >= int(off-lo)+len(p) {
-			copy(p, buf[off-lo:])
-			return nil
-		}
-		if !isInvalid(err) {
-			return noEOF(err)
-		}
-		setDirect(s, false)
+	if d, ok := s.(*device); ok && !d.direct && d.setDirect(true) {
+		defer d.setDirect(false)
 	}
 	if n, err := s.ReadAt(p, off); n < len(p) {
 		return noEOF(err)
 	}
 	return nil
 }
-
-// isInvalid tells EINVAL, with which file systems refuse direct I/O they do not have.
-func isInvalid(err error) bool { return errors.Is(err, syscall.EINVAL) }
 
 // syncDir makes a name that was created, renamed or removed in dir durable: fsync of a
 // file says nothing about its directory entry (fsync(2), DESCRIPTION).
