@@ -18,7 +18,9 @@ import (
 )
 
 const (
-	blockSize = 1 << 20 // unit of comparing and writing in bytes; a whole number of erase blocks on most flash
+	// blockSize is the unit of comparing and writing in bytes. Most block drivers take no
+	// larger request at once, and erase blocks of managed flash are a multiple of it.
+	blockSize = 512 << 10
 
 	// headSize is how much of a slot is zeroed at the start and written last, so that a slot
 	// under construction has no file system that a bootloader or a mount could take for
@@ -34,7 +36,7 @@ const (
 	// slow network a few MiB are many minutes.
 	keepAfter = 30 * time.Second
 
-	blocksInFlight = 6 // buffers that all stages share: 6 MiB, whatever the image's size
+	blocksInFlight = 4 // between the stages; with one for comparing this is all the memory, whatever the size of the image
 )
 
 // slotWriter writes one image to one slot and proves that it is there.
@@ -47,13 +49,14 @@ type slotWriter struct {
 	checkpoint func(checkpoint) error      // journals one; nil: none are wanted
 	mark       func() (restartPoint, bool) // asks the source for a point to go on from
 
-	head   []byte     // what the start of the slot will hold, kept back
-	in     digest     // of what has come in
-	dirty  int64      // bytes in the page cache since the last sync
-	last   checkpoint // the latest there could be
-	kept   int64      // offset of the latest that was kept
-	keptAt time.Time
-	stats  writeStats
+	buffers [][]byte
+	head    []byte     // what the start of the slot will hold, kept back
+	in      digest     // of what has come in
+	dirty   int64      // bytes in the page cache since the last sync
+	last    checkpoint // the latest there could be
+	kept    int64      // offset of the latest that was kept
+	keptAt  time.Time
+	stats   writeStats
 }
 
 // writeOptions are what a person or a test may choose. Sizes are in bytes, multiples of
@@ -115,8 +118,8 @@ type block struct {
 // the one that counts is that of what the medium gives back, see prove.
 func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) error {
 	free := make(chan *block, blocksInFlight)
-	for range blocksInFlight {
-		free <- &block{buf: alignedBuffer(int(w.opt.block))}
+	for i := range blocksInFlight {
+		free <- &block{buf: w.buffer(i)}
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -136,6 +139,15 @@ func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) erro
 			return w.park(context.Cause(ctx))
 		}
 	}
+}
+
+// buffer is the writer's i-th block of memory. Writing and reading back do not happen at
+// the same time and share them.
+func (w *slotWriter) buffer(i int) []byte {
+	for len(w.buffers) <= i {
+		w.buffers = append(w.buffers, alignedBuffer(int(w.opt.block)))
+	}
+	return w.buffers[i]
 }
 
 // read fills free blocks from src; they end at multiples of the block size.
@@ -177,10 +189,9 @@ func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src
 
 // compare finds out which blocks are there already.
 func (w *slotWriter) compare(ctx context.Context, in <-chan *block) <-chan *block {
-	out := make(chan *block)
+	out, old := make(chan *block), w.buffer(blocksInFlight)
 	go func() {
 		defer close(out)
-		old := alignedBuffer(int(w.opt.block))
 		for b := range in {
 			data, off := w.body(b)
 			// What cannot be read is written: that may mend it, and the read-back will tell.
@@ -373,8 +384,8 @@ func (w *slotWriter) hashSlot(ctx context.Context, h io.Writer, off, end int64) 
 		err  error
 	}
 	pieces, free := make(chan piece), make(chan []byte, 2)
-	free <- alignedBuffer(int(w.opt.block))
-	free <- alignedBuffer(int(w.opt.block))
+	free <- w.buffer(0)
+	free <- w.buffer(1)
 	go func() {
 		defer close(pieces)
 		for ; off < end && ctx.Err() == nil; off += w.opt.block {
