@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -218,6 +219,9 @@ func (f *flow) take(ctx context.Context, art *artifact) error {
 	u.Artifact, u.Group, u.Type = art.Name, art.Group, art.PayloadType
 	u.Provides, u.Clears, u.Sum = art.Provides, art.Clears, sum
 	u.Scripts = len(art.Scripts) > 0
+	if err := f.fits(art); err != nil {
+		return err
+	}
 	if !art.Empty {
 		h, err := a.newHandler(art.PayloadType, u)
 		if err != nil {
@@ -229,6 +233,19 @@ func (f *flow) take(ctx context.Context, art *artifact) error {
 		f.handler = h
 	}
 	return f.scripts.install(art.Scripts)
+}
+
+// fits refuses an artifact that provides more than the journal can hold next to what is
+// there: the worst record is that of the last steps, with both sets in it.
+func (f *flow) fits(art *artifact) error {
+	worst := *f.rec
+	worst.Provides = mergeProvides(f.rec.Provides, art)
+	worst.Last = &verdict{Artifact: art.Name, Cause: strings.Repeat("x", maxCause)}
+	text, err := json.Marshal(worst)
+	if err == nil && len(text) > journalMax-4*maxCause { // room for a checkpoint and the like
+		err = refuse("artifact %q provides more than the journal can hold: %d bytes, want %d at most", art.Name, len(text), journalMax-4*maxCause)
+	}
+	return err
 }
 
 // say prints a line of the standalone interface; programs that asked for JSON get none.

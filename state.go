@@ -38,6 +38,9 @@ const (
 	stepEnd                  step = ""
 )
 
+// maxCause bounds what the journal keeps of an error, in bytes.
+const maxCause = 1024
+
 // maxSaves bounds the steps of one update, so that nothing goes round for ever (a module
 // whose VerifyRollbackReboot never succeeds, a device that loses power at each boot).
 const maxSaves = 28
@@ -228,6 +231,7 @@ func (f *flow) fail(err error) {
 	f.lg.fail(err)
 	if u.Cause == "" {
 		u.Cause = err.Error()
+		u.Cause = u.Cause[:min(len(u.Cause), maxCause)]
 	}
 	u.Failed, u.RollbackFailed, f.did.failed = true, true, true
 }
