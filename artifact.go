@@ -12,9 +12,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"maps"
-	"regexp"
-	"slices"
 	"strings"
 )
 
@@ -340,12 +337,28 @@ func (a *artifact) headerMembers(t *tarStream) error {
 	return err
 }
 
-// Scripts of an artifact. A slash is not allowed, which Mender's own pattern would admit
-// (MEN-9057).
-var scriptName = regexp.MustCompile(`^Artifact(Install|Reboot|Rollback|RollbackReboot|Commit|Failure)_(Enter|Leave|Error)_[0-9][0-9](_[^\s/]+)?$`)
+// isScriptName is for the scripts of an artifact: STATE_ACTION_NN or STATE_ACTION_NN_WHAT.
+func isScriptName(name string) bool {
+	state, rest, _ := strings.Cut(name, "_")
+	action, order, _ := strings.Cut(rest, "_")
+	switch state {
+	case "ArtifactInstall", "ArtifactReboot", "ArtifactRollback", "ArtifactRollbackReboot", "ArtifactCommit", "ArtifactFailure":
+		return (action == "Enter" || action == "Leave" || action == "Error") && isScriptOrder(order)
+	}
+	return false
+}
+
+// isScriptOrder is for what ends the name of any script: NN or NN_WHAT. A slash is not
+// allowed, which Mender's own pattern would admit (MEN-9057).
+func isScriptOrder(s string) bool {
+	if len(s) < 2 || s[0] < '0' || s[0] > '9' || s[1] < '0' || s[1] > '9' || strings.ContainsAny(s, " \t\n\f\r/") {
+		return false
+	}
+	return len(s) == 2 || len(s) > 3 && s[2] == '_'
+}
 
 func (a *artifact) readScript(t *tarStream, h *tar.Header, name string) error {
-	if !scriptName.MatchString(name) || strings.ContainsFunc(name, unprintable) {
+	if !isScriptName(name) || strings.ContainsFunc(name, unprintable) {
 		return fmt.Errorf("script %q: want a name such as ArtifactInstall_Enter_00_what", name)
 	}
 	for _, s := range a.Scripts {
@@ -558,7 +571,7 @@ func (a *artifact) nextFile() (*payloadFile, error) {
 			return nil, a.fail(err)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(a.manifest)) {
+	for _, name := range sortedKeys(a.manifest) {
 		return nil, a.fail(fmt.Errorf("%q is in the manifest and not in the payload", name))
 	}
 	return nil, io.EOF

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -233,7 +232,7 @@ func printEnv(env bootEnv, names []string, bare bool, out io.Writer) (missing []
 		return nil, err
 	}
 	if len(names) == 0 {
-		names = slices.Sorted(maps.Keys(there))
+		names = sortedKeys(there)
 	}
 	var b strings.Builder
 	for _, n := range names {

@@ -27,8 +27,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"syscall"
@@ -266,13 +264,8 @@ func parseKeyValues(text []byte, data map[string][]string) error {
 // identityJSON is the form by which the server tells devices apart, byte for byte: keys
 // sorted, no spaces, one value as a string and several as a list. It must never change.
 func identityJSON(data map[string][]string) string {
-	keys := make([]string, 0, len(data))
-	for k := range data {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
 	var b strings.Builder
-	for i, k := range keys {
+	for i, k := range sortedKeys(data) {
 		b.WriteString([2]string{"{", ","}[min(i, 1)])
 		b.WriteString(identityString(k) + ":")
 		if v := data[k]; len(v) == 1 {
@@ -384,7 +377,8 @@ func inventoryBody(data map[string][]string) ([]byte, error) {
 		Value any    `json:"value"`
 	}
 	list := []attribute{}
-	for k, v := range data {
+	for _, k := range sortedKeys(data) {
+		v := data[k]
 		switch {
 		case k == "" || len(v) == 0: // the server refuses a list with a nameless one
 		case len(v) == 1:
@@ -393,7 +387,6 @@ func inventoryBody(data map[string][]string) ([]byte, error) {
 			list = append(list, attribute{k, v})
 		}
 	}
-	slices.SortFunc(list, func(a, b attribute) int { return strings.Compare(a.Name, b.Name) })
 	return json.Marshal(list)
 }
 

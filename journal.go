@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -84,12 +85,16 @@ func parseJournalCopy(b []byte) (seq uint64, format int, body []byte, err error)
 	if !ok || !bytes.HasPrefix(line, []byte(journalMagic+" ")) {
 		return 0, 0, nil, errors.New("no header line")
 	}
-	head, sum, ok := strings.Cut(string(line), " crc=")
-	var n, crc uint32
-	if _, err := fmt.Sscanf(head, journalMagic+" %d seq=%16x len=%8x", &format, &seq, &n); err != nil || !ok {
+	head, sum, _ := strings.Cut(string(line), " crc=")
+	f := strings.Split(head, " ")
+	if len(f) != 4 {
 		return 0, 0, nil, errors.New("header line not understood")
 	}
-	if _, err := fmt.Sscanf(sum, "%8x", &crc); err != nil {
+	format, err1 := strconv.Atoi(f[1])
+	seq, err2 := strconv.ParseUint(strings.TrimPrefix(f[2], "seq="), 16, 64)
+	n, err3 := strconv.ParseUint(strings.TrimPrefix(f[3], "len="), 16, 32)
+	crc, err4 := strconv.ParseUint(sum, 16, 32)
+	if errors.Join(err1, err2, err3, err4) != nil {
 		return 0, 0, nil, errors.New("header line not understood")
 	}
 	start := len(line) + 1
@@ -97,7 +102,7 @@ func parseJournalCopy(b []byte) (seq uint64, format int, body []byte, err error)
 		return 0, 0, nil, fmt.Errorf("length %d in the header is beyond the end", n)
 	}
 	body = b[start : start+int(n)]
-	if got := journalSum(head, body); got != crc {
+	if got := journalSum(head, body); got != uint32(crc) {
 		return 0, 0, nil, fmt.Errorf("CRC %08x, want %08x", got, crc)
 	}
 	return seq, format, body, nil

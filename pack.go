@@ -14,7 +14,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -357,7 +356,7 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 	sum("version", []byte(version))
 	sum(o.suffixed("header.tar"), header)
 	var manifest []byte
-	for _, name := range slices.Sorted(maps.Keys(sums)) {
+	for _, name := range sortedKeys(sums) {
 		manifest = fmt.Appendf(manifest, "%x  %s\n", sums[name], name)
 	}
 	members := []scriptFile{{"version", []byte(version)}, {"manifest", manifest}}
@@ -450,23 +449,24 @@ func (o *packOptions) header(sums map[string][]byte) ([]byte, error) {
 
 // scriptMembers reads the state scripts, in the order of their names.
 func (o *packOptions) scriptMembers() ([]scriptFile, error) {
-	var list []scriptFile
+	bodies := map[string][]byte{}
 	for _, path := range o.scripts {
 		body, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err
 		}
 		name := filepath.Base(path)
-		if !scriptName.MatchString(name) || len(body) > maxScript {
+		if !isScriptName(name) || len(body) > maxScript {
 			return nil, fmt.Errorf("script %q of %d bytes: want a name such as ArtifactInstall_Enter_00_what, and at most %d bytes", path, len(body), maxScript)
 		}
-		list = append(list, scriptFile{"scripts/" + name, body})
-	}
-	slices.SortFunc(list, func(a, b scriptFile) int { return cmp.Compare(a.Name, b.Name) })
-	for i := 1; i < len(list); i++ {
-		if list[i].Name == list[i-1].Name {
-			return nil, fmt.Errorf("script %q given twice", list[i].Name)
+		if _, ok := bodies[name]; ok {
+			return nil, fmt.Errorf("script %q given twice", name)
 		}
+		bodies[name] = body
+	}
+	var list []scriptFile
+	for _, name := range sortedKeys(bodies) {
+		list = append(list, scriptFile{"scripts/" + name, bodies[name]})
 	}
 	return list, nil
 }

@@ -14,7 +14,7 @@ func (a *artifact) checkDepends(deviceType string, provides map[string]string) e
 	if !slices.Contains(a.DeviceTypes, deviceType) {
 		return refuse("artifact %q is for device type %q; this device is %q", a.Name, strings.Join(a.DeviceTypes, ", "), deviceType)
 	}
-	for _, key := range slices.Sorted(maps.Keys(a.Depends)) {
+	for _, key := range sortedKeys(a.Depends) {
 		got, ok := provides[key]
 		if !ok {
 			return refuse("artifact %q depends on %s %q; this device provides no %s", a.Name, key, a.Depends[key], key)
@@ -52,8 +52,10 @@ func matchClears(pattern, key string) bool {
 	if strings.HasSuffix(pattern, `\`) || strings.Contains(pattern+key, star) {
 		return false
 	}
-	pattern = strings.NewReplacer(`\*`, "*", "*", star).Replace(pattern)
-	parts := strings.Split(pattern, star)
+	parts := strings.Split(strings.ReplaceAll(pattern, `\*`, star), "*")
+	for i, p := range parts {
+		parts[i] = strings.ReplaceAll(p, star, "*")
+	}
 	key, ok := strings.CutPrefix(key, parts[0])
 	if !ok || len(parts) == 1 {
 		return ok && key == ""

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 )
@@ -50,7 +49,7 @@ func (s *scripts) install(files []scriptFile) error {
 	}
 	for _, f := range files {
 		// Checked again, where it becomes a path (MEN-9057).
-		if !scriptName.MatchString(f.Name) || checkFileName(f.Name) != nil {
+		if !isScriptName(f.Name) || checkFileName(f.Name) != nil {
 			return refuse("state script %q: want a name like ArtifactInstall_Enter_05_what", f.Name)
 		}
 		if err := writeFileDurably(filepath.Join(s.artifactDir, f.Name), f.Body, 0o700); err != nil {
@@ -120,9 +119,8 @@ func (s *scripts) each(state, action string, f func(path string) error) error {
 	if err != nil {
 		return err
 	}
-	form := regexp.MustCompile("^" + regexp.QuoteMeta(state+"_"+action) + `_[0-9]{2}(_\S+)?$`)
 	for _, e := range entries {
-		if !form.MatchString(e.Name()) {
+		if order, ok := strings.CutPrefix(e.Name(), state+"_"+action+"_"); !ok || !isScriptOrder(order) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 )
 
@@ -96,10 +94,10 @@ func (s *shown) text() string {
 		line("signature", "none")
 	}
 	line("manifest", "sha256 %s", s.Manifest)
-	for _, k := range slices.Sorted(maps.Keys(s.Depends)) {
+	for _, k := range sortedKeys(s.Depends) {
 		line("depends", "%s = %s", k, strings.Join(s.Depends[k], " or "))
 	}
-	for _, k := range slices.Sorted(maps.Keys(s.Provides)) {
+	for _, k := range sortedKeys(s.Provides) {
 		line("provides", "%s = %s", k, s.Provides[k])
 	}
 	switch {
