@@ -258,8 +258,14 @@ func verbHelp(v verb, out io.Writer) error {
 	if v.flags != nil {
 		v.flags(fs, &options{})
 		fmt.Fprintln(out, "\nOptions:")
-		fs.SetOutput(out)
-		fs.PrintDefaults()
+		fs.VisitAll(func(f *flag.Flag) {
+			arg, text := flag.UnquoteUsage(f)
+			dashes := "--"
+			if len(f.Name) == 1 {
+				dashes = "-"
+			}
+			fmt.Fprintf(out, "  %-26s %s\n", strings.TrimSpace(dashes+f.Name+" "+arg), text)
+		})
 	}
 	return nil
 }
