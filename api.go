@@ -28,6 +28,8 @@ const (
 	apiDeploy    = "/api/devices/v1/deployments/device/deployments/"
 	apiInventory = "/api/devices/v1/inventory/device/attributes"
 
+	apiConfiguration = "/api/devices/v1/deviceconfig/configuration"
+
 	maxAPIAnswer = 1 << 20 // bytes of any answer of the API
 	apiTimeout   = time.Minute
 	apiMinRate   = 512 // bytes per second that a body may take on top of apiTimeout

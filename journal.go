@@ -58,7 +58,9 @@ type netState struct {
 	Failures      int       `json:"failures,omitempty"`
 	InventoryHash string    `json:"inventory_hash,omitempty"`
 	InventoryTime time.Time `json:"inventory_time,omitzero"`
-	V1Only        string    `json:"v1_only,omitempty"` // server without the v2 route
+	ConfigHash    string    `json:"config_hash,omitempty"` // of mender-configure's file, as the server has it
+	Untold        *verdict  `json:"untold,omitempty"`      // the report of it was given up
+	V1Only        string    `json:"v1_only,omitempty"`     // server without the v2 route
 }
 
 // journalFile is an open journal. It is not safe for use by several goroutines.

@@ -33,7 +33,14 @@ type netFlags struct {
 	force      bool
 	passphrase string
 	setup      setupFlags
+
+	// For tests: other times and clocks.
+	tuneDownload func(*downloadOptions)
+	tuneNet      func(*netOptions)
 }
+
+// appliedConfig is the file in which mender-configure keeps what it has applied.
+const appliedConfig = "/var/lib/mender-configure/device-config.json"
 
 func (n *netFlags) downloadFlags(fs *flag.FlagSet) {
 	fs.Func("limit-rate", "download at most this many `BYTES` per second; k and M may follow", func(s string) (err error) {
@@ -89,11 +96,11 @@ func netVerbs() []verb {
 	}
 }
 
-// session is one run's business with the server.
+// session is the business with the server: of one run, or of all rounds of a daemon.
 type session struct {
 	a    *app
 	hc   *http.Client
-	api  *apiClient
+	api  *apiClient  // nil until ready
 	dep  *deployment // as offered in this run
 	log  *deployLog
 	kick func() // there was progress
@@ -108,17 +115,23 @@ func buildMoment() time.Time {
 	return time.Unix(n, 0)
 }
 
-// clock is the floor of the time: no clock that shows less is right.
+// clock is the floor of the time: no clock that shows less is right. A journal from more
+// than 20 years after the build was saved under a clock that was wrong.
 func (a *app) clock() time.Time {
-	floor := clockFloor(buildMoment(), deviceKeyPath(a.c), a.o.mainConfig())
-	if a.rec != nil && a.rec.Time.After(floor) {
+	build := buildMoment()
+	floor := clockFloor(build, append(a.c.verifyKeys(), deviceKeyPath(a.c), a.o.mainConfig())...)
+	if a.rec != nil && a.rec.Time.After(floor) && (build.IsZero() || a.rec.Time.Before(build.AddDate(20, 0, 0))) {
 		floor = a.rec.Time
 	}
 	return floor
 }
 
 func (a *app) httpClient() (*http.Client, error) {
-	return newHTTPClient(a.c, netOptions{floor: a.clock(), version: versionString(), lg: a.lg})
+	o := netOptions{floor: a.clock(), version: versionString(), lg: a.lg}
+	if a.o.net.tuneNet != nil {
+		a.o.net.tuneNet(&o)
+	}
+	return newHTTPClient(a.c, o)
 }
 
 // urlSource is install's way to the network: without authentication.
@@ -141,6 +154,9 @@ func (a *app) openHTTP(ctx context.Context, hc *http.Client, url string, off int
 			o.etag, o.lastModified = "", want.Tag
 		}
 	}
+	if a.o.net.tuneDownload != nil {
+		a.o.net.tuneDownload(&o)
+	}
 	d, err := openDownload(ctx, hc, url, o)
 	if err != nil {
 		return nil, sourceID{}, err
@@ -148,29 +164,35 @@ func (a *app) openHTTP(ctx context.Context, hc *http.Client, url string, off int
 	return d, sourceID{Name: d.URLKey, Size: d.Size, Tag: either(d.ETag, d.LastModified)}, nil
 }
 
-func (a *app) newSession(ctx context.Context) (*session, error) {
+func (a *app) newSession() *session { return &session{a: a, kick: func() {}} }
+
+// ready makes what it takes to talk to the server. An update that has broken that, such as
+// a configuration without a server, counts as one that cannot reach it any more.
+func (s *session) ready() error {
+	if s.api != nil {
+		return nil
+	}
+	a := s.a
 	if len(a.c.Servers) == 0 {
-		return nil, withHint(errors.New("no server is configured"), "set ServerURL in %q, or see 'mendlet setup --help'", a.o.mainConfig())
+		return withHint(errors.New("no server is configured"), "set ServerURL in %q, or see 'mendlet setup --help'", a.o.mainConfig())
 	}
 	pass, err := readPassphrase(a.o.net.passphrase, a.in)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	key, err := deviceKey(a.c, pass, a.o.net.force, a.lg)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	a.o.net.force = false // once per process
-	hc, err := a.httpClient()
-	if err != nil {
-		return nil, err
+	if s.hc, err = a.httpClient(); err != nil {
+		return err
 	}
-	s := &session{a: a, hc: hc, kick: func() {}}
-	s.api = newAPIClient(a.c, hc, a.identity, key, a.lg)
+	s.api = newAPIClient(a.c, s.hc, a.identity, key, a.lg)
 	if n := a.net(); n != nil {
 		s.api.v1Only = n.V1Only
 	}
-	return s, nil
+	return nil
 }
 
 func (a *app) identity(ctx context.Context) (string, error) {
@@ -188,9 +210,17 @@ func (a *app) net() *netState {
 	return a.rec.Net
 }
 
-// run is one round: what is open in the journal first, then inventory and poll.
+// run is one round: what is open in the journal first, then inventory and poll. The
+// journal's lock and wait come before the splay, so that a cron of every minute does not
+// pile up processes; an update in progress does not wait for its part of the hour.
 func (a *app) run(ctx context.Context) error {
-	if d := a.o.net.splay; d > 0 {
+	if err := a.openState(); err != nil {
+		return err
+	}
+	if err := a.notBefore(); err != nil {
+		return err
+	}
+	if d := a.o.net.splay; d > 0 && a.rec.Update == nil {
 		id, err := a.identity(ctx)
 		if err != nil {
 			return err
@@ -199,45 +229,54 @@ func (a *app) run(ctx context.Context) error {
 			return tryLater("interrupted: %w", err)
 		}
 	}
-	if err := a.openState(); err != nil {
-		return err
+	return a.round(ctx, a.newSession(), true)
+}
+
+// notBefore is an error while a wait after failures lasts. A wait beyond what is ever asked
+// for was journaled under another clock and does not count.
+func (a *app) notBefore() error {
+	if wait := time.Until(a.net().NextTry); wait > 0 && wait <= maxRetryAfter {
+		return tryLater("not before %s (%s): the last try failed or the server asked for it", a.net().NextTry.Format(time.RFC3339), wait.Round(time.Second))
 	}
-	return a.round(ctx, false)
+	return nil
 }
 
 // errDeadline ends a run that makes no progress.
-var errDeadline = errors.New("no progress before the deadline")
+var errDeadline = tryLater("no progress before the deadline")
 
-func (a *app) round(outer context.Context, forceInventory bool) error {
-	if wait := time.Until(a.net().NextTry); wait > 0 && wait <= maxRetryAfter && !forceInventory {
-		return tryLater("not before %s (%s): the last try failed or the server asked for it", a.net().NextTry.Format(time.RFC3339), wait.Round(time.Second))
-	}
+func (a *app) round(outer context.Context, s *session, poll bool) error {
 	ctx, stop := context.WithCancelCause(outer)
 	defer stop(nil)
 	watch := time.AfterFunc(a.o.net.deadline, func() { stop(errDeadline) })
 	defer watch.Stop()
-	s, err := a.newSession(ctx)
-	if err != nil {
-		return err
-	}
 	s.kick = func() { watch.Reset(a.o.net.deadline) }
-	return s.settleAccounts(outer, s.round(ctx, forceInventory))
+	a.net().NextTry = time.Time{} // this is the next try; whatever it saves says so
+	last := a.rec.Last
+	err := s.round(ctx, poll)
+	return s.settleAccounts(outer, err, a.rec.Last != last)
 }
 
-// settleAccounts journals when the next try may be made, after a failure that time may mend.
-func (s *session) settleAccounts(outer context.Context, err error) error {
+// settleAccounts journals when the next try may be made after a failure. ended: the failure
+// is that of a deployment, which has had its verdict.
+func (s *session) settleAccounts(outer context.Context, err error, ended bool) error {
 	n := s.a.net()
-	n.V1Only = s.api.v1Only
+	if s.api != nil {
+		n.V1Only = s.api.v1Only
+	}
+	if httpStatus(err) == http.StatusUnauthorized {
+		n.InventoryHash, n.ConfigHash = "", "" // once accepted, it may know nothing of us
+	}
 	switch code := exitCode(err); {
-	case code == exitTempFail && outer.Err() == nil:
+	case outer.Err() != nil || code == exitRefused:
+	case code == exitTempFail || code == exitFailed && !ended:
 		n.Failures++
 		wait := retryAfterOf(err)
 		if wait == 0 {
 			wait = backoff(n.Failures, seconds(s.a.c.RetryPollIntervalSeconds))
 		}
 		n.NextTry = time.Now().Add(wait).UTC().Truncate(time.Second)
-	case code == exitOK || code == exitReboot:
-		n.Failures, n.NextTry = 0, time.Time{}
+	default:
+		n.Failures = 0
 	}
 	if jerr := s.a.j.save(s.a.rec); jerr != nil {
 		return errors.Join(err, jerr)
@@ -270,7 +309,7 @@ func (s *session) attempts() int {
 	return n
 }
 
-func (s *session) round(ctx context.Context, forceInventory bool) error {
+func (s *session) round(ctx context.Context, poll bool) error {
 	a := s.a
 	if u := a.rec.Update; u != nil {
 		if !u.Managed {
@@ -278,13 +317,16 @@ func (s *session) round(ctx context.Context, forceInventory bool) error {
 		}
 		return s.afterwards(ctx, s.goOn(ctx))
 	}
+	if err := s.ready(); err != nil {
+		return err
+	}
 	sc := newScripts(a.c, a.lg)
 	for _, action := range []string{"Enter", "Leave"} {
 		if err := sc.run(ctx, "Idle", action); err != nil {
 			a.lg.warnf("%v", err)
 		}
 	}
-	dep, body, err := s.sync(ctx, sc, forceInventory)
+	dep, body, err := s.sync(ctx, sc, poll)
 	if err != nil || dep == nil {
 		return err
 	}
@@ -302,17 +344,12 @@ func (s *session) afterwards(ctx context.Context, err error) error {
 }
 
 // sync is the Sync state: inventory when it is due, then the question for a deployment.
-func (s *session) sync(ctx context.Context, sc *scripts, forceInventory bool) (*deployment, []byte, error) {
+func (s *session) sync(ctx context.Context, sc *scripts, poll bool) (*deployment, []byte, error) {
 	var dep *deployment
 	var body []byte
 	err := sc.run(ctx, "Sync", "Enter")
 	if err == nil {
-		err = s.inventory(ctx, forceInventory)
-	}
-	if err == nil {
-		if body, err = s.provides(); err == nil {
-			dep, err = s.api.nextDeployment(ctx, body)
-		}
+		dep, body, err = s.exchange(ctx, poll)
 	}
 	if err == nil {
 		err = sc.run(ctx, "Sync", "Leave")
@@ -323,10 +360,29 @@ func (s *session) sync(ctx context.Context, sc *scripts, forceInventory bool) (*
 		}
 		return nil, nil, err
 	}
-	if dep == nil {
+	return dep, body, nil
+}
+
+func (s *session) exchange(ctx context.Context, poll bool) (*deployment, []byte, error) {
+	if err := s.overdue(ctx); err != nil {
+		return nil, nil, err
+	}
+	if err := s.inventory(ctx, false); err != nil || !poll {
+		return nil, nil, err
+	}
+	body, err := s.provides()
+	if err != nil {
+		return nil, nil, err
+	}
+	dep, err := s.api.nextDeployment(ctx, body)
+	if errors.Is(err, errAborted) {
+		s.a.lg.warnf("%v", err) // what the server has just ended, this device knows nothing of
+		err = nil
+	}
+	if err == nil && dep == nil {
 		s.a.lg.infof("nothing is deployed for this device")
 	}
-	return dep, body, nil
+	return dep, body, err
 }
 
 // provides is the body of the question for a deployment.
@@ -348,7 +404,7 @@ func (s *session) deploy(ctx context.Context, dep *deployment, body []byte) erro
 	a := s.a
 	if v := a.rec.Last; v != nil && v.ID == dep.ID {
 		a.lg.infof("deployment %q has ended as %s already: telling the server again", dep.ID, v.Result)
-		return s.api.status(ctx, dep.ID, statusOf(v), "")
+		return s.report(ctx, v)
 	}
 	a.lg.infof("deployment %q: artifact %q", dep.ID, dep.ArtifactName)
 	s.dep = dep
@@ -359,13 +415,6 @@ func (s *session) deploy(ctx context.Context, dep *deployment, body []byte) erro
 	}
 	defer s.closeLog()
 	return s.outcome(f, f.advance(ctx))
-}
-
-func statusOf(v *verdict) string {
-	if v.Result == "committed" {
-		return "success"
-	}
-	return "failure"
 }
 
 // goOn continues the deployment in the journal.
@@ -389,6 +438,11 @@ func (s *session) newFlow(ctx context.Context) (*flow, error) {
 	}
 	f.stopBefore = nil
 	f.tell, f.finish, f.relogin = s.tell, s.finish, s.relogin
+	f.beforeReboot = func() {
+		if s.log != nil {
+			s.log.sync()
+		}
+	}
 	// A flow shields its steps from signals, but one that waits to go down must heed them.
 	f.reboot = func(context.Context) error { return s.a.rebootMachine(ctx) }
 	if s.a.restart != nil {
@@ -449,6 +503,9 @@ func (s *session) open(ctx context.Context, off int64, want sourceID) (io.ReadCl
 // refresh asks for the deployment again; another one, or none, means that ours has ended.
 func (s *session) refresh(ctx context.Context) error {
 	u := s.a.rec.Update
+	if err := s.ready(); err != nil {
+		return err
+	}
 	dep, err := s.api.nextDeployment(ctx, u.Request)
 	if err != nil {
 		return err
@@ -475,60 +532,115 @@ func (k *kickReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// tell reports a status. The one before the commit has to get through.
 func (s *session) tell(ctx context.Context, status string) error {
-	return s.bounded(s.api.status(ctx, s.a.rec.Update.ID, status, ""), status == "installing" && s.a.rec.Update.Step != stepDownload)
+	err := s.ready()
+	if err == nil {
+		err = s.api.status(ctx, s.a.rec.Update.ID, status, "")
+	}
+	if s.a.rec.Update.Step != stepCommitWait {
+		return err
+	}
+	return s.bounded(ctx, err)
 }
 
 // bounded counts the tries of something that must succeed in the end, over all runs, and
-// turns the last failure into a final one.
-func (s *session) bounded(err error, count bool) error {
+// turns the last failure into a final one. An abort is final at once, and so is what the
+// server finds too large; a run that is told to end has not tried.
+func (s *session) bounded(ctx context.Context, err error) error {
 	u := s.a.rec.Update
-	if err == nil && count {
+	switch {
+	case err == nil:
 		u.Tries = 0
-	}
-	if exitCode(err) != exitTempFail || !count {
+		return nil
+	case ctx.Err() != nil:
+		return tryLater("interrupted: %w", context.Cause(ctx))
+	case errors.Is(err, errAborted), httpStatus(err) == http.StatusRequestEntityTooLarge:
 		return err
 	}
-	if u.Tries++; u.Tries >= s.attempts() {
-		u.Tries = 0
-		return fmt.Errorf("given up after %d tries: %s", s.attempts(), err)
+	if u.Tries++; u.Tries < s.attempts() {
+		return tryLater("%w", err)
 	}
-	return err
+	u.Tries = 0
+	return fmt.Errorf("given up after %d tries: %s", s.attempts(), err)
 }
 
 // relogin forgets the token: the update may have changed identity or keys, and a device
 // that cannot get in any more must roll back.
 func (s *session) relogin(ctx context.Context) error {
-	s.api.dropToken()
-	err := s.api.authenticate(ctx)
-	return s.bounded(err, err != nil) // success alone proves nothing yet: the report comes next
+	err := s.ready()
+	if err == nil {
+		s.api.dropToken()
+		err = s.api.authenticate(ctx)
+	}
+	if err == nil {
+		return nil // the report comes next; only that sets the count back
+	}
+	return s.bounded(ctx, err)
 }
 
-// finish reports the verdict and, for a failure, the log.
-func (s *session) finish(ctx context.Context, success bool) error {
-	u := s.a.rec.Update
-	status := "success"
-	if !success {
-		status = "failure"
+// finish reports the verdict of the update in progress. When that is given up, so that the
+// device can have other updates, it stays on the list of what the server is owed.
+func (s *session) finish(ctx context.Context, _ bool) error {
+	v := s.a.rec.Last
+	err := s.bounded(ctx, s.report(ctx, v))
+	if err != nil && exitCode(err) != exitTempFail {
+		s.a.net().Untold = v
 	}
-	err := s.api.status(ctx, u.ID, status, "")
-	if err == nil && !success && s.log != nil {
-		var body []byte
-		s.log.sync()
-		if body, err = deployLogBody(s.log.path); err == nil {
-			err = s.api.sendLog(ctx, u.ID, body)
-		}
+	return err
+}
+
+// report tells the server how a deployment ended and, for a failure, sends its log.
+func (s *session) report(ctx context.Context, v *verdict) error {
+	if err := s.ready(); err != nil {
+		return err
 	}
+	status := "failure"
+	if v.Result == "committed" {
+		status = "success"
+	}
+	err := s.api.status(ctx, v.ID, status, "")
 	if errors.Is(err, errAborted) {
 		return nil
 	}
-	return s.bounded(err, true)
+	path := findDeployLog(s.a.c.UpdateLogPath, v.ID)
+	if err != nil || status == "success" || path == "" {
+		return err
+	}
+	body, err := deployLogBody(path)
+	if err == nil {
+		err = s.api.sendLog(ctx, v.ID, body)
+	}
+	if err != nil && exitCode(err) != exitTempFail && ctx.Err() == nil {
+		s.a.lg.warnf("deployment log not sent: %v", err)
+		return nil
+	}
+	return err
+}
+
+// overdue tells the server a verdict that could not be told in its time: before the next
+// question, whose other provides would make the server end that deployment as it sees fit.
+func (s *session) overdue(ctx context.Context) error {
+	n := s.a.net()
+	if n.Untold == nil {
+		return nil
+	}
+	if err := s.report(ctx, n.Untold); err != nil {
+		if httpStatus(err) == 0 || httpStatus(err) == http.StatusUnauthorized {
+			return err
+		}
+		s.a.lg.warnf("verdict on deployment %q not reported: %v", n.Untold.ID, err)
+	}
+	n.Untold = nil
+	return nil
 }
 
 // rebootMachine restarts the machine and waits for that to take this process along. A
 // recovery system has its own way to go on: it gets the exit code.
 func (a *app) rebootMachine(ctx context.Context) error {
-	if a.o.net.noReboot || a.o.running == "none" {
+	root, err := a.m.rootMount()
+	initramfs := err == nil && ramRoot[root.fstype] && root.fstype != "overlay"
+	if a.o.net.noReboot || initramfs || strings.EqualFold(a.o.running, "none") {
 		a.lg.infof("a reboot is needed")
 		return &codedError{code: exitReboot}
 	}
@@ -552,33 +664,51 @@ func (a *app) daemon(ctx context.Context) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	now := make(chan os.Signal, 4)
-	signal.Notify(now, syscall.SIGUSR1, syscall.SIGUSR2)
-	defer signal.Stop(now)
-	inventory := false
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2)
+	defer signal.Stop(signals)
+	s := a.newSession()
+	poll, inventory := time.Now(), time.Now() // when they are due; monotonic
 	for {
-		err := a.round(ctx, inventory)
-		if err != nil && ctx.Err() == nil {
-			a.lg.fail(err)
-		}
-		if exitCode(err) == exitReboot || len(a.c.Servers) == 0 {
-			return err
-		}
-		wait := seconds(a.c.UpdatePollIntervalSeconds)
-		if next := time.Until(a.net().NextTry); next > 0 {
-			wait = min(next, maxRetryAfter)
+		wait := min(time.Until(poll), time.Until(inventory))
+		if a.notBefore() != nil {
+			wait = time.Until(a.net().NextTry)
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			return nil
-		case sig := <-now:
-			inventory = sig == syscall.SIGUSR2
+		case sig := <-signals:
 			a.net().NextTry = time.Time{}
+			if poll = time.Now(); sig == syscall.SIGUSR2 {
+				poll, inventory = poll.Add(seconds(a.c.UpdatePollIntervalSeconds)), poll
+				a.net().InventoryHash = ""
+			}
 		case <-timer.C:
-			inventory = false
 		}
 		timer.Stop()
+		if a.notBefore() != nil {
+			continue
+		}
+		if time.Until(inventory) <= 0 {
+			a.net().InventoryTime = time.Time{}
+		}
+		err := a.round(ctx, s, time.Until(poll) <= 0)
+		if err != nil && ctx.Err() == nil {
+			a.lg.fail(err)
+		}
+		if exitCode(err) == exitReboot || len(a.c.Servers) == 0 && a.rec.Update == nil {
+			return err
+		}
+		if !a.net().NextTry.IsZero() {
+			continue // what was due still is
+		}
+		if time.Until(poll) <= 0 {
+			poll = time.Now().Add(seconds(a.c.UpdatePollIntervalSeconds))
+		}
+		if time.Until(inventory) <= 0 {
+			inventory = time.Now().Add(seconds(a.c.InventoryPollIntervalSeconds))
+		}
 	}
 }
 
@@ -589,10 +719,12 @@ func (a *app) checkUpdate(ctx context.Context) error {
 		return err
 	}
 	if a.rec.Provides["artifact_name"] == "" {
-		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
+		if a.rec.Provides, err = a.readBootstrap(a.c.paths.in(a.c.paths.ds, "bootstrap.mender")); err != nil {
+			a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
+		}
 	}
-	s, err := a.newSession(ctx)
-	if err != nil {
+	s := a.newSession()
+	if err := s.ready(); err != nil {
 		return err
 	}
 	body, err := s.provides()
@@ -618,8 +750,8 @@ func (a *app) inventoryNow(ctx context.Context) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	s, err := a.newSession(ctx)
-	if err != nil {
+	s := a.newSession()
+	if err := s.ready(); err != nil {
 		return err
 	}
 	if err := s.inventory(ctx, true); err != nil {
@@ -631,6 +763,9 @@ func (a *app) inventoryNow(ctx context.Context) error {
 // inventory sends what the device is when that is due and has changed, or when forced.
 func (s *session) inventory(ctx context.Context, force bool) error {
 	a, n := s.a, s.a.net()
+	if err := s.ready(); err != nil {
+		return err
+	}
 	since := time.Since(n.InventoryTime)
 	if due := since < 0 || since >= seconds(a.c.InventoryPollIntervalSeconds); !due && !force {
 		return nil
@@ -656,6 +791,25 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 		n.InventoryHash = hash
 	}
 	n.InventoryTime = time.Now().UTC().Truncate(time.Second)
+	return s.configuration(ctx)
+}
+
+// configuration tells the server what mender-configure has applied, where that is in use,
+// when it has changed since the server took it last.
+func (s *session) configuration(ctx context.Context) error {
+	body, err := os.ReadFile(s.a.m.path(appliedConfig))
+	if err != nil || !json.Valid(body) {
+		return nil
+	}
+	hash := inventoryHash(body)
+	if n := s.a.net(); hash != n.ConfigHash {
+		if err := s.api.expect(ctx, http.MethodPut, apiConfiguration, body); exitCode(err) == exitTempFail {
+			return err
+		} else if err != nil { // not every server has it
+			s.a.lg.warnf("configuration: %v", err)
+		}
+		n.ConfigHash = hash
+	}
 	return nil
 }
 
@@ -692,8 +846,8 @@ func (a *app) bootstrap(ctx context.Context) error {
 		_, err = deviceKey(a.c, pass, a.o.net.force, a.lg)
 		return err
 	}
-	s, err := a.newSession(ctx)
-	if err != nil {
+	s := a.newSession()
+	if err := s.ready(); err != nil {
 		return err
 	}
 	ctx, stop := context.WithTimeout(ctx, 30*time.Second)

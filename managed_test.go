@@ -67,10 +67,7 @@ func (d *simDevice) managedLife(server string) error {
 	a.c.Servers = []serverEntry{{server}}
 	a.o.net = netFlags{deadline: time.Hour, noReboot: true}
 	a.o.paths = a.c.paths
-	if err := a.openState(); err != nil {
-		return err
-	}
-	return a.round(context.Background(), false)
+	return a.run(context.Background())
 }
 
 // settleManaged boots and runs until the deployment has ended.

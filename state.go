@@ -108,6 +108,8 @@ type flow struct {
 	reboot     func(ctx context.Context) error                // restarts the machine
 	bootID     func() string
 	looped     bool
+
+	beforeReboot func() // managed: saves the deployment log
 }
 
 // deeds are what happened in this run, for the lines and the exit code of standalone mode.
@@ -460,6 +462,9 @@ func (f *flow) restart(ctx context.Context) (step, *pause) {
 // doReboot lets the module reboot, or reboots the machine. A pause means that somebody else
 // has to.
 func (f *flow) doReboot(ctx context.Context, state string) (*pause, error) {
+	if f.beforeReboot != nil {
+		f.beforeReboot()
+	}
 	if f.rec.Update.Reboot != "Automatic" {
 		return nil, f.call(ctx, state)()
 	}
