@@ -57,8 +57,8 @@ func (s *managedSetup) deploy(t testing.TB, artifact string) *testDeployment {
 	return s.server.deploy(fmt.Sprintf("deployment-%d", s.deployments), artifact, []string{"sim"}, text)
 }
 
-// managedLife is one run of "mendlet run --no-reboot" after each boot.
-func (d *simDevice) managedLife(server string) error {
+// managedRun is one run of "mendlet run --no-reboot".
+func (d *simDevice) managedRun(ctx context.Context, server string, tune func(*app)) error {
 	boot := filepath.Join(d.root, "proc/sys/kernel/random/boot_id")
 	if err := os.WriteFile(boot, []byte(strconv.Itoa(d.boots)), 0o644); err != nil {
 		return err
@@ -67,7 +67,10 @@ func (d *simDevice) managedLife(server string) error {
 	a.c.Servers = []serverEntry{{server}}
 	a.o.net = netFlags{deadline: time.Hour, noReboot: true}
 	a.o.paths = a.c.paths
-	return a.run(context.Background())
+	if tune != nil {
+		tune(a)
+	}
+	return a.run(ctx)
 }
 
 // settleManaged boots and runs until the deployment has ended.
@@ -77,7 +80,7 @@ func (d *simDevice) settleManaged(server, id string) error {
 		if err := d.boot(); err != nil {
 			return fmt.Errorf("after %v: %w", last, err)
 		}
-		last = d.managedLife(server)
+		last = d.managedRun(context.Background(), server, nil)
 		if rec, err := d.peek(); err != nil {
 			return err
 		} else if rec.Update == nil && rec.Last != nil && rec.Last.ID == id {

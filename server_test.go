@@ -18,12 +18,14 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -71,6 +73,8 @@ type testDevice struct {
 	status    string // pending, accepted, rejected, preauthorized
 	tier      string
 	inventory map[string]any
+
+	configuration string // of mender-configure
 }
 
 type testDeployment struct {
@@ -100,6 +104,14 @@ func finished(status string) bool {
 
 // newTestServer starts one; secure: with TLS, trusted by the pool of s.Certificate().
 func newTestServer(t testing.TB, secure bool) *testServer {
+	if secure {
+		return startServer(t, &tls.Config{})
+	}
+	return startServer(t, nil)
+}
+
+// startServer starts one with these certificates; nil: without TLS.
+func startServer(t testing.TB, conf *tls.Config) *testServer {
 	s := &testServer{t: t, devices: map[string]*testDevice{}, tokens: map[string]*testDevice{},
 		artifacts: map[string][]byte{}, requests: map[string]int{}}
 	s.changed = sync.NewCond(&s.mu)
@@ -111,8 +123,8 @@ func newTestServer(t testing.TB, secure bool) *testServer {
 			s.mu.Unlock()
 		}
 	}
-	s.Config.ErrorLog = nil
-	if secure {
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	if s.TLS = conf; conf != nil {
 		s.StartTLS()
 	} else {
 		s.Start()
@@ -161,6 +173,7 @@ func (s *testServer) handler() http.Handler {
 	do("PUT "+deploy+"{id}/log", "log", s.putLog)
 	do("PUT /api/devices/v1/inventory/device/attributes", "inventory", s.putInventory)
 	do("PATCH /api/devices/v1/inventory/device/attributes", "inventory", s.putInventory)
+	do("PUT /api/devices/v1/deviceconfig/configuration", "configuration", s.putConfiguration)
 	mux.HandleFunc("GET /artifacts/{name}", s.getArtifact)
 	return mux
 }
@@ -450,6 +463,20 @@ func (s *testServer) putInventory(w http.ResponseWriter, r *http.Request, body [
 	w.WriteHeader(http.StatusOK)
 }
 
+func (s *testServer) putConfiguration(w http.ResponseWriter, r *http.Request, body []byte) {
+	dev := s.device(w, r)
+	if dev == nil {
+		return
+	}
+	var keys map[string]string
+	if json.Unmarshal(body, &keys) != nil {
+		apiError(w, 400, "malformed configuration")
+		return
+	}
+	dev.configuration = string(body)
+	w.WriteHeader(http.StatusNoContent)
+}
+
 func (s *testServer) getArtifact(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.requests["GET artifact"]++
@@ -472,10 +499,12 @@ func (s *testServer) getArtifact(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	w.Header().Set("ETag", fmt.Sprintf("%q", fmt.Sprintf("%x", sha256.Sum256(body))[:32]))
+	w.Header().Set("ETag", testETag(body))
 	w.Header().Set("Content-Type", "application/vnd.mender-artifact")
 	http.ServeContent(&countingWriter{ResponseWriter: w, s: s}, r, "", time.Unix(1700000000, 0), bytes.NewReader(body))
 }
+
+func testETag(text []byte) string { return fmt.Sprintf("\"%x", sha256.Sum256(text))[:33] + `"` }
 
 type countingWriter struct {
 	http.ResponseWriter
