@@ -256,8 +256,8 @@ func (a *app) round(outer context.Context, s *session, poll bool) error {
 	return s.settleAccounts(outer, err, a.rec.Last != last)
 }
 
-// settleAccounts journals when the next try may be made after a failure. ended: the failure
-// is that of a deployment, which has had its verdict.
+// settleAccounts journals when the next try may be made after a failure between us and the
+// server. ended: the failure is that of a deployment, which has had its verdict.
 func (s *session) settleAccounts(outer context.Context, err error, ended bool) error {
 	n := s.a.net()
 	if s.api != nil {
@@ -268,7 +268,7 @@ func (s *session) settleAccounts(outer context.Context, err error, ended bool) e
 	}
 	switch code := exitCode(err); {
 	case outer.Err() != nil || code == exitRefused:
-	case code == exitTempFail || code == exitFailed && !ended:
+	case code == exitTempFail || httpStatus(err) != 0 && !ended:
 		n.Failures++
 		wait := retryAfterOf(err)
 		if wait == 0 {
