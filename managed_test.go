@@ -151,7 +151,8 @@ func TestManagedPowerCutAtEveryOperation(t *testing.T) {
 	states := 0
 	for k := 1; ; k++ {
 		for i, mode := range lossModes {
-			torn := tears(rng)[(k+i)%10]
+			all := tears(rng)
+			torn := all[(k+i)%len(all)]
 			d, dep := s.device(t, "new")
 			d.w.cutAt = k
 			var err error
