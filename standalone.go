@@ -201,7 +201,7 @@ func (a *app) openArtifact(r io.Reader) (*artifact, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg})
+	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg, buffer: a.o.write.readAhead})
 }
 
 // take makes the artifact the one of the update, after every check that can be made before
