@@ -176,6 +176,7 @@ type simDevice struct {
 	app    *app
 	wrap   func(payloadHandler) payloadHandler // a faulty program, for tests of the test
 	late   func()
+	arm    func(*app) // of each life, before it begins
 	boots  int
 }
 
@@ -355,6 +356,9 @@ func (d *simDevice) start() *app {
 		return j, rec, err
 	}
 	a.wrapHandler = d.wrap
+	if d.arm != nil {
+		d.arm(a)
+	}
 	d.app = a
 	return a
 }
