@@ -30,6 +30,7 @@ type device struct {
 	path     string // the disk
 	keepLog  bool
 	url      string // of the files in out, as the device sees it
+	files    *fileServer
 	console  *os.File
 	rng      *rand.Rand
 	vm       *vm
@@ -77,8 +78,9 @@ func newDevice(out, bus, name string, seed int64) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	go http.Serve(l, http.FileServer(http.Dir(out)))
-	return &device{out: out, bus: bus, path: path, console: console, rng: rand.New(rand.NewSource(seed)),
+	files := &fileServer{files: http.FileServer(http.Dir(out))}
+	go http.Serve(l, files)
+	return &device{out: out, bus: bus, path: path, console: console, files: files, rng: rand.New(rand.NewSource(seed)),
 		url: fmt.Sprintf("http://10.0.2.2:%d/", l.Addr().(*net.TCPAddr).Port)}, f.Close()
 }
 
