@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -521,12 +522,12 @@ func (s *session) refresh(ctx context.Context) error {
 type kickReader struct {
 	io.ReadCloser
 	kick    func()
-	fetched *int64
+	fetched *atomic.Int64
 }
 
 func (k *kickReader) Read(p []byte) (int, error) {
 	n, err := k.ReadCloser.Read(p)
-	if *k.fetched += int64(n); n > 0 {
+	if k.fetched.Add(int64(n)); n > 0 {
 		k.kick()
 	}
 	return n, err

@@ -337,6 +337,12 @@ func (a realArtifact) interruptFile(t *testing.T, image []byte) {
 	if rec, _ := d.peek(); a.restart == (rec.Update.Checkpoint == nil) || !a.restart && rec.Update.Tries != 2 {
 		t.Errorf("the journal says %+v", rec.Update)
 	}
+	if rec, _ := d.peek(); a.restart {
+		step := map[bool]int64{true: packBlock, false: packFlush}[strings.HasSuffix(a.name, "xz")]
+		if c := rec.Update.Checkpoint; c.Offset-c.From.Out > step {
+			t.Errorf("the checkpoint at %d is entered at %d, want %d bytes before at most", c.Offset, c.From.Out, step)
+		}
+	}
 	said.Reset()
 	if err := d.start().install(t.Context(), path); err != nil {
 		t.Fatal(err)

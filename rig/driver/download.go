@@ -96,10 +96,10 @@ func (s *fileServer) cutAfter(n int64) <-chan struct{} {
 	return c
 }
 
-// What one cut may cost in bytes: a checkpoint interval, the blocks in flight and one more,
-// the distance of two points where gzip can be entered, the start of the file, and what is
-// in the buffers of two kernels and QEMU.
-const lostPerCut = 8<<20 + 7<<20 + 1<<20 + 1<<20 + 1<<20
+// What one cut may cost in bytes: a checkpoint interval, five blocks, twice the distance of two
+// points where gzip can be entered, the start of the file, and what is in the buffers of two
+// kernels and QEMU.
+const lostPerCut = 8<<20 + 5<<19 + 2<<20 + 1<<20 + 1<<20
 
 // downloads cuts the power n times while one artifact is being downloaded. Some lives are
 // long enough to leave a checkpoint, most are not.
