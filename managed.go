@@ -694,6 +694,7 @@ func (a *app) daemon(ctx context.Context) error {
 		if time.Until(inventory) <= 0 {
 			a.net().InventoryTime = time.Time{}
 		}
+		open := a.rec.Update != nil
 		err := a.round(ctx, s, time.Until(poll) <= 0)
 		if err != nil && ctx.Err() == nil {
 			a.lg.fail(err)
@@ -701,7 +702,7 @@ func (a *app) daemon(ctx context.Context) error {
 		if exitCode(err) == exitReboot || len(a.c.Servers) == 0 && a.rec.Update == nil {
 			return err
 		}
-		if !a.net().NextTry.IsZero() {
+		if !a.net().NextTry.IsZero() || open && a.rec.Update == nil {
 			continue // what was due still is
 		}
 		if time.Until(poll) <= 0 {

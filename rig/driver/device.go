@@ -194,10 +194,14 @@ func (d *device) target() string {
 // update runs a whole update without a cut. The new version must be committed, or rolled back if
 // it is a bad one.
 func (d *device) update(version string) error {
+	return d.updateBy(version, "updater update "+d.url+"v"+version+".mender")
+}
+
+func (d *device) updateBy(version, command string) error {
 	from, slot := d.version, d.slot
 	before := d.vm.disk.counted()
 	begin := time.Now()
-	if err := d.vm.send("updater update " + d.url + "v" + version + ".mender"); err != nil {
+	if err := d.vm.send(command); err != nil {
 		return err
 	}
 	text, err := d.waitUp(updateLimit, nil)
