@@ -36,6 +36,7 @@ const (
 type artifactOptions struct {
 	keys      []verifyKey // nil: no signature demanded; a present one is then not checked
 	dictLimit int64       // xz and zstd: refuse larger dictionaries; 0 = defaultDictLimit
+	buffer    int         // bytes read ahead; 0 = inputBuffer
 	lg        *logger
 }
 
@@ -79,7 +80,10 @@ func openArtifact(r io.Reader, opt artifactOptions) (*artifact, error) {
 	if opt.dictLimit == 0 {
 		opt.dictLimit = defaultDictLimit()
 	}
-	a := &artifact{opt: opt, in: newInput(r, 0, inputBuffer)}
+	if opt.buffer == 0 {
+		opt.buffer = inputBuffer
+	}
+	a := &artifact{opt: opt, in: newInput(r, 0, opt.buffer)}
 	if err := a.open(); err != nil {
 		return nil, a.fail(err)
 	}
@@ -672,7 +676,7 @@ func (a *artifact) resumePayload(p restartPoint, window []byte, r io.Reader, nam
 		return nil, a.fail(fmt.Errorf("cannot go on with payload file %q of %s data at byte %d, from %+v", name, a.Compression, fileOff, p))
 	}
 	a.close()
-	a.in = newInput(r, p.File, inputBuffer)
+	a.in = newInput(r, p.File, a.opt.buffer)
 	a.in.section(a.dataEnd - p.File)
 	a.outer.r.r = a.in
 	var err error

@@ -69,6 +69,7 @@ type writeOptions struct {
 	syncEvery   int64
 	keepEvery   int64         // bytes of the image between two checkpoints, and four times that
 	keepPause   time.Duration // if this has not passed
+	readAhead   int           // of the artifact; 0: inputBuffer
 }
 
 func defaultWriteOptions() writeOptions {
@@ -125,6 +126,8 @@ func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) erro
 	defer stop(nil)
 	compared := w.compare(ctx, w.read(ctx, stop, src, start, free))
 	w.kept, w.keptAt = start, time.Now()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
 	for {
 		select {
 		case b, more := <-compared:
@@ -132,9 +135,15 @@ func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) erro
 				return w.park(context.Cause(ctx))
 			}
 			if err := w.put(b); err != nil {
-				return err
+				return &targetError{err}
 			}
 			free <- b
+		case <-tick.C: // a source that stalls may do so until the power goes
+			if w.due() {
+				if err := w.keep(); err != nil {
+					return &targetError{err}
+				}
+			}
 		case <-ctx.Done(): // not waiting for a source that may never give another byte
 			return w.park(context.Cause(ctx))
 		}
@@ -149,6 +158,12 @@ func (w *slotWriter) buffer(i int) []byte {
 	}
 	return w.buffers[i]
 }
+
+// targetError is one of the slot or the journal. The source is not to blame, and may still be
+// being read.
+type targetError struct{ error }
+
+func (e *targetError) Unwrap() error { return e.error }
 
 // read fills free blocks from src; they end at multiples of the block size.
 func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64, free <-chan *block) <-chan *block {

@@ -141,6 +141,9 @@ func globalFlags(fs *flag.FlagSet, o *options) {
 
 func main() {
 	prepareProcess()
+	// There is little garbage, and a board with 24 MiB has no room for as much of it as there
+	// is memory in use.
+	debug.SetGCPercent(25)
 	// A child or reader that went away is an error where it is written to, not a death.
 	// Caught and not ignored, because children would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE, syscall.SIGHUP)

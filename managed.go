@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -521,12 +522,12 @@ func (s *session) refresh(ctx context.Context) error {
 type kickReader struct {
 	io.ReadCloser
 	kick    func()
-	fetched *int64
+	fetched *atomic.Int64
 }
 
 func (k *kickReader) Read(p []byte) (int, error) {
 	n, err := k.ReadCloser.Read(p)
-	if *k.fetched += int64(n); n > 0 {
+	if k.fetched.Add(int64(n)); n > 0 {
 		k.kick()
 	}
 	return n, err
@@ -693,6 +694,7 @@ func (a *app) daemon(ctx context.Context) error {
 		if time.Until(inventory) <= 0 {
 			a.net().InventoryTime = time.Time{}
 		}
+		open := a.rec.Update != nil
 		err := a.round(ctx, s, time.Until(poll) <= 0)
 		if err != nil && ctx.Err() == nil {
 			a.lg.fail(err)
@@ -700,7 +702,7 @@ func (a *app) daemon(ctx context.Context) error {
 		if exitCode(err) == exitReboot || len(a.c.Servers) == 0 && a.rec.Update == nil {
 			return err
 		}
-		if !a.net().NextTry.IsZero() {
+		if !a.net().NextTry.IsZero() || open && a.rec.Update == nil {
 			continue // what was due still is
 		}
 		if time.Until(poll) <= 0 {

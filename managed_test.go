@@ -178,3 +178,47 @@ func TestManagedPowerCutAtEveryOperation(t *testing.T) {
 		}
 	}
 }
+
+// MEN-2293, with a server: what comes over the network is bounded wherever the power is cut.
+func TestManagedFetchedBytes(t *testing.T) {
+	t.Parallel()
+	s := newManagedSetup(t)
+	images, flush := newResumeSetup(t, "gzip")
+	s.images, s.artifacts = images.images, images.artifacts
+	artifact := readFileOrNil(s.artifacts["new"])
+	bound := int64(len(artifact)) + lostPerCut(artifact, resumeScale(), flush)
+	rng := rand.New(rand.NewSource(5))
+	most := int64(0)
+	for k := 1; ; k++ {
+		d, dep := s.device(t, "new")
+		var lives []*app
+		d.arm = func(a *app) {
+			a.o.write = resumeScale()
+			lives = append(lives, a)
+		}
+		d.w.cutAt = k
+		var err error
+		cut := d.powered(func() { err = d.settleManaged(s.server.URL, dep.id) })
+		if cut {
+			d.w.lose(lossModes[k%len(lossModes)], tears(rng)[k%10], rand.New(rand.NewSource(int64(k))))
+			err = d.settleManaged(s.server.URL, dep.id)
+		}
+		if err == nil {
+			err = d.check("new")
+		}
+		fetched := int64(0)
+		for _, a := range lives {
+			fetched += a.fetched.Load()
+		}
+		if err == nil && fetched > bound {
+			err = fmt.Errorf("fetched %d bytes, want %d at most", fetched, bound)
+		}
+		if err != nil {
+			t.Fatalf("cut at operation %d: %v", k, err)
+		}
+		if most = max(most, fetched); !cut {
+			t.Logf("%d crash states; artifact of %d bytes, at most %d fetched (bound %d)", k-1, len(artifact), most, bound)
+			return
+		}
+	}
+}

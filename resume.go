@@ -104,10 +104,13 @@ func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, e
 	switch {
 	case c == nil:
 		if r.u.Tries > 1 {
-			r.lg.warnf("an artifact compressed like this cannot be entered in the middle: it is read again from its start, which costs network traffic but no writes")
+			r.lg.warnf("no place is known where to go on: the artifact is read again from its start, which costs network traffic but no writes")
 		}
 		return 0, nil
-	case r.src == nil || r.src.once, c.Slot != w.name, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size:
+	case r.src == nil || r.src.once || w.sequential:
+		return 0, nil
+	case c.Slot != w.name, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0:
+		r.lg.warnf("the journal tells of a write of %d bytes to slot %q, and this one is of %d to %q: the install starts over", c.Total, c.Slot, w.size, w.name)
 		return 0, nil
 	case c.Source.Size != r.src.id.Size || c.Source.Tag != r.src.id.Tag:
 		r.lg.warnf("the artifact's file is another one than before: the install starts over")
@@ -130,12 +133,16 @@ func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *che
 	if _, err := io.ReadFull(r.file.unhashed(), w.head); err != nil {
 		return err
 	}
+	r.src.close() // it would only send on while the slot is being hashed
 	if err := w.proveStart(ctx, c); err != nil {
 		return err
 	}
 	var window []byte
 	if !c.From.Fresh {
 		end := c.From.Out - r.file.TarOffset
+		if end < gzipWindow || end > c.Offset {
+			return fmt.Errorf("the journal names byte %d of %d as a place to go on from", end, c.Offset)
+		}
 		window = make([]byte, gzipWindow)
 		if _, err := w.dst.ReadAt(window, end-gzipWindow); err != nil {
 			return err

@@ -198,7 +198,8 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 		w.checkpoint, w.mark = r.keepCheckpoint, a.restart
 	}
 	if err := r.stream(ctx, w, a, start); err != nil {
-		if start > 0 && ctx.Err() == nil && exitCode(err) != exitTempFail {
+		var target *targetError
+		if start > 0 && ctx.Err() == nil && exitCode(err) != exitTempFail && !errors.As(err, &target) {
 			return fmt.Errorf("%w: %w", errStartOver, err)
 		}
 		return err

@@ -186,6 +186,7 @@ type simDevice struct {
 	app    *app
 	wrap   func(payloadHandler) payloadHandler // a faulty program, for tests of the test
 	late   func()
+	arm    func(*app) // of each life, before it begins
 	boots  int
 }
 
@@ -365,6 +366,9 @@ func (d *simDevice) start() *app {
 		return j, rec, err
 	}
 	a.wrapHandler = d.wrap
+	if d.arm != nil {
+		d.arm(a)
+	}
 	d.app = a
 	return a
 }

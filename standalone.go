@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // app is one run of the program: what the flags, the configuration and the machine say.
@@ -28,7 +29,7 @@ type app struct {
 	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
 	restart     func(context.Context) error         // restarts the machine; nil: really
 	src         *source                             // of the artifact being installed
-	fetched     int64                               // bytes of it that came over the network, managed
+	fetched     atomic.Int64                        // bytes of it that came over the network, managed
 	j           *journalFile
 	rec         *record
 }
@@ -201,7 +202,7 @@ func (a *app) openArtifact(r io.Reader) (*artifact, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg})
+	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg, buffer: a.o.write.readAhead})
 }
 
 // take makes the artifact the one of the update, after every check that can be made before

@@ -785,6 +785,8 @@ func (f *flow) restartAt() step {
 	case stepDownload:
 		// Another try costs network traffic only, unless a module has seen part of it.
 		parked := u.Parked
+		// Scripts of the artifact have not run yet.
+		again = f.handler != nil && f.handler.resumable()
 		if u.Parked = false; u.Source != "-" && (parked && u.Type == "" || again && u.Type != "") {
 			return stepDownload
 		}

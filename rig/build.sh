@@ -11,6 +11,7 @@ mkdir -p "$W/dl" "$W/x"
 GUEST=$1 HOST=$2
 T=aarch64-linux-gnu
 ROOT_MB=32 # the size of a root slot; driver/disk.go knows it too
+NOISE_MB=3 # what makes the big root big
 step() { echo "[$(date +%T)] $*"; }
 
 host_packages() {
@@ -144,6 +145,10 @@ images() {
   install -m 755 "$HERE/rootfs/init" "$W/root/sbin/init"
   head -c 1000000 /dev/urandom >"$W/root/boot/Image"
   root_image badkernel 1024
+  # a good root that is worth downloading
+  cp "$W/Image" "$W/root/boot/Image"
+  head -c ${NOISE_MB}M /dev/urandom >"$W/root/boot/noise"
+  root_image big 1024
 }
 
 # 256 MiB because an SD card in QEMU has to be a power of two. The first partition is there so

@@ -40,16 +40,18 @@ lane1() { one cut -n "$CUTS" cut; }
 lane2() {
   one update update
   one rollback rollback
+  one managed managed
   one explore explore
   one found-out -stand-in wrong-order explore
   one sd -bus sd -n "$SD_CUTS" cut
+  one download -n 10 download
 }
 rm -f "$OUT"/logs/*
 lane1 &
 pid=$!
 lane2
 wait $pid
-for log in cut update rollback explore found-out sd; do
+for log in cut update rollback managed explore found-out sd download; do
   ran=$((ran + 1))
   tail -n 1 "$OUT/logs/$log" | grep -q '^ok ' || failed=$((failed + 1))
 done

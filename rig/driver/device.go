@@ -30,6 +30,7 @@ type device struct {
 	path     string // the disk
 	keepLog  bool
 	url      string // of the files in out, as the device sees it
+	files    *fileServer
 	console  *os.File
 	rng      *rand.Rand
 	vm       *vm
@@ -77,8 +78,9 @@ func newDevice(out, bus, name string, seed int64) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	go http.Serve(l, http.FileServer(http.Dir(out)))
-	return &device{out: out, bus: bus, path: path, console: console, rng: rand.New(rand.NewSource(seed)),
+	files := &fileServer{files: http.FileServer(http.Dir(out))}
+	go http.Serve(l, files)
+	return &device{out: out, bus: bus, path: path, console: console, files: files, rng: rand.New(rand.NewSource(seed)),
 		url: fmt.Sprintf("http://10.0.2.2:%d/", l.Addr().(*net.TCPAddr).Port)}, f.Close()
 }
 
@@ -192,10 +194,14 @@ func (d *device) target() string {
 // update runs a whole update without a cut. The new version must be committed, or rolled back if
 // it is a bad one.
 func (d *device) update(version string) error {
+	return d.updateBy(version, "updater update "+d.url+"v"+version+".mender")
+}
+
+func (d *device) updateBy(version, command string) error {
 	from, slot := d.version, d.slot
 	before := d.vm.disk.counted()
 	begin := time.Now()
-	if err := d.vm.send("updater update " + d.url + "v" + version + ".mender"); err != nil {
+	if err := d.vm.send(command); err != nil {
 		return err
 	}
 	text, err := d.waitUp(updateLimit, nil)

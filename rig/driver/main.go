@@ -45,8 +45,12 @@ func run(d *device, scenario string, n int, way string) error {
 		return updates(d, "2", "3")
 	case "rollback":
 		return updates(d, "badinit", "badkernel", "2")
+	case "managed":
+		return managed(d)
 	case "cut":
 		return cuts(d, n)
+	case "download":
+		return downloads(d, n)
 	case "explore":
 		bad, err := explore(d, way)
 		switch {
@@ -59,7 +63,7 @@ func run(d *device, scenario string, n int, way string) error {
 		}
 		return nil
 	}
-	return errors.New("usage: driver [flags] boot | update | rollback | cut | explore")
+	return errors.New("usage: driver [flags] boot | update | rollback | managed | cut | download | explore")
 }
 
 // updates runs whole updates, one after the other.

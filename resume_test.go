@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+)
+
+// Going on after a cut: what it costs to fetch, and that it can never go wrong.
+
+// resumeScale is the program's sizes, a 256th of the real ones and less, in bytes.
+const (
+	simBlock     = 4096
+	simHead      = 4096
+	simKeep      = 4 * simBlock
+	simReadAhead = 1024
+	simFlush     = 8192 // between two places where the gzip data can be entered
+)
+
+func resumeScale() writeOptions {
+	return writeOptions{block: simBlock, head: simHead, syncEvery: 2 * simBlock, keepEvery: simKeep, readAhead: simReadAhead}
+}
+
+// lostPerCut is the most that is fetched twice because of one cut, in bytes of the artifact
+// where the data does not shrink: what came since the checkpoint, which is kept at the first
+// block that is keepEvery after the one before and may be the very thing that was cut; the
+// blocks in flight behind it; what was read ahead; and, to begin again, all up to the end of
+// the slot's head. For gzip the nearest place to enter lies up to a flush before the
+// checkpoint, and as much is decoded ahead.
+func lostPerCut(artifact []byte, o writeOptions, flush int64) int64 {
+	since := o.keepEvery + o.block
+	inFlight := blocksInFlight*o.block + int64(o.readAhead) + flush
+	begin := payloadStart(artifact) + o.head + int64(o.readAhead) + flush
+	return since + inFlight + flush + begin
+}
+
+// payloadStart is where in the artifact its payload's bytes begin, with the tar header of the
+// image.
+func payloadStart(artifact []byte) int64 {
+	for off := 0; off+512 <= len(artifact); {
+		var size int64
+		name := string(bytes.TrimRight(artifact[off:off+100], "\x00"))
+		fmt.Sscanf(string(artifact[off+124:off+135]), "%o", &size)
+		if off += 512; len(name) > 8 && name[:9] == "data/0000" {
+			return int64(off) + 512
+		}
+		off += int(size+511) &^ 511
+	}
+	return 0
+}
+
+// countedFile is a source that adds up what is read of it.
+func countedFile(name string, n *atomic.Int64) *source {
+	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+		r, id, err := openFile(name, off, want)
+		return &countedReader{r, n}, id, err
+	}}
+}
+
+type countedReader struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// newResumeSetup has an image of 60 blocks in an artifact of the given compression.
+func newResumeSetup(t testing.TB, compression string) (s *simSetup, flush int64) {
+	s = &simSetup{dir: simLayout(t), images: map[string][]byte{"old": simImage(1, 20000), "new": simImage(2, 60*simBlock+77)}, artifacts: map[string]string{}}
+	s.artifacts["new"] = filepath.Join(s.dir, "new.mender")
+	if compression == "gzip" {
+		flush = simFlush
+	}
+	if err := os.WriteFile(s.artifacts["new"], simArtifact(t, "new", compression, s.images["new"]), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return s, flush
+}
+
+func simArtifact(t testing.TB, name, compression string, image []byte) []byte {
+	k := newKit("rootfs-image", tarMember{name: "root.img", body: image})
+	k.header[0].body = []byte(`{"payloads":[{"type":"rootfs-image"}],"artifact_provides":{"artifact_name":"` + name + `"},"artifact_depends":{"device_type":["sim"]}}`)
+	switch compression {
+	case "gzip":
+		k.data = func(tar []byte) (string, []byte) { return "data/0000.tar.gz", gzipped(t, tar, 6, len(tar), simFlush) }
+	case "gzip -9":
+		k.data = func(tar []byte) (string, []byte) { return "data/0000.tar.gz", gzipped(t, tar, 9, len(tar), 0) }
+	}
+	return k.build(t)
+}
+
+// device is a device whose every life reads the artifact through a counter.
+func (s *simSetup) countedDevice(t testing.TB) (*simDevice, *atomic.Int64) {
+	n := &atomic.Int64{}
+	d := newSimDevice(t, s.dir, s.images)
+	d.arm = func(a *app) {
+		a.o.write = resumeScale()
+		a.src = countedFile(s.artifacts["new"], n)
+	}
+	return d, n
+}
+
+// endsWell checks that the new image runs and was committed.
+func (d *simDevice) endsWell(name string) error {
+	if err := d.check(name); err != nil {
+		return err
+	}
+	if rec, _ := d.peek(); rec.Last.Result != "committed" {
+		return fmt.Errorf("verdict %q, want committed: %s", rec.Last.Result, rec.Last.Cause)
+	}
+	return nil
+}
+
+// MEN-2293: every operation of an install cut, and what is fetched in all bounded.
+func TestFetchedBytesWithACutAtEveryOperation(t *testing.T) {
+	t.Parallel()
+	for _, compression := range []string{"none", "gzip"} {
+		t.Run(compression, func(t *testing.T) {
+			s, flush := newResumeSetup(t, compression)
+			artifact := readFileOrNil(s.artifacts["new"])
+			bound := int64(len(artifact)) + lostPerCut(artifact, resumeScale(), flush)
+			rng := rand.New(rand.NewSource(3))
+			states, most := 0, int64(0)
+			for k := 1; ; k++ {
+				for i := range 2 {
+					mode := lossModes[(2*k+i)%len(lossModes)]
+					d, n := s.countedDevice(t)
+					d.w.cutAt = k
+					var err error
+					cut := d.powered(func() { err = d.settle(s.artifacts["new"], "new") })
+					if cut {
+						d.w.lose(mode, tears(rng)[(k+i)%10], rand.New(rand.NewSource(int64(k))))
+						err = d.settle(s.artifacts["new"], "new")
+					}
+					if err == nil {
+						err = d.check("new")
+					}
+					if got := n.Load(); err == nil && got > bound {
+						err = fmt.Errorf("fetched %d bytes, want %d at most", got, bound)
+					}
+					if err != nil {
+						t.Fatalf("cut at operation %d, mode %s: %v", k, mode, err)
+					}
+					if !cut {
+						t.Logf("%d crash states; artifact of %d bytes, at most %d fetched for one cut (bound %d)", states, len(artifact), most-int64(len(artifact)), bound-int64(len(artifact)))
+						return
+					}
+					states, most = states+1, max(most, n.Load())
+				}
+			}
+		})
+	}
+}
+
+// The power goes again and again, each time after so many operations.
+func TestFetchedBytesWithManyCuts(t *testing.T) {
+	t.Parallel()
+	for _, compression := range []string{"none", "gzip"} {
+		t.Run(compression, func(t *testing.T) {
+			s, flush := newResumeSetup(t, compression)
+			artifact := readFileOrNil(s.artifacts["new"])
+			most := 0
+			for every := 15; every < 120; every += 3 {
+				d, n := s.countedDevice(t)
+				rng := rand.New(rand.NewSource(int64(every)))
+				cuts := 0
+				for ; ; cuts++ {
+					d.w.cutAt = d.w.ops + every
+					var err error
+					if !d.powered(func() { err = d.settle(s.artifacts["new"], "new") }) {
+						if err != nil {
+							t.Fatal(err)
+						}
+						break
+					}
+					d.w.lose(lossModes[rng.Intn(len(lossModes))], tears(rng)[rng.Intn(10)], rng)
+				}
+				if err := d.check("new"); err != nil {
+					t.Fatalf("a cut every %d operations: %v", every, err)
+				}
+				bound := int64(len(artifact)) + int64(cuts)*lostPerCut(artifact, resumeScale(), flush)
+				if got := n.Load(); got > bound {
+					t.Errorf("a cut every %d operations: %d cuts, fetched %d bytes, want %d at most", every, cuts, got, bound)
+				}
+				most = max(most, cuts)
+			}
+			t.Logf("up to %d cuts of one install", most)
+			if most < 10 {
+				t.Errorf("at most %d cuts: nothing was proved", most)
+			}
+		})
+	}
+}
+
+// sink is a slot that takes everything and counts.
+type sink struct{ size, written int64 }
+
+func (s *sink) Size() int64  { return s.size }
+func (s *sink) Close() error { return nil }
+func (s *sink) Sync() error  { return nil }
+
+func (s *sink) ReadAt(p []byte, off int64) (int, error) {
+	for i := range p {
+		p[i] = 0xff
+	}
+	return len(p), nil
+}
+
+func (s *sink) WriteAt(p []byte, off int64) (int, error) {
+	s.written += int64(len(p))
+	return len(p), nil
+}
+
+// countedJournal is a journal's storage that adds up what is written to it.
+type countedJournal struct {
+	simStorage
+	written, saves int64
+}
+
+func (c *countedJournal) WriteAt(p []byte, off int64) (int, error) {
+	c.written, c.saves = c.written+int64(len(p)), c.saves+1
+	return c.simStorage.WriteAt(p, off)
+}
+
+// What checkpoints wear out: journal bytes for an image of 1 GiB, when all of them are kept
+// that may be, which a slow medium makes.
+func TestJournalWear(t *testing.T) {
+	w := &world{}
+	file := &simFile{name: "journal", durable: make([]byte, journalSize), current: make([]byte, journalSize)}
+	st := &countedJournal{simStorage: simStorage{w, file}}
+	j, rec, _, _, err := readJournal(st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.Provides = map[string]string{"artifact_name": "release-1", "rootfs-image.version": "release-1", "rootfs-image.checksum": fmt.Sprintf("%064x", 1)}
+	rec.Update = &update{Step: stepDownload, Managed: true, ID: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0", Artifact: "release-2", Sum: fmt.Sprintf("%064x", 2),
+		Type: "rootfs-image", Provides: rec.Provides, Clears: []string{"artifact_group", "rootfs_image_checksum", "rootfs-image.*"}, From: 2, To: 3, Tries: 1,
+		Request: []byte(`{"device_provides":{"artifact_name":"release-1","device_type":"beaglebone"}}`)}
+	const size = 1 << 30
+	opt := defaultWriteOptions()
+	opt.keepPause = 0
+	s := &slotWriter{dst: &sink{size: size}, name: "sink", size: size, opt: opt}
+	off := int64(0)
+	s.mark = func() (restartPoint, bool) {
+		off += blockSize
+		return restartPoint{Kind: "gzip", File: off / 3, Out: off}, true
+	}
+	s.checkpoint = func(c checkpoint) error {
+		c.Slot, c.Source = "/dev/mmcblk0p3", sourceID{Name: "https://s3.example.com/mender-artifact-storage/0f1e2d3c-4b5a", Size: size / 3, Tag: `"0123456789abcdef0123456789abcdef-42"`}
+		rec.Update.Checkpoint = &c
+		return j.save(rec)
+	}
+	if err := s.begin(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.write(context.Background(), io.LimitReader(zeros{}, size), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes in %d saves for each GiB installed", st.written, st.saves)
+	if st.saves > size/(8<<20) || st.written > 256<<10 {
+		t.Errorf("%d saves, %d bytes: want 128 and 256 KiB at most", st.saves, st.written)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// halfway is a device whose install was cut when its checkpoint was at or behind byte at.
+func (s *simSetup) halfway(t testing.TB, at int64) (*simDevice, *atomic.Int64) {
+	t.Helper()
+	d, n := s.countedDevice(t)
+	if err := d.boot(); err != nil {
+		t.Fatal(err)
+	}
+	d.w.fault = func(op int, f *simFile, sync bool) error {
+		if rec, err := d.peek(); err == nil && rec.Update != nil && rec.Update.Checkpoint != nil && rec.Update.Checkpoint.Offset >= at {
+			panic(powerCut{})
+		}
+		return nil
+	}
+	if !d.powered(func() { d.life(s.artifacts["new"], "new") }) {
+		t.Fatal("the install was not cut")
+	}
+	d.w.fault = nil
+	d.w.lose("lose", 0, rand.New(rand.NewSource(1)))
+	return d, n
+}
+
+// journal changes the record on the medium.
+func (d *simDevice) journal(change func(*record)) {
+	j, rec, damaged, _, err := readJournal(simStorage{d.w, d.w.files["/sim/journal"]})
+	if err = errors.Join(err, damaged); err == nil {
+		change(rec)
+		err = j.save(rec)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func TestCheckpointsThatDoNotFit(t *testing.T) {
+	s, _ := newResumeSetup(t, "gzip")
+	artifact := readFileOrNil(s.artifacts["new"])
+	for name, change := range map[string]func(*simDevice){
+		"nothing changed": func(*simDevice) {},
+		"slot tampered": func(d *simDevice) {
+			f := d.w.files[filepath.Join(d.dir, "p3")]
+			f.current[30000]++
+			f.durable[30000]++
+		},
+		"slot of another device": func(d *simDevice) {
+			d.journal(func(r *record) { r.Update.Checkpoint.Slot = "/dev/mmcblk7p3" })
+		},
+		"another size": func(d *simDevice) { d.journal(func(r *record) { r.Update.Checkpoint.Total++ }) },
+		"another artifact's journal": func(d *simDevice) {
+			d.journal(func(r *record) { r.Update.Sum = "00" })
+		},
+		"another file": func(d *simDevice) { d.journal(func(r *record) { r.Update.Checkpoint.Source.Tag = "other" }) },
+		"wrong check":  func(d *simDevice) { d.journal(func(r *record) { r.Update.Checkpoint.Check++ }) },
+		"wrong place": func(d *simDevice) {
+			d.journal(func(r *record) { r.Update.Checkpoint.From.File += 3 })
+		},
+		"before the file": func(d *simDevice) {
+			d.journal(func(r *record) { r.Update.Checkpoint.From.File = -3 })
+		},
+		"before the image": func(d *simDevice) {
+			d.journal(func(r *record) { r.Update.Checkpoint.From.Out = 20000 })
+		},
+		"another kind": func(d *simDevice) {
+			d.journal(func(r *record) { r.Update.Checkpoint.From.Kind = "none" })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, n := s.halfway(t, 100000)
+			change(d)
+			before := n.Load()
+			if err := d.settle(s.artifacts["new"], "new"); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.endsWell("new"); err != nil {
+				t.Fatal(err)
+			}
+			whole := n.Load()-before >= int64(len(artifact))
+			if want := name != "nothing changed"; whole != want {
+				t.Errorf("read %d bytes of %d after the cut: all of them: %v, want %v", n.Load()-before, len(artifact), whole, want)
+			}
+		})
+	}
+}
+
+// A journal that says anything at all: no panic, and no image is run but the right one.
+func FuzzCheckpoint(f *testing.F) {
+	s, _ := newResumeSetup(f, "gzip")
+	f.Add(int64(102400), int64(60*simBlock+77), int64(50000), int64(98304+1536), uint32(7), "gzip", "p3", true, false)
+	f.Add(int64(-1), int64(-1), int64(-1), int64(-1), uint32(0), "", "", false, true)
+	f.Add(int64(1)<<62, int64(1)<<62, int64(1)<<62, int64(1)<<62, uint32(0), "xz", "p2", true, true)
+	f.Add(int64(102400), int64(60*simBlock+77), int64(0), int64(32768), uint32(0), "gzip", "p3", false, true)
+	f.Fuzz(func(t *testing.T, offset, total, file, out int64, check uint32, kind, slot string, fresh, keepCheck bool) {
+		d, _ := s.halfway(t, 100000)
+		d.journal(func(r *record) {
+			c := r.Update.Checkpoint
+			c.Offset, c.Total, c.Slot = offset, total, filepath.Join(d.dir, slot)
+			c.From = restartPoint{Kind: kind, File: file, Out: out, Fresh: fresh, Check: byte(check)}
+			if !keepCheck {
+				c.Check = check
+			}
+		})
+		if err := d.settle(s.artifacts["new"], "new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.endsWell("new"); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A device that never gets as far as the first checkpoint gives up, and says so once.
+func TestNoProgressEndsInFailure(t *testing.T) {
+	s, _ := newResumeSetup(t, "none")
+	d, _ := s.countedDevice(t)
+	tries := 0
+	d.w.fault = func(op int, f *simFile, sync bool) error {
+		if f.name == "p3" && !sync && tries < 100 {
+			tries++
+			panic(powerCut{})
+		}
+		return nil
+	}
+	if err := d.boot(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for d.powered(func() { _, err = d.life(s.artifacts["new"], "new") }) {
+		d.w.lose("lose", 0, rand.New(rand.NewSource(1)))
+	}
+	if tries != maxTries {
+		t.Errorf("%d tries, want %d", tries, maxTries)
+	}
+	if rec, _ := d.peek(); err == nil || rec.Update != nil || rec.Last == nil || rec.Last.Result != "failed" {
+		t.Errorf("got %v and %+v, want a failure", err, rec.Last)
+	}
+	if err := d.start().resume(context.Background()); exitCode(err) != exitNothing {
+		t.Errorf("a second time: got %v, want nothing in progress", err)
+	}
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nonet
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// verbBoard is a device of files that the program is run on with all its options, in this
+// process. It has an update module and no slots.
+type verbBoard struct {
+	t      *testing.T
+	dir    string
+	server *testServer
+}
+
+const boardID = `{"mac":"a"}`
+
+func newVerbBoard(t *testing.T) *verbBoard {
+	b := &verbBoard{t: t, dir: fastDir(t), server: newTestServer(t, false)}
+	for _, d := range []string{"etc", "share/identity", "share/inventory", "share/modules/v3", "var"} {
+		must(t, os.MkdirAll(filepath.Join(b.dir, d), 0o755))
+	}
+	writeScript(t, b.dir+"/share/identity/mender-device-identity", "echo mac=a", 0o755)
+	writeScript(t, b.dir+"/share/modules/v3/testmod", testModule, 0o755)
+	must(t, os.WriteFile(b.dir+"/none", []byte("{}"), 0o600))
+	t.Setenv("MENDER_CONF_DIR", b.dir+"/etc")
+	t.Setenv("MENDER_DATA_DIR", b.dir+"/share")
+	t.Setenv("MENDER_DATASTORE_DIR", b.dir+"/var")
+	return b
+}
+
+// call is the program with these words; it returns the exit code and what was printed.
+func (b *verbBoard) call(ctx context.Context, words ...string) (code int, out, log string) {
+	b.t.Helper()
+	var stdout, stderr bytes.Buffer
+	code = run(ctx, append([]string{"mendlet", "-b", b.dir + "/none"}, words...), strings.NewReader("secret\n"), &stdout, &stderr)
+	b.t.Logf("%s: exit code %d\n%s%s", strings.Join(words, " "), code, stdout.String(), stderr.String())
+	return code, stdout.String(), stderr.String()
+}
+
+// want is call with a check of the exit code and of words in what was said.
+func (b *verbBoard) want(code int, says string, words ...string) string {
+	b.t.Helper()
+	got, out, log := b.call(b.t.Context(), words...)
+	if got != code || !strings.Contains(out+log, says) {
+		b.t.Fatalf("%q: got exit code %d, want %d and %q", words, got, code, says)
+	}
+	return out
+}
+
+func (b *verbBoard) setup(more ...string) {
+	b.t.Helper()
+	b.want(0, "", append([]string{"setup", "--server-url", b.server.URL, "--device-type", "qemu"}, more...)...)
+}
+
+// wait forgets the wait for the next try.
+func (b *verbBoard) wait() {
+	j, rec, err := openJournal(b.dir+"/var", nil)
+	must(b.t, err)
+	rec.Net.NextTry = time.Time{}
+	must(b.t, j.save(rec))
+	must(b.t, j.st.Close())
+}
+
+func (b *verbBoard) artifact(name, payload string) []byte {
+	file := filepath.Join(b.dir, "payload")
+	must(b.t, os.WriteFile(file, []byte(payload), 0o600))
+	b.want(0, "", "pack", "-T", "testmod", "-n", name, "-c", "qemu", "-f", file, "-o", b.dir+"/made.mender")
+	text, err := os.ReadFile(b.dir + "/made.mender")
+	must(b.t, err)
+	return text
+}
+
+// From an empty device to a finished deployment and one that fails, verb by verb.
+func TestManagedVerbs(t *testing.T) {
+	b := newVerbBoard(t)
+	b.want(exitFailed, "hint: set ServerURL", "run")
+	b.want(exitFailed, "no server is configured", "check-update")
+	b.setup("--update-poll", "900")
+	// Not accepted yet: bootstrap has done its part, run has not.
+	b.want(0, "accept the device", "bootstrap")
+	key, err := os.ReadFile(b.dir + "/var/mender-agent.pem")
+	must(t, err)
+	b.want(exitTempFail, "hint: accept the device", "run")
+	b.want(exitTempFail, "not before", "run")
+	b.want(exitTempFail, "accept the device", "check-update")
+	b.want(exitTempFail, "accept the device", "send-inventory")
+	b.server.setDevice(boardID, "accepted")
+	b.want(0, "the device is accepted", "bootstrap")
+	b.wait()
+	b.want(0, "nothing is deployed", "run")
+	if inv := b.server.deviceByID(boardID).inventory; inv["device_type"] != "qemu" || inv["mendlet_version"] == nil || inv["artifact_name"] != "unknown" {
+		t.Errorf("got inventory %v", inv)
+	}
+	if out := b.want(0, "", "check-update"); out != "no update\n" {
+		t.Errorf("got %q", out)
+	}
+	n := b.server.count("PUT inventory")
+	b.want(0, "nothing is deployed", "run")
+	b.want(0, "", "send-inventory")
+	if got := b.server.count("PUT inventory") - n; got != 1 {
+		t.Errorf("got %d inventories, want the one that was asked for", got)
+	}
+
+	good := b.server.deploy("d-1", "release-2", []string{"qemu"}, b.artifact("release-2", "good"))
+	before, err := os.ReadFile(b.dir + "/var/" + journalName)
+	must(t, err)
+	if out := b.want(0, "", "check-update"); out != "update: deployment d-1, artifact \"release-2\"\n" {
+		t.Errorf("got %q", out)
+	}
+	if after, err := os.ReadFile(b.dir + "/var/" + journalName); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("check-update changed the journal (%v)", err)
+	}
+	b.want(0, "success", "run")
+	if got, final, _ := b.server.history(good); final != "success" || strings.Join(got, " ") != "downloading installing installing success" {
+		t.Errorf("got %q, %s", got, final)
+	}
+	bad := b.server.deploy("d-2", "release-3", []string{"qemu"}, b.artifact("release-3", "broken"))
+	b.want(exitFailed, "rolled-back", "run")
+	if got, final, logs := b.server.history(bad); final != "failure" || !strings.Contains(fmt.Sprint(logs), "ArtifactInstall") {
+		t.Errorf("got %q, %s and log %v", got, final, logs)
+	}
+
+	// Another key is another device; only -F makes one.
+	b.want(0, "", "bootstrap")
+	if same, err := os.ReadFile(b.dir + "/var/mender-agent.pem"); err != nil || !bytes.Equal(same, key) {
+		t.Errorf("the key was replaced (%v)", err)
+	}
+	b.want(0, "accept the device", "bootstrap", "-F")
+	if other, err := os.ReadFile(b.dir + "/var/mender-agent.pem"); err != nil || bytes.Equal(other, key) {
+		t.Errorf("the key was not replaced (%v)", err)
+	}
+	if st, err := os.Stat(b.dir + "/var/mender-agent.pem"); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("got mode %v, %v", st.Mode(), err)
+	}
+}
+
+func TestPassphraseFile(t *testing.T) {
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("needs openssl")
+	}
+	b := newVerbBoard(t)
+	b.setup()
+	b.server.autoAccept = true
+	openssl(t, "genrsa", "-aes256", "-traditional", "-passout", "pass:secret", "-out", b.dir+"/var/mender-agent.pem", "2048")
+	must(t, os.WriteFile(b.dir+"/pass", []byte("secret\n"), 0o600))
+	b.want(exitFailed, "--passphrase-file", "run")
+	b.want(0, "nothing is deployed", "run", "--passphrase-file", b.dir+"/pass")
+	b.want(0, "", "send-inventory", "--passphrase-file", "-")
+}
+
+// What setup is not told about stays; a server URL takes the place of a list.
+func TestSetup(t *testing.T) {
+	b := newVerbBoard(t)
+	conf := b.dir + "/etc/mender.conf"
+	must(t, os.WriteFile(conf, []byte(`{"Servers":[{"ServerURL":"https://old"}],"ArtifactVerifyKey":"/k","Connectivity":{"DisableKeepAlive":true}}`), 0o644))
+	b.setup("--tenant-token", "t", "--rootfs-part-a", "/dev/p2", "--rootfs-part-b", "/dev/p3", "--server-cert", "/ca",
+		"--update-poll", "5", "--inventory-poll", "6", "--retry-poll", "7")
+	text, err := os.ReadFile(conf)
+	must(t, err)
+	var got map[string]any
+	must(t, json.Unmarshal(text, &got))
+	want := map[string]any{"ServerURL": b.server.URL, "TenantToken": "t", "RootfsPartA": "/dev/p2", "RootfsPartB": "/dev/p3",
+		"ServerCertificate": "/ca", "UpdatePollIntervalSeconds": 5.0, "InventoryPollIntervalSeconds": 6.0, "RetryPollIntervalSeconds": 7.0,
+		"ArtifactVerifyKey": "/k", "Connectivity": map[string]any{"DisableKeepAlive": true}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if st, err := os.Stat(conf); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("got mode %v, %v: it holds a tenant token", st.Mode(), err)
+	}
+	if text, err := os.ReadFile(b.dir + "/var/device_type"); err != nil || string(text) != "device_type=qemu\n" {
+		t.Errorf("got device type %q, %v", text, err)
+	}
+	must(t, os.WriteFile(conf, []byte(`{"half`), 0o644))
+	b.want(exitFailed, "configuration", "setup", "--hosted-mender")
+	if text, err := os.ReadFile(conf); err != nil || string(text) != `{"half` {
+		t.Errorf("a file that could not be read became %q, %v", text, err)
+	}
+}
+
+// Cron calls each minute: a second process ends at once, also while the first one waits for
+// its part of the splay.
+func TestRunLocked(t *testing.T) {
+	b := newVerbBoard(t)
+	b.setup()
+	j, _, err := openJournal(b.dir+"/var", nil)
+	must(t, err)
+	b.want(exitTempFail, "another mendlet is running", "run", "--splay", "1000h")
+	must(t, j.st.Close())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if code, _, _ := b.call(ctx, "run", "--splay", "1000h"); code != exitTempFail {
+		t.Errorf("told to end while it waits: got exit code %d", code)
+	}
+	if len(b.server.log) != 0 {
+		t.Errorf("got requests %q", b.server.log)
+	}
+}
+
+// Each step waits for what the server sees; the intervals are long, so what comes before
+// they end was asked for by a signal.
+func TestDaemon(t *testing.T) {
+	b := newVerbBoard(t)
+	b.setup("--update-poll", "1", "--inventory-poll", "100000")
+	b.server.autoAccept = true
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	daemon := func(f func()) {
+		t.Helper()
+		inner, stop := context.WithCancel(ctx)
+		done := make(chan int)
+		go func() {
+			code, _, _ := b.call(inner, "daemon")
+			done <- code
+		}()
+		f()
+		stop()
+		if code := <-done; code != 0 {
+			t.Errorf("got exit code %d of a daemon that was told to end", code)
+		}
+	}
+	polls := func() int { return b.server.requests["POST next"] }
+	daemon(func() {
+		b.server.await(ctx, "three polls", func() bool { return polls() >= 3 })
+		b.server.mu.Lock()
+		auths, inventories := b.server.requests["POST auth"], b.server.requests["PUT inventory"]
+		b.server.mu.Unlock()
+		if auths != 1 || inventories != 1 {
+			t.Errorf("got %d authentications and %d inventories in three polls, want 1 and 1", auths, inventories)
+		}
+		dep := b.server.deploy("d-1", "release-2", []string{"qemu"}, b.artifact("release-2", "good"))
+		b.server.await(ctx, "the deployment", func() bool {
+			for _, run := range dep.devices {
+				return finished(run.status)
+			}
+			return false
+		})
+	})
+	b.setup("--update-poll", "100000")
+	var n, m int
+	daemon(func() {
+		b.server.mu.Lock()
+		n = polls()
+		b.server.mu.Unlock()
+		b.server.await(ctx, "the first poll", func() bool { return polls() > n })
+		must(t, syscall.Kill(os.Getpid(), syscall.SIGUSR1))
+		b.server.await(ctx, "SIGUSR1's poll", func() bool { return polls() > n+1 })
+		b.server.mu.Lock()
+		m = b.server.requests["PUT inventory"]
+		b.server.mu.Unlock()
+		must(t, syscall.Kill(os.Getpid(), syscall.SIGUSR2))
+		b.server.await(ctx, "SIGUSR2's inventory", func() bool { return b.server.requests["PUT inventory"] > m })
+	})
+	b.setup("--update-poll", "100000", "--inventory-poll", "1")
+	writeScript(t, b.dir+"/share/inventory/mender-inventory-test", "date +x=%s%N", 0o755)
+	daemon(func() {
+		b.server.await(ctx, "inventories by the clock", func() bool { return b.server.requests["PUT inventory"] > m+4 })
+	})
+}
