@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // appModule replaces the file "app" of a device, and can bring the old one back.
@@ -181,6 +182,23 @@ func TestKilledAtSystemCalls(t *testing.T) {
 	}
 }
 
+// awaitOrphans waits for what a killed program leaves behind for a moment, such as the cp of a
+// module that died with it. A power cut would have ended that, too.
+func (k *killer) awaitOrphans() {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		left := false
+		dirs, _ := filepath.Glob("/proc/[0-9]*/cwd")
+		for _, d := range dirs {
+			cwd, err := os.Readlink(d)
+			left = left || err == nil && strings.HasPrefix(cwd, k.dir)
+		}
+		if !left {
+			return
+		}
+	}
+	k.t.Errorf("a process is still at work in %q", k.dir)
+}
+
 // killAt reports false when the program ended before the nth such call.
 func killAt(t *testing.T, start *killer, artifact, call string, n int, verb []string) bool {
 	k := &killer{t, start.program, fastDir(t)}
@@ -192,6 +210,7 @@ func killAt(t *testing.T, start *killer, artifact, call string, n int, verb []st
 	if exit != -1 {
 		return false
 	}
+	k.awaitOrphans()
 	log := out + k.recover()
 	if err := k.check(); err != nil {
 		t.Errorf("%s killed at %s %d: %v\n%s", verb[0], call, n, err, log)

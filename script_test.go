@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -33,6 +34,9 @@ func putScript(t *testing.T, dir, name, text string, mode os.FileMode) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	// As in writeFileDurably: a fork of another test's must not keep the script open.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
 		t.Fatal(err)
 	}

@@ -265,6 +265,10 @@ func writeFileDurably(path string, data []byte, mode os.FileMode) error {
 	if err := os.Remove(tmp); err != nil && !os.IsNotExist(err) {
 		return err
 	}
+	// A child that another goroutine forks now would hold the descriptor until its exec, and
+	// if this file is a script, running it would fail with ETXTBSY.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	// O_EXCL: a file or link that someone else put there is not followed.
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
