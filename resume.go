@@ -83,7 +83,7 @@ func openFile(name string, off int64, want sourceID) (io.ReadCloser, sourceID, e
 			err = fmt.Errorf("%q: %w", name, errChanged)
 		}
 	}
-	if err == nil {
+	if err == nil && off > 0 { // not needed for a pipe, which cannot
 		_, err = f.Seek(off, io.SeekStart)
 	}
 	if err != nil {
