@@ -9,8 +9,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/x509"
-	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
@@ -42,14 +40,9 @@ func loadVerifyKeys(paths []string) ([]verifyKey, error) {
 		if block == nil || block.Type != "PUBLIC KEY" {
 			return nil, withHint(refuse("key %q: want PEM of type PUBLIC KEY", path), "openssl pkey -in PRIVATE -pubout writes one")
 		}
-		key, err := x509.ParsePKIXPublicKey(block.Bytes)
+		key, err := parsePublicKey(block.Bytes)
 		if err != nil {
 			return nil, refuse("key %q: %w", path, err)
-		}
-		switch key.(type) {
-		case *rsa.PublicKey, *ecdsa.PublicKey:
-		default:
-			return nil, refuse("key %q is a %T; want RSA or ECDSA", path, key)
 		}
 		keys = append(keys, verifyKey{path, key})
 	}
@@ -98,17 +91,12 @@ func loadSigningKey(path string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
-	var key any
+	var key crypto.Signer
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		switch block.Type {
-		case "RSA PRIVATE KEY":
-			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-		case "EC PRIVATE KEY":
-			key, err = x509.ParseECPrivateKey(block.Bytes)
-		case "PRIVATE KEY":
-			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+		if !strings.HasSuffix(block.Type, "PRIVATE KEY") { // openssl puts EC PARAMETERS before one
+			continue
 		}
-		if err != nil {
+		if key, err = parseSigner(block.Type, block.Bytes); err != nil {
 			return nil, fmt.Errorf("signing key %q: %w", path, err)
 		}
 	}
@@ -132,13 +120,13 @@ func signManifest(key crypto.Signer, manifest []byte) ([]byte, error) {
 		return nil, err
 	}
 	if _, ok := key.(*ecdsa.PrivateKey); ok {
-		var rs struct{ R, S *big.Int }
-		if _, err := asn1.Unmarshal(sig, &rs); err != nil {
+		r, s, err := parseECSignature(sig)
+		if err != nil {
 			return nil, err
 		}
 		sig = make([]byte, 64)
-		rs.R.FillBytes(sig[:32])
-		rs.S.FillBytes(sig[32:])
+		r.FillBytes(sig[:32])
+		s.FillBytes(sig[32:])
 	}
 	return base64.StdEncoding.AppendEncode(nil, sig), nil
 }

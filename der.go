@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/big"
+)
+
+// The keys and signatures of artifacts come in a few fixed forms of DER (X.690). They are read
+// here, since crypto/x509 brings certificates, encoding/asn1, time and net with it, which a
+// build without network has no other use for.
+
+const (
+	derInteger   = 0x02
+	derBitString = 0x03
+	derOctets    = 0x04
+	derOID       = 0x06
+	derSequence  = 0x30
+	derContext0  = 0xa0 // [0], constructed
+)
+
+const oidRSA = "\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01" // rsaEncryption, RFC 8017 A.1
+const oidEC = "\x2a\x86\x48\xce\x3d\x02\x01"          // id-ecPublicKey, RFC 5480 2.1.1
+
+var errDER = errors.New("not DER of the form that is wanted")
+
+// derReader reads the elements of one content after the other. What does not have the
+// wanted form gives empty values and sets bad, which all readers of one text share.
+type derReader struct {
+	rest []byte
+	bad  *bool
+}
+
+func newDER(b []byte) derReader { return derReader{b, new(bool)} }
+
+// next gives the content of the next element, which must have that tag. Lengths go up to
+// 65535 and have their shortest form.
+func (d *derReader) next(tag byte) derReader {
+	b := d.rest
+	if len(b) < 2 || b[0] != tag {
+		return d.fail()
+	}
+	head, n := 2, int(b[1])
+	switch {
+	case n == 0x81 && len(b) >= 3 && b[2] >= 0x80:
+		head, n = 3, int(b[2])
+	case n == 0x82 && len(b) >= 4 && b[2] != 0:
+		head, n = 4, int(binary.BigEndian.Uint16(b[2:]))
+	case n >= 0x80:
+		return d.fail()
+	}
+	if n > len(b)-head {
+		return d.fail()
+	}
+	d.rest = b[head+n:]
+	return derReader{b[head : head+n], d.bad}
+}
+
+func (d *derReader) fail() derReader {
+	*d.bad = true
+	return derReader{nil, d.bad}
+}
+
+// number reads an integer that is not below zero, in its shortest form.
+func (d *derReader) number() []byte {
+	b := d.next(derInteger).rest
+	if len(b) == 0 || b[0] >= 0x80 || len(b) > 1 && b[0] == 0 && b[1] < 0x80 {
+		return d.fail().rest
+	}
+	return b
+}
+
+// integer reads one above zero, as all parts of keys and signatures are.
+func (d *derReader) integer() *big.Int {
+	n := new(big.Int).SetBytes(d.number())
+	if n.Sign() == 0 {
+		d.fail()
+	}
+	return n
+}
+
+// small reads a version or an RSA exponent: 31 bits.
+func (d *derReader) small() (n int) {
+	b := d.number()
+	if len(b) > 4 {
+		d.fail()
+		return 0
+	}
+	for _, c := range b {
+		n = n<<8 | int(c)
+	}
+	return n
+}
+
+// end wants nothing more to follow.
+func (d *derReader) end() error {
+	if len(d.rest) > 0 || *d.bad {
+		return errDER
+	}
+	return nil
+}
+
+// derCurve is the curve that an object identifier names (RFC 5480, 2.1.1.1).
+func derCurve(oid []byte) (elliptic.Curve, error) {
+	switch string(oid) {
+	case "\x2a\x86\x48\xce\x3d\x03\x01\x07":
+		return elliptic.P256(), nil
+	case "\x2b\x81\x04\x00\x21":
+		return elliptic.P224(), nil
+	case "\x2b\x81\x04\x00\x22":
+		return elliptic.P384(), nil
+	case "\x2b\x81\x04\x00\x23":
+		return elliptic.P521(), nil
+	}
+	return nil, fmt.Errorf("elliptic curve % x is not supported; want P-256", oid)
+}
+
+// parsePublicKey reads a SubjectPublicKeyInfo (RFC 5280, 4.1) of RSA (RFC 8017, A.1.1) or of
+// ECDSA (RFC 5480, 2).
+func parsePublicKey(der []byte) (crypto.PublicKey, error) {
+	top := newDER(der)
+	info := top.next(derSequence)
+	alg := info.next(derSequence)
+	kind := string(alg.next(derOID).rest)
+	bits := info.next(derBitString).rest
+	if info.end() != nil || top.end() != nil || len(bits) == 0 || bits[0] != 0 {
+		return nil, errDER
+	}
+	switch kind {
+	case oidRSA:
+		d := newDER(bits[1:])
+		seq := d.next(derSequence)
+		key := &rsa.PublicKey{N: seq.integer(), E: seq.small()}
+		if seq.end() != nil || d.end() != nil || key.E < 2 || string(alg.rest) != "\x05\x00" {
+			return nil, errDER
+		}
+		return key, nil
+	case oidEC:
+		curve, err := derCurve(alg.next(derOID).rest)
+		if err == nil {
+			err = alg.end()
+		}
+		if err != nil {
+			return nil, err
+		}
+		return ecdsa.ParseUncompressedPublicKey(curve, bits[1:])
+	}
+	return nil, fmt.Errorf("key algorithm % x is not supported; want RSA or ECDSA", kind)
+}
+
+// parseSigner reads a private key of the kind that its PEM type says.
+func parseSigner(kind string, der []byte) (crypto.Signer, error) {
+	switch kind {
+	case "RSA PRIVATE KEY":
+		return parseRSAKey(der)
+	case "EC PRIVATE KEY":
+		return parseECKey(der, nil)
+	case "PRIVATE KEY":
+	default:
+		return nil, errDER
+	}
+	top := newDER(der) // PKCS #8, RFC 5208, 5
+	info := top.next(derSequence)
+	version := info.small()
+	alg := info.next(derSequence)
+	oid := string(alg.next(derOID).rest)
+	key := info.next(derOctets).rest // attributes may follow
+	if top.end() != nil || version != 0 {
+		return nil, errDER
+	}
+	switch oid {
+	case oidRSA:
+		return parseRSAKey(key)
+	case oidEC:
+		curve := alg.next(derOID).rest
+		return parseECKey(key, curve)
+	}
+	return nil, fmt.Errorf("key algorithm % x is not supported; want RSA or ECDSA", oid)
+}
+
+// parseRSAKey reads an RSAPrivateKey of two primes (RFC 8017, A.1.2).
+func parseRSAKey(der []byte) (*rsa.PrivateKey, error) {
+	top := newDER(der)
+	seq := top.next(derSequence)
+	version := seq.small()
+	key := &rsa.PrivateKey{PublicKey: rsa.PublicKey{N: seq.integer(), E: seq.small()}, D: seq.integer()}
+	key.Primes = []*big.Int{seq.integer(), seq.integer()}
+	for range 3 { // d mod p-1, d mod q-1, 1/q mod p: made again by Precompute
+		seq.integer()
+	}
+	if seq.end() != nil || top.end() != nil || version != 0 {
+		return nil, errDER
+	}
+	if err := key.Validate(); err != nil {
+		return nil, err
+	}
+	key.Precompute()
+	return key, nil
+}
+
+// parseECKey reads an ECPrivateKey (RFC 5915, 3). Within PKCS #8 the curve is named outside.
+func parseECKey(der, oid []byte) (*ecdsa.PrivateKey, error) {
+	top := newDER(der)
+	seq := top.next(derSequence)
+	version := seq.small()
+	secret := seq.next(derOctets).rest
+	if top.end() != nil || version != 1 {
+		return nil, errDER
+	}
+	if oid == nil {
+		params := seq.next(derContext0)
+		oid = params.next(derOID).rest
+	}
+	curve, err := derCurve(oid)
+	if err != nil {
+		return nil, err
+	}
+	return ecdsa.ParseRawPrivateKey(curve, secret)
+}
+
+// parseECSignature reads an ECDSA-Sig-Value (RFC 3279, 2.2.3).
+func parseECSignature(der []byte) (r, s *big.Int, err error) {
+	top := newDER(der)
+	seq := top.next(derSequence)
+	r, s = seq.integer(), seq.integer()
+	return r, s, errors.Join(seq.end(), top.end())
+}
