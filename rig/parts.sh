@@ -1,0 +1,70 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# What the parts of the standard library that mendlet uses weigh: an empty program to which one
+# part after the other is added. Calls are there to be linked, not to be run.
+set -eu
+sum=$PWD/go.sum
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cd "$dir"
+cp "$sum" .
+printf 'module parts\n\ngo 1.26\n\nrequire github.com/ulikunitz/xz v0.5.17\n' > go.mod
+last=0
+part() { # NAME IMPORTS; the body of a function on standard input
+	{
+		echo "package main"
+		for i in $2; do echo "import \"$i\""; done
+		echo "func init() {"
+		cat
+		echo "}"
+	} > "part$last.go"
+	CGO_ENABLED=0 go build -trimpath -tags nethttpomithttp2 -ldflags '-s -w -buildid=' -o parts .
+	size=$(stat -c %s parts)
+	printf '%8d %+8d  %s\n' "$size" $((size - last)) "$1"
+	last=$size
+}
+echo 'package main
+func main() {}' > main.go
+part "Go runtime, fmt, encoding/json" "encoding/json fmt os" <<-'X'
+	var v map[string]any
+	err := json.Unmarshal([]byte(os.Args[1]), &v)
+	b, _ := json.Marshal(v)
+	fmt.Println(string(b), err)
+X
+part "RSA and ECDSA verification" "crypto crypto/ecdsa crypto/elliptic crypto/rsa" <<-'X'
+	k, _ := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), nil)
+	println(ecdsa.VerifyASN1(k, nil, nil), rsa.VerifyPKCS1v15(&rsa.PublicKey{}, crypto.SHA256, nil, nil))
+X
+part "signing" "crypto crypto/ecdsa crypto/elliptic crypto/rsa" <<-'X'
+	e, _ := ecdsa.ParseRawPrivateKey(elliptic.P256(), nil)
+	e.Sign(nil, nil, crypto.SHA256)
+	r := &rsa.PrivateKey{}
+	r.Validate()
+	r.Precompute()
+	r.Sign(nil, nil, crypto.SHA256)
+X
+part "reading tar, deflate, LZMA; os/exec, flag, os/signal" \
+	"archive/tar compress/flate flag github.com/ulikunitz/xz/lzma os os/exec os/signal" <<-'X'
+	tar.NewReader(os.Stdin).Next()
+	flate.NewReader(os.Stdin).Read(nil)
+	z, _ := lzma.NewReader2(os.Stdin)
+	z.Read(nil)
+	exec.Command("x").Run()
+	flag.Parse()
+	signal.Notify(nil)
+X
+part "writing tar, gzip, xz" "archive/tar compress/gzip github.com/ulikunitz/xz os" <<-'X'
+	w := tar.NewWriter(os.Stdout)
+	w.WriteHeader(&tar.Header{})
+	w.Close()
+	g := gzip.NewWriter(os.Stdout)
+	g.Write(nil)
+	g.Flush()
+	g.Close()
+	z, _ := xz.NewWriter(os.Stdout)
+	z.Write(nil)
+	z.Close()
+X
+part "net/http without HTTP/2, crypto/tls, crypto/x509" "net/http" <<-'X'
+	http.Get("https://example.com/")
+X
