@@ -500,9 +500,9 @@ func (d *bigDisk) Close() error { return nil }
 
 // field case 7: offsets beyond 4 GiB, where a 32-bit number would wrap.
 func TestWriterBeyond4GiB(t *testing.T) {
-	const size, start = 5<<30 + 12345, 5<<30 - 2<<20
+	const size, start int64 = 5<<30 + 12345, 5<<30 - 2<<20
 	d := &bigDisk{size: size, base: start, data: make([]byte, size-start)}
-	img := testBlocks(size - start)
+	img := testBlocks(int(size - start))
 	w := &slotWriter{dst: d, name: "slot", size: size, opt: defaultWriteOptions()}
 	var last int64
 	w.opt.progress = func(done, total int64) {
