@@ -200,7 +200,8 @@ func TestManagedFetchedBytes(t *testing.T) {
 		var err error
 		cut := d.powered(func() { err = d.settleManaged(s.server.URL, dep.id) })
 		if cut {
-			d.w.lose(lossModes[k%len(lossModes)], tears(rng)[k%10], rand.New(rand.NewSource(int64(k))))
+			torn := tears(rng)
+			d.w.lose(lossModes[k%len(lossModes)], torn[k%len(torn)], rand.New(rand.NewSource(int64(k))))
 			err = d.settleManaged(s.server.URL, dep.id)
 		}
 		if err == nil {

@@ -142,7 +142,8 @@ func TestFetchedBytesWithACutAtEveryOperation(t *testing.T) {
 					var err error
 					cut := d.powered(func() { err = d.settle(s.artifacts["new"], "new") })
 					if cut {
-						d.w.lose(mode, tears(rng)[(k+i)%10], rand.New(rand.NewSource(int64(k))))
+						torn := tears(rng)
+						d.w.lose(mode, torn[(k+i)%len(torn)], rand.New(rand.NewSource(int64(k))))
 						err = d.settle(s.artifacts["new"], "new")
 					}
 					if err == nil {
@@ -186,7 +187,8 @@ func TestFetchedBytesWithManyCuts(t *testing.T) {
 						}
 						break
 					}
-					d.w.lose(lossModes[rng.Intn(len(lossModes))], tears(rng)[rng.Intn(10)], rng)
+					torn := tears(rng)
+					d.w.lose(lossModes[rng.Intn(len(lossModes))], torn[rng.Intn(len(torn))], rng)
 				}
 				if err := d.check("new"); err != nil {
 					t.Fatalf("a cut every %d operations: %v", every, err)

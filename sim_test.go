@@ -84,6 +84,8 @@ func (s simStorage) op(sync bool) error {
 	}
 	s.w.trace = append(s.w.trace, kind+" "+s.f.name)
 	if s.w.fault != nil {
+		s.w.mu.Unlock() // it may look at the device
+		defer s.w.mu.Lock()
 		return s.w.fault(s.w.ops, s.f, sync)
 	}
 	return nil
