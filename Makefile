@@ -25,7 +25,7 @@ mendlet:
 
 test:
 	$(GO) vet ./...
-	$(GO) test $(GOFLAGS) ./...
+	$(GO) test $(GOFLAGS) $(TESTFLAGS) ./...
 
 demo: mendlet
 	@sh rig/demo.sh ./mendlet testdata
@@ -66,7 +66,7 @@ reproducible:
 FUZZTIME ?= 10s
 fuzz:
 	@for f in $$($(GO) test -list '^Fuzz' . | grep ^Fuzz); do \
-		$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) . || exit 1; \
+		$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x . || exit 1; \
 	done
 
 # A/B device in QEMU with real U-Boot and kernel; needs root and Debian.

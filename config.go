@@ -84,6 +84,7 @@ type config struct {
 	BootEnv     string // auto, native, fw_setenv, grub; mendlet's own
 
 	paths      paths  `json:"-"`
+	broken     error  // of a file in its default place: what it demands is not known
 	extraRoots string // -E: more trusted certificates
 }
 
@@ -129,6 +130,7 @@ func loadConfig(p paths, main, fallback configFile, lg *logger) (*config, error)
 				return nil, err
 			}
 			lg.warnf("%v", err)
+			c.broken = err
 		}
 	}
 	if err := c.tierErr(); err != nil {
