@@ -16,7 +16,7 @@ BUILD = CGO_ENABLED=0 $(GO) build $(GOFLAGS) $(COLD:%='-gcflags=%=-l') -trimpath
 	-tags '$(TAGS)$(EXTRATAGS)' -ldflags '$(LDFLAGS)'
 TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softfloat linux/riscv64/
 
-.PHONY: all test demo bench install install-modules clean cross nonet size fuzz rig reproducible mendlet
+.PHONY: all test test-cross demo bench bench-peers install install-modules clean cross nonet size fuzz rig reproducible mendlet
 
 all: mendlet
 
@@ -32,6 +32,15 @@ demo: mendlet
 
 bench:
 	$(GO) test $(GOFLAGS) -run '^$$' -bench . -benchmem .
+
+# The same image with this program and with Debian's mender-client, rauc and swupdate; needs root.
+# Half an hour; RUNS, ROWS and PEERS make it less.
+bench-peers: mendlet
+	sh rig/bench-peers.sh
+
+# What depends on word size and byte order, for the other targets, under qemu-user.
+test-cross:
+	@sh rig/test-cross.sh '$(GO)'
 
 install: mendlet
 	install -D -m 0755 mendlet $(DESTDIR)$(SBINDIR)/mendlet

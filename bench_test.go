@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// BenchmarkUnpackZstd is what BenchmarkUnpack is, with the artifact made here: pack writes no zstd.
+func BenchmarkUnpackZstd(b *testing.B) {
+	if _, err := exec.LookPath("zstd"); err != nil {
+		b.Skip("needs zstd")
+	}
+	image := testImage(3, 8<<20)
+	img := writeTemp(b, "rootfs.img", image)
+	art := withZstd(b, packed(b, "-n", "r", "-c", "d", "-f", img, "--compression", "none"))
+	b.ReportAllocs()
+	b.SetBytes(int64(len(image)))
+	for b.Loop() {
+		a, err := openArtifact(struct{ io.Reader }{bytes.NewReader(art)}, artifactOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		f, err := a.nextFile()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, f); err != nil || n != int64(len(image)) {
+			b.Fatal(n, err)
+		}
+		a.close()
+	}
+}
+
+// withZstd compresses the payload of an uncompressed artifact.
+func withZstd(b *testing.B, art []byte) []byte {
+	dir := b.TempDir()
+	script := `tar -xf -; zstd -q --rm data/0000.tar
+tar --format=ustar --owner=0 --group=0 -cf - version manifest header.tar data/0000.tar.zst`
+	cmd := exec.Command("sh", "-ec", script)
+	cmd.Dir, cmd.Stdin = dir, bytes.NewReader(art)
+	out, err := cmd.Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return out
+}
+
+// BenchmarkVerify is the way from the first byte to the verified header.
+func BenchmarkVerify(b *testing.B) {
+	for _, kind := range []string{"rsa", "ecdsa"} {
+		b.Run(kind, func(b *testing.B) {
+			art := fixture(b, "rootfs-signed-"+kind+".mender")
+			keys, err := loadVerifyKeys([]string{fixtures + "rsa.pub", fixtures + "ec.pub"})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				a, err := openArtifact(bytes.NewReader(art), artifactOptions{keys: keys})
+				if err != nil {
+					b.Fatal(err)
+				}
+				a.close()
+			}
+		})
+	}
+}
+
+// The two benchmarks of the environment have one of 4 KiB, more than half full.
+func benchEnv() bootEnv {
+	vars := []string{"bootcount=0", "upgrade_available=0"}
+	for i := range 40 {
+		vars = append(vars, "variable"+strings.Repeat("x", i)+"="+strings.Repeat("y", 20))
+	}
+	_, e := twoCopies(envBytes(testEnvSize, 1, 0, vars...), envBytes(testEnvSize, 0, 0, vars...))
+	return e
+}
+
+func BenchmarkEnvSet(b *testing.B) {
+	e := benchEnv()
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := e.set([]envVar{{"upgrade_available", "1"}, {"bootcount", "0"}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkEnvRead(b *testing.B) {
+	e := benchEnv()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := e.vars(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
