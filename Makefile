@@ -80,7 +80,7 @@ fuzz:
 
 # A/B device in QEMU with real U-Boot and kernel; needs root and Debian.
 rig:
-	sh rig/run.sh
+	bash rig/run.sh
 
 clean:
 	rm -rf mendlet out
