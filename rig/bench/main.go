@@ -103,7 +103,7 @@ func (b *bench) all(doc string) error {
 		}
 		*p = abs
 	}
-	if err := errors.Join(b.prepareContents(), b.payloads()); err != nil {
+	if err := errors.Join(b.prepareContents(), b.payloads(), b.identityScript()); err != nil {
 		return err
 	}
 	if err := b.serve(); err != nil {
@@ -147,6 +147,18 @@ func (b *bench) round(n int, res *results, peers []*peer) error {
 			return err
 		}
 		res.put("start "+p.name, m)
+		if p.name == "mendlet" || p.name == "mender" {
+			if n == 0 { // the first time makes a key
+				_, err = b.poll(p)
+			}
+			if err == nil {
+				m, err = b.poll(p)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: poll: %w", p.name, err)
+			}
+			res.put("poll "+p.name, m)
+		}
 	}
 	for _, r := range res.rows {
 		for i := range peers {
@@ -220,5 +232,5 @@ func firstLine(name string, arg ...string) string {
 	}
 	s := bufio.NewScanner(strings.NewReader(out))
 	s.Scan()
-	return s.Text()
+	return strings.Join(strings.Fields(s.Text()), " ")
 }

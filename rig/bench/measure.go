@@ -23,6 +23,8 @@ type measured struct {
 	cpu   float64 // seconds, user and system, of the program and what it started
 	rss   float64 // bytes; see watch
 	wrote int64   // bytes that reached the block device
+
+	conns, bytes int64 // of a poll: connections, and what went over them both ways
 }
 
 // command runs a program and everything that it starts. A service that does the work is

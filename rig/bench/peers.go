@@ -252,6 +252,7 @@ bootname=B
 		service := exec.Command(bin, "-c", b.at("rauc.conf"), "--override-boot-slot=A", "service")
 		cmd := exec.Command(bin, "install", b.source(r, r.comp+".raucb"))
 		service.Env, cmd.Env = env, env
+		service.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := service.Start(); err != nil {
 			return nil, nil, err
 		}
@@ -282,6 +283,7 @@ func (b *bench) bundles(rauc string) error {
 func (b *bench) startBus() (stop func(), err error) {
 	os.Remove(b.at("bus"))
 	bus := exec.Command("dbus-daemon", "--session", "--nofork", "--nopidfile", "--address=unix:path="+b.at("bus"))
+	bus.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it must not outlive this program
 	if err := bus.Start(); err != nil {
 		return nil, err
 	}

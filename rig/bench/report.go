@@ -69,6 +69,8 @@ func (res *results) median(k string) (m measured, ok bool) {
 	m.cpu = of(func(x measured) float64 { return x.cpu })
 	m.rss = of(func(x measured) float64 { return x.rss })
 	m.wrote = int64(of(func(x measured) float64 { return float64(x.wrote) }))
+	m.conns = int64(of(func(x measured) float64 { return float64(x.conns) }))
+	m.bytes = int64(of(func(x measured) float64 { return float64(x.bytes) }))
 	return m, true
 }
 
@@ -118,6 +120,16 @@ func (res *results) markdown() string {
 			p("| %s | %s | %.2f | %.2f |\n", f, r.comp, m.wall/wall, m.cpu/cpu)
 		}
 	}
+	res.startUp(p)
+	p("\nHow each was set up:\n\n")
+	for _, n := range append(slices.Clone(res.notes), res.failed...) {
+		p("- %s\n", n)
+	}
+	return b.String()
+}
+
+// startUp tells of what is not an install: how a program starts, and what a poll takes.
+func (res *results) startUp(p func(string, ...any)) {
 	p("\nStart-up, `--version`, as a ratio to the best of the others:\n\n| updater | CPU | memory, MiB |\n|---|--:|--:|\n")
 	least := 0.0
 	for _, name := range res.peers {
@@ -130,11 +142,16 @@ func (res *results) markdown() string {
 			p("| %s | %.2f | %.0f |\n", name, m.cpu/least, m.rss/(1<<20))
 		}
 	}
-	p("\nHow each was set up:\n\n")
-	for _, n := range append(slices.Clone(res.notes), res.failed...) {
-		p("- %s\n", n)
+	other, ok := res.median("poll mender")
+	if !ok {
+		return
 	}
-	return b.String()
+	p("\nOne start that authenticates, sends the inventory if it is due, asks over TLS, and finds nothing (`mendlet run`, and the start of `mender daemon`, which has no other way). Bytes are those of the connections, both ways, without what is below TCP:\n\n| updater | CPU | memory, MiB | connections | bytes |\n|---|--:|--:|--:|--:|\n")
+	for _, name := range res.peers {
+		if m, ok := res.median("poll " + name); ok {
+			p("| %s | %.2f | %.0f | %d | %d |\n", name, m.cpu/other.cpu, m.rss/(1<<20), m.conns, m.bytes)
+		}
+	}
 }
 
 var colours = map[string]string{"mendlet": "#0b6e4f", "mender": "#c98b2b", "rauc": "#7a7f87", "swupdate": "#5b7db1"}
