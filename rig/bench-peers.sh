@@ -28,7 +28,7 @@ if [ -n "$missing" ]; then
 fi
 
 mkdir -p "$dir"
-(cd "$here/bench" && go vet . && go test . > /dev/null && CGO_ENABLED=0 go build -trimpath -o "$dir/bench" .)
+(cd "$here/bench" && go vet . && go test . > /dev/null && CGO_ENABLED=0 go build -trimpath -o "$dir/driver" .)
 cp "$here/../mendlet" "$dir/mendlet-binary"
 
 # About 350 MiB of this machine's own files; the rest of the image is zeros.
@@ -58,5 +58,5 @@ b=$(losetup -f --show "$dir/slotB")
 doc=$here/../doc
 [ "$rows$peers" = .. ] || doc=
 echo "load: $(cut -d' ' -f1-3 /proc/loadavg) on $(nproc) cores"
-unshare -m --propagation private "$dir/bench" -dir "$dir" -image "$dir/image.ext4" -a "$a" -b "$b" \
+unshare -m --propagation private "$dir/driver" -dir "$dir" -image "$dir/image.ext4" -a "$a" -b "$b" \
 	-mendlet "$dir/mendlet-binary" -runs "$runs" -rows "$rows" -peers "$peers" -doc "$doc"

@@ -70,6 +70,7 @@ func allRows() []row {
 }
 
 func main() {
+	runtime.LockOSThread() // what is started is killed when its starter, which is a thread, ends
 	b := &bench{}
 	rows, only, doc := "", "", ""
 	flag.StringVar(&b.dir, "dir", "", "directory for everything that is made")

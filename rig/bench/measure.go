@@ -32,6 +32,10 @@ type measured struct {
 func command(cmd *exec.Cmd, service *exec.Cmd, after func() error) (measured, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
 		return measured{}, err
