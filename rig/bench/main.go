@@ -104,6 +104,14 @@ func (b *bench) all(doc string) error {
 		}
 		*p = abs
 	}
+	// A device that is open is not detached by somebody else's losetup -D.
+	for _, dev := range []string{b.slotA, b.slotB} {
+		f, err := os.Open(dev)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+	}
 	if err := errors.Join(b.prepareContents(), b.payloads(), b.identityScript()); err != nil {
 		return err
 	}
@@ -138,7 +146,7 @@ func (b *bench) round(n int, res *results, peers []*peer) error {
 	for _, f := range b.floors() {
 		m, err := f.measure(b)
 		if err != nil {
-			return fmt.Errorf("floor %q: %w", f.name, err)
+			return fmt.Errorf("floor, %s: %w", f.name, err)
 		}
 		res.addFloor(f.name, m)
 	}
