@@ -233,7 +233,7 @@ func realArtifacts(t *testing.T, image []byte) (list []realArtifact) {
 		k.data = func(tar []byte) (string, []byte) {
 			return "data/0000.tar" + program.suffix, piped(t, tar, program.name, program.args)
 		}
-		list = append(list, realArtifact{"one member of " + program.name, false, k.build(t)})
+		list = append(list, realArtifact{"one member of " + program.name, program.name == "gzip", k.build(t)})
 	}
 	return list
 }
@@ -338,7 +338,10 @@ func (a realArtifact) interruptFile(t *testing.T, image []byte) {
 		t.Errorf("the journal says %+v", rec.Update)
 	}
 	if rec, _ := d.peek(); a.restart {
-		step := map[bool]int64{true: packBlock, false: packFlush}[strings.HasSuffix(a.name, "xz")]
+		step := int64(packFlush)
+		if strings.HasPrefix(a.name, "one member") || strings.HasSuffix(a.name, "xz") {
+			step = packBlock // gzip's blocks have a fixed number of symbols, and much goes into one where all is zeros
+		}
 		if c := rec.Update.Checkpoint; c.Offset-c.From.Out > step {
 			t.Errorf("the checkpoint at %d is entered at %d, want %d bytes before at most", c.Offset, c.From.Out, step)
 		}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"compress/flate"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -22,6 +21,7 @@ import (
 type restartPoint struct {
 	Kind  string // none, gzip, xz
 	File  int64  // offset in the artifact of the next stored byte
+	Bit   byte   `json:",omitempty"` // gzip: bits of that byte that belong to what comes before, 0 to 7
 	Out   int64  // offset in the data tar of what it decodes to
 	Fresh bool   // a gzip member or an xz block starts here: nothing before it is needed
 	Check byte   // xz: the integrity check that the stream header named
@@ -72,7 +72,7 @@ func newUnpacker(kind string, in *input, lim unpackLimits) (unpacker, error) {
 	case "none":
 		return &stored{in: in}, nil
 	case "gzip":
-		return newGunzip(in, restartPoint{Fresh: true}, nil), nil
+		return newGunzip(in, restartPoint{Fresh: true}, nil)
 	case "xz":
 		return &unxz{in: in, lim: lim, index: sha256.New()}, nil
 	case "zstd":
@@ -91,7 +91,7 @@ func resumeUnpacker(in *input, p restartPoint, window []byte, lim unpackLimits) 
 		if !p.Fresh && len(window) < gzipWindow {
 			return nil, fmt.Errorf("resuming gzip: got %d bytes of what comes before, want %d", len(window), gzipWindow)
 		}
-		return newGunzip(in, p, window), nil
+		return newGunzip(in, p, window)
 	case "xz":
 		z := &unxz{in: in, lim: lim, index: sha256.New(), out: p.Out, resumed: true}
 		return z, z.setCheck(p.Check)
@@ -120,119 +120,65 @@ func (s *stored) close() {}
 // gzipWindow is how far back deflate can refer (RFC 1951, 2).
 const gzipWindow = 32 << 10
 
-// flateInput watches what compress/flate reads, to find the places where the compressed
-// data is aligned to a byte: an empty stored block, 00 00 ff ff. flate reads single bytes by
-// ReadByte, the four bytes LEN, NLEN of a stored block in one Read, and then its content by
-// further Reads (compress/flate/inflate.go, dataBlock and copyData). It never reads ahead.
-type flateInput struct {
-	*input
-	content int   // bytes of a stored block's content still to be read
-	mark    int64 // offset in the file after the latest empty stored block; 0: none
-}
-
-func (f *flateInput) Read(p []byte) (int, error) {
-	if f.content > 0 {
-		n, err := f.input.Read(p)
-		f.content -= n
-		return n, err
-	}
-	n, err := io.ReadFull(f.input, p)
-	if n == 4 {
-		f.content = int(binary.LittleEndian.Uint16(p))
-		if f.content == 0 {
-			f.mark = f.offset()
-		}
-	}
-	return n, err
-}
-
-// gunzip unpacks gzip members (RFC 1952) one after the other. It does not use
-// compress/gzip, which cannot be entered in the middle of a member.
+// gunzip unpacks gzip members (RFC 1952) one after the other. It can be entered at a member
+// and at each block within.
 type gunzip struct {
-	in      flateInput
-	fl      io.ReadCloser
+	in      *input
+	fl      *inflater
 	member  bool   // inside a member
 	whole   bool   // the member was seen from its start, so that its trailer can be checked
+	start   int64  // offset in the tar of the member's first byte; -1 if not whole
 	crc     uint32 // of the member so far
 	size    uint32 // of the member so far, modulo 2^32
-	out     int64  // offset in the tar of the next byte that fl gives
-	err     error
-	buf     []byte // one window, for reads that are shorter
-	rest    []byte // in buf, unpacked and not yet read
 	members int    // read to their end
+	err     error
 	now     restartPoint
-	coming  restartPoint // a point that rest ends at; Kind "" when none
+	coming  restartPoint // a point in what is unpacked and not yet read; Kind "" when none
 }
 
-func newGunzip(in *input, p restartPoint, window []byte) *gunzip {
-	g := &gunzip{in: flateInput{input: in}, buf: make([]byte, gzipWindow), out: p.Out, now: p, member: !p.Fresh}
-	g.fl = flate.NewReaderDict(&g.in, window)
-	return g
+func newGunzip(in *input, p restartPoint, window []byte) (*gunzip, error) {
+	fl, err := newInflater(in, p.Bit, window, p.Out)
+	return &gunzip{in: in, fl: fl, now: p, member: !p.Fresh, start: -1}, err
 }
 
-func (g *gunzip) Read(p []byte) (n int, err error) {
-	if len(g.rest) == 0 && len(p) >= gzipWindow {
-		n, err = g.unpack(p)
-	} else {
-		if len(g.rest) == 0 {
-			if n, err = g.unpack(g.buf); n == 0 {
-				return 0, err
-			}
-			g.rest = g.buf[:n]
+func (g *gunzip) Read(p []byte) (int, error) {
+	for len(g.fl.pending()) == 0 {
+		if g.err == nil {
+			g.err = g.unpack()
 		}
-		n = copy(p, g.rest)
-		g.rest = g.rest[n:]
-		err = nil
+		if g.err != nil {
+			return 0, g.err
+		}
 	}
-	if g.coming.Kind != "" && g.coming.Out <= g.out-int64(len(g.rest)) {
+	n := copy(p, g.fl.pending())
+	g.fl.begin += n
+	if left := int64(len(g.fl.pending())); g.coming.Kind != "" && g.coming.Out <= g.fl.total-left {
 		g.now, g.coming = g.coming, restartPoint{}
 	}
-	return n, err
+	return n, nil
 }
 
-// unpack fills p, of at least one window, with what one Read of flate gives.
-func (g *gunzip) unpack(p []byte) (n int, err error) {
-	for n == 0 && g.err == nil {
-		if !g.member {
-			if g.err = g.nextMember(); g.err != nil {
-				break
-			}
-		}
-		g.in.mark = 0
-		n, err = g.fl.Read(p)
-		g.note(n, err)
-		if g.whole {
-			g.crc = crc32.Update(g.crc, crc32.IEEETable, p[:n])
-		}
-		g.size += uint32(n)
-		g.out += int64(n)
-		if err == io.EOF {
-			err = g.trailer()
-		}
-		g.err = err
+// unpack gets some more of a member, or gets past what is between two.
+func (g *gunzip) unpack() error {
+	if !g.member {
+		return g.nextMember()
 	}
-	if n > 0 {
-		return n, nil
+	switch err := g.fl.more(); {
+	case err == io.EOF:
+		return g.trailer()
+	case err == errDeflate:
+		return fmt.Errorf("offset %d: %w", g.in.offset(), err)
+	case err != nil:
+		return err
 	}
-	return 0, g.err
-}
-
-// note keeps the restart point that a Read of n bytes came by. At an empty stored block
-// flate gives out all that it has unpacked, in one Read since p holds a window. If nothing
-// was left to give it reads on, and what it then gives comes after the point. The empty
-// block that ends a member is no point: the trailer follows it.
-func (g *gunzip) note(n int, err error) {
-	if g.in.mark == 0 || err != nil && err != io.EOF {
-		return
+	if g.whole {
+		g.crc = crc32.Update(g.crc, crc32.IEEETable, g.fl.pending())
 	}
-	p := restartPoint{Kind: "gzip", File: g.in.mark, Out: g.out}
-	if g.in.offset() == g.in.mark {
-		if err == io.EOF {
-			return
-		}
-		p.Out += int64(n)
+	g.size += uint32(len(g.fl.pending()))
+	if f := g.fl; f.blockAt > g.start { // at its start a member is entered by its header
+		g.coming = restartPoint{Kind: "gzip", File: f.block, Bit: f.bit, Out: f.blockAt}
 	}
-	g.coming = p
+	return nil
 }
 
 // nextMember reads a member's header; io.EOF at the end of the section.
@@ -257,7 +203,7 @@ func (g *gunzip) nextMember() error {
 		}
 		skip = 12 + int(binary.LittleEndian.Uint16(head[10:]))
 	}
-	if _, err := io.CopyN(io.Discard, g.in.input, int64(skip)); err != nil {
+	if _, err := io.CopyN(io.Discard, g.in, int64(skip)); err != nil {
 		return noEOF(err)
 	}
 	for _, f := range []byte{fname, fcomment} {
@@ -268,22 +214,23 @@ func (g *gunzip) nextMember() error {
 		}
 	}
 	if flags&fhcrc != 0 {
-		if _, err := io.CopyN(io.Discard, g.in.input, 2); err != nil {
+		if _, err := io.CopyN(io.Discard, g.in, 2); err != nil {
 			return noEOF(err)
 		}
 	}
-	g.member, g.whole, g.crc, g.size = true, true, 0, 0
+	g.member, g.whole, g.crc, g.size, g.start = true, true, 0, 0, g.fl.total
 	if g.members > 0 {
-		g.coming = restartPoint{Kind: "gzip", File: at, Out: g.out, Fresh: true}
+		g.coming = restartPoint{Kind: "gzip", File: at, Out: g.start, Fresh: true}
 	}
-	return g.fl.(flate.Resetter).Reset(&g.in, nil)
+	g.fl.reset()
+	return nil
 }
 
 // trailer checks a member's CRC-32 and size. Of a member that was entered in the middle
 // neither is known; there the hash of the whole payload is the proof.
 func (g *gunzip) trailer() error {
 	var t [8]byte
-	if _, err := io.ReadFull(g.in.input, t[:]); err != nil {
+	if _, err := io.ReadFull(g.in, t[:]); err != nil {
 		return noEOF(err)
 	}
 	g.member = false

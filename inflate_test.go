@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"compress/flate"
+	"io"
+	"math/rand"
+	"slices"
+	"testing"
+	"testing/iotest"
+)
+
+// inflateAll unpacks one stream; rest is what it left of the input.
+func inflateAll(r io.Reader) (out []byte, rest int64, err error) {
+	in := newInput(r, 0, 4<<10)
+	f, err := newInflater(in, 0, nil, 0)
+	for err == nil {
+		err = f.more()
+		out = append(out, f.pending()...)
+		f.begin = f.end
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	at := in.offset()
+	n, _ := io.Copy(io.Discard, in)
+	if int64(len(out)) != f.total || at < 0 {
+		panic("wrong count")
+	}
+	return out, n, err
+}
+
+// compress/flate is what the decoder is held against.
+func flateAll(b []byte) (out []byte, rest int64, err error) {
+	r := bytes.NewReader(b)
+	out, err = io.ReadAll(flate.NewReader(r))
+	return out, int64(r.Len()), err
+}
+
+func deflated(t testing.TB, b []byte, level int) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := flate.NewWriter(&out, level)
+	if err == nil {
+		_, err = w.Write(b)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// inflateSamples are data that bring out every kind of block and code.
+func inflateSamples() map[string][]byte {
+	rng := rand.New(rand.NewSource(5))
+	noise := make([]byte, 300<<10)
+	rng.Read(noise)
+	skewed := make([]byte, 200<<10) // codes of all lengths
+	for i := range skewed {
+		skewed[i] = byte(min(rng.ExpFloat64()*8, 255))
+	}
+	far := slices.Concat(noise[:300], make([]byte, 32768-300), noise[:300], noise[:31<<10], noise[:300])
+	var runs []byte // distances from 1 to 9
+	for i := 1; i < 10; i++ {
+		runs = append(runs, bytes.Repeat(noise[:i], 3000)...)
+	}
+	return map[string][]byte{"empty": nil, "byte": {7}, "noise": noise, "skewed": skewed, "far": far, "runs": runs,
+		"zeros": make([]byte, 1<<20), "text": bytes.Repeat([]byte("It is the same again, and again. "), 9000), "image": testImage(4, 1<<20)}
+}
+
+func TestInflate(t *testing.T) {
+	for name, data := range inflateSamples() {
+		for _, level := range []int{flate.HuffmanOnly, 0, 1, 6, 9} {
+			b := append(deflated(t, data, level), "trailer!"...)
+			for _, r := range []io.Reader{bytes.NewReader(b), iotest.OneByteReader(bytes.NewReader(b)), iotest.DataErrReader(bytes.NewReader(b))} {
+				if got, rest, err := inflateAll(r); err != nil || rest != 8 || !bytes.Equal(got, data) {
+					t.Fatalf("%s, level %d: %d of %d bytes, %d left behind it, %v", name, level, len(got), len(data), rest, err)
+				}
+			}
+			for cut := len(b) - 9; cut > 0; cut -= 1 + cut/7 {
+				if _, _, err := inflateAll(bytes.NewReader(b[:cut])); err != io.ErrUnexpectedEOF && err != errDeflate {
+					t.Fatalf("%s, level %d: cut off at %d of %d: %v", name, level, cut, len(b), err)
+				}
+			}
+		}
+	}
+}
+
+// Streams that no compressor writes: what compress/flate refuses is refused, too.
+func TestInflateDamaged(t *testing.T) {
+	rng := rand.New(rand.NewSource(6))
+	for name, data := range inflateSamples() {
+		b := append(deflated(t, data[:min(len(data), 20000)], 6), make([]byte, 16)...)
+		for range 300 {
+			bad := slices.Clone(b)
+			for range 1 + rng.Intn(3) {
+				bad[rng.Intn(min(len(b), 1+rng.Intn(len(b))))] ^= 1 << rng.Intn(8)
+			}
+			sameAsFlate(t, name, bad)
+		}
+	}
+}
+
+func sameAsFlate(t *testing.T, name string, b []byte) {
+	t.Helper()
+	want, wantRest, wantErr := flateAll(b)
+	got, rest, err := inflateAll(bytes.NewReader(b))
+	if (err == nil) != (wantErr == nil) {
+		t.Fatalf("%s: %v, compress/flate: %v", name, err, wantErr)
+	}
+	if err == nil && (!bytes.Equal(got, want) || rest != wantRest) {
+		t.Fatalf("%s: got %d bytes and %d left, compress/flate %d and %d", name, len(got), rest, len(want), wantRest)
+	}
+}
+
+// FuzzInflate holds the decoder against compress/flate. The zeros are for the trailer that
+// follows in gzip.
+func FuzzInflate(f *testing.F) {
+	for _, data := range inflateSamples() {
+		for _, level := range []int{flate.HuffmanOnly, 0, 6} {
+			f.Add(deflated(f, data[:min(len(data), 3000)], level))
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		sameAsFlate(t, "fuzz", append(slices.Clone(b), make([]byte, 16)...))
+	})
+}
+
+// A stream can be entered at each block, wherever in a byte that begins, and not otherwise.
+func TestInflateFromBlock(t *testing.T) {
+	data := testImage(4, 4<<20)
+	b := append(deflated(t, data, 6), make([]byte, 8)...)
+	f, err := newInflater(newInput(bytes.NewReader(b), 0, 4<<10), 0, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, within := 0, map[uint8]bool{}
+	for err == nil {
+		before := f.blockAt
+		if err = f.more(); err == nil && f.blockAt > before && f.blockAt >= gzipWindow {
+			seen++
+			within[f.bit] = true
+			at := f.blockAt
+			g, err := newInflater(newInput(bytes.NewReader(b[f.block:]), f.block, 4<<10), f.bit, data[at-gzipWindow:at], at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var rest []byte
+			for err == nil {
+				err = g.more()
+				rest = append(rest, g.pending()...)
+				g.begin = g.end
+			}
+			if err != io.EOF || !bytes.Equal(rest, data[at:]) {
+				t.Fatalf("entered at %d, bit %d: %d bytes, want %d: %v", f.block, f.bit, len(rest), len(data)-int(at), err)
+			}
+		}
+		f.begin = f.end
+	}
+	if seen < 5 || len(within) < 3 {
+		t.Errorf("%d blocks, at %d different bits: too few to show anything", seen, len(within))
+	}
+}
+
+func BenchmarkInflate(b *testing.B) {
+	data := testImage(4, 4<<20)
+	packed := append(deflated(b, data, 6), make([]byte, 16)...)
+	b.Run("own", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(data)))
+		f, err := newInflater(newInput(bytes.NewReader(packed), 0, inputBuffer), 0, nil, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			f.in = newInput(bytes.NewReader(packed), 0, inputBuffer)
+			f.reset()
+			for err = f.more(); err == nil; err = f.more() {
+				f.begin = f.end
+			}
+			if err != io.EOF {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("flate", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(data)))
+		z := flate.NewReader(nil)
+		buf := make([]byte, inflateRoom)
+		for b.Loop() {
+			z.(flate.Resetter).Reset(bytes.NewReader(packed), nil)
+			if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, z, buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
