@@ -49,7 +49,7 @@ func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
 		o.getenv = os.Getenv
 	}
 	clock := newTLSClock(o)
-	conf, noRoots, err := tlsConfig(c, clock, o.lg)
+	conf, err := tlsConfig(c, clock, o.lg)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
 	return &http.Client{
 		CheckRedirect: checkRedirect,
 		Transport: &agent{
-			name: "mendlet/" + o.version, noRoots: noRoots, clock: clock,
+			name: "mendlet/" + o.version, clock: clock,
 			Transport: &http.Transport{
 				Proxy:               proxy,
 				DialContext:         (&net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}).DialContext,
@@ -132,22 +132,13 @@ func clockFloor(build time.Time, files ...string) time.Time {
 	return floor
 }
 
-// tlsConfig builds trust and the client certificate. noRoots tells that there is nothing
-// to verify a server with.
-func tlsConfig(c *config, clock *tlsClock, lg *logger) (conf *tls.Config, noRoots bool, err error) {
-	roots, err := x509.SystemCertPool()
+// tlsConfig builds trust and the client certificate.
+func tlsConfig(c *config, clock *tlsClock, lg *logger) (*tls.Config, error) {
+	roots, err := trustedRoots(c, lg)
 	if err != nil {
-		lg.warnf("system certificates: %v", err)
-		roots = x509.NewCertPool()
+		return nil, err
 	}
-	for _, f := range []configFile{{c.ServerCertificate, false}, {c.extraRoots, true}} {
-		if err := addRoots(roots, f.path); err != nil && f.explicit {
-			return nil, false, refuse("trusted certificates: %w", err)
-		} else if err != nil {
-			lg.warnf("ServerCertificate: %v", err)
-		}
-	}
-	conf = &tls.Config{
+	conf := &tls.Config{
 		RootCAs:            roots,
 		Time:               clock.time,
 		MinVersion:         tls.VersionTLS12,
@@ -157,10 +148,37 @@ func tlsConfig(c *config, clock *tlsClock, lg *logger) (conf *tls.Config, noRoot
 	if c.SkipVerify {
 		lg.warnf("server certificates are not verified (SkipVerify)")
 	}
-	if err := clientCertificate(conf, c.HttpsClient); err != nil {
-		return nil, false, err
+	return conf, clientCertificate(conf, c.HttpsClient)
+}
+
+// trustedRoots are the system's certificates and those of the configuration; nil: only the
+// system's, of which the hundred or more are then not read before a server is verified.
+func trustedRoots(c *config, lg *logger) (*x509.CertPool, error) {
+	if c.ServerCertificate == "" && c.extraRoots == "" {
+		return nil, nil
 	}
-	return conf, roots.Equal(x509.NewCertPool()), nil
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		lg.warnf("system certificates: %v", err)
+		roots = x509.NewCertPool()
+	}
+	for _, f := range []configFile{{c.ServerCertificate, false}, {c.extraRoots, true}} {
+		if err := addRoots(roots, f.path); err != nil && f.explicit {
+			return nil, refuse("trusted certificates: %w", err)
+		} else if err != nil {
+			lg.warnf("ServerCertificate: %v", err)
+		}
+	}
+	return roots, nil
+}
+
+// noRoots tells that there is nothing to verify a server with.
+func noRoots(c *tls.Config) bool {
+	roots, err := c.RootCAs, error(nil)
+	if roots == nil {
+		roots, err = x509.SystemCertPool()
+	}
+	return err != nil || roots.Equal(x509.NewCertPool())
 }
 
 func addRoots(pool *x509.CertPool, path string) error {
@@ -232,9 +250,8 @@ func urlKey(u *url.URL) string {
 // agent is the transport with this program's name on requests, and errors that help.
 type agent struct {
 	*http.Transport
-	name    string
-	noRoots bool
-	clock   *tlsClock
+	name  string
+	clock *tlsClock
 }
 
 func (t *agent) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -252,6 +269,7 @@ func (t *agent) RoundTrip(req *http.Request) (*http.Response, error) {
 func (t *agent) explain(err error) error {
 	var invalid x509.CertificateInvalidError
 	var unknown x509.UnknownAuthorityError
+	var unreadable x509.SystemRootsError
 	var dns *net.DNSError
 	later := tryLater("%w", err)
 	switch {
@@ -261,7 +279,7 @@ func (t *agent) explain(err error) error {
 		}
 		return withHint(later, "the clock says %s; set it, or wait for the program that does",
 			t.clock.at.UTC().Format(time.RFC3339))
-	case errors.As(err, &unknown) && t.noRoots:
+	case (errors.As(err, &unknown) || errors.As(err, &unreadable)) && noRoots(t.TLSClientConfig):
 		return withHint(err, "this system has no CA certificates: give a PEM file with -E, ServerCertificate or SSL_CERT_FILE")
 	case errors.As(err, &unknown):
 		return withHint(later, "if the server has a certificate of its own, name it with ServerCertificate or -E")
