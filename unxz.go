@@ -12,27 +12,20 @@ import (
 	"hash/crc64"
 	"io"
 	"math"
-
-	"github.com/ulikunitz/xz/lzma"
 )
 
-// unxz unpacks one xz stream (The .xz File Format 1.2.1). Container and checks are done
-// here and only LZMA2 by the library: so the dictionary's size is known before it is
-// allocated, one dictionary serves all blocks, and a block can be entered by itself. The
-// blocks' LZMA2 data, each of which starts with a dictionary reset, is given to one
-// lzma.Reader2 as if it were one sequence of chunks; the zero byte between is left out.
+// unxz unpacks one xz stream (The .xz File Format 1.2.1). The dictionary's size is known before
+// it is allocated, one dictionary serves all blocks, and a block can be entered by itself.
 type unxz struct {
 	in      *input
 	lim     unpackLimits
-	lz      *lzma.Reader2
-	dict    int64 // bytes that lz has for its dictionary
+	lz      *lzmaDecoder
 	check   byte
 	sum     hash.Hash // of the block, nil when the stream has none
 	started bool      // the stream header was read
 	resumed bool      // the stream was entered at a block
 	inBlock bool
 	first   bool  // the next chunk is the block's first
-	chunk   int   // bytes of the current chunk still to come
 	header  int64 // size of the block's header
 	packed  int64 // offset in the file of the block's data
 	block   int64 // bytes unpacked of this block
@@ -49,14 +42,13 @@ func (z *unxz) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for z.err == nil && z.chunk == 0 {
+	for z.err == nil && (z.lz == nil || z.lz.left == 0) {
 		z.err = z.advance()
 	}
 	if z.err != nil {
 		return 0, z.err
 	}
-	n, err := z.lz.Read(p[:min(len(p), z.chunk)])
-	z.chunk -= n
+	n, err := z.lz.read(z.in, p)
 	z.block += int64(n)
 	z.out += int64(n)
 	if z.sum != nil {
@@ -84,7 +76,14 @@ func (z *unxz) advance() error {
 		}
 		return z.blockHeader((int(head[0]) + 1) * 4)
 	}
-	return z.nextChunk()
+	err := z.lz.chunk(z.in, z.first)
+	if z.first = false; err == io.EOF {
+		return z.blockEnd()
+	}
+	if err == errLZMA {
+		err = fmt.Errorf("offset %d: %w", z.in.offset(), err)
+	}
+	return err
 }
 
 func (z *unxz) streamHeader() error {
@@ -167,6 +166,9 @@ func xzDictSize(b byte) int64 {
 	return int64(2|b&1) << (b/2 + 11)
 }
 
+// minDict is the smallest dictionary, in bytes (section 5.3.1).
+const minDict = 4096
+
 // needDict sees that lz has a dictionary of n bytes, or of as many as can be of use.
 func (z *unxz) needDict(n int64) error {
 	use := n
@@ -176,48 +178,21 @@ func (z *unxz) needDict(n int64) error {
 	if z.wantOut >= 0 {
 		use = min(use, z.wantOut)
 	}
-	if use = max(use, lzma.MinDictCap); use > z.lim.dict {
+	if use = max(use, minDict); use > z.lim.dict {
 		return withHint(refuse("xz dictionary of %d bytes wanted, limit here is %d bytes", use, z.lim.dict),
 			"write the artifact again with --compression gzip, or with a smaller dictionary (mendlet pack --compression xz)")
 	}
-	if use > z.dict {
-		z.lz, z.dict = nil, use
+	if z.lz == nil || use > int64(len(z.lz.dict)) {
+		z.lz = newLZMA(int(use))
 	}
 	return nil
 }
 
-// nextChunk looks at the header of an LZMA2 chunk, which lz then reads.
-func (z *unxz) nextChunk() error {
-	h, err := z.in.need(3)
-	if err != nil {
-		return err
-	}
-	first := z.first
-	z.first = false
-	size := (int(h[1])<<8 | int(h[2])) + 1
-	switch c := h[0]; {
-	case c == 0:
-		return z.blockEnd()
-	case c >= 0x80:
-		size += int(c&0x1f) << 16
-	case c > 2:
-		return fmt.Errorf("offset %d: LZMA2 control byte %#x", z.in.offset(), c)
-	}
-	if first && h[0] != 1 && h[0] < 0xe0 {
-		return fmt.Errorf("offset %d: xz block does not start with a dictionary reset", z.in.offset())
-	}
-	z.chunk = size
-	if z.lz == nil {
-		z.lz, err = lzma.Reader2Config{DictCap: int(z.dict)}.NewReader2(z.in)
-	}
-	return err
-}
-
-// blockEnd reads the zero byte, padding and check, and enters the block's sizes for the
+// blockEnd reads padding and check behind the zero byte that ends the chunks, and enters the block's sizes for the
 // index (sections 3.3, 3.4, 4.3).
 func (z *unxz) blockEnd() error {
 	z.inBlock = false
-	size := z.in.offset() + 1 - z.packed
+	size := z.in.offset() - z.packed
 	if z.wantIn >= 0 && size != z.wantIn || z.wantOut >= 0 && z.block != z.wantOut {
 		return fmt.Errorf("offset %d: xz block has %d bytes for %d; its header says %d for %d",
 			z.in.offset(), size, z.block, z.wantIn, z.wantOut)
@@ -232,12 +207,12 @@ func (z *unxz) blockEnd() error {
 		}
 	}
 	pad := int(-size & 3)
-	end := make([]byte, 1+pad+len(sum))
+	end := make([]byte, pad+len(sum))
 	if _, err := io.ReadFull(z.in, end); err != nil {
 		return noEOF(err)
 	}
-	if !allZero(end[:1+pad]) || !bytes.Equal(end[1+pad:], sum) {
-		return fmt.Errorf("offset %d: xz block check is %x, the data has %x", z.in.offset(), end[1+pad:], sum)
+	if !allZero(end[:pad]) || !bytes.Equal(end[pad:], sum) {
+		return fmt.Errorf("offset %d: xz block check is %x, the data has %x", z.in.offset(), end[pad:], sum)
 	}
 	z.record(z.index, uint64(z.header+size)+uint64(len(sum)), uint64(z.block))
 	z.blocks++

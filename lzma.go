@@ -1,0 +1,430 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+)
+
+// lzmaDecoder unpacks the chunks of LZMA2 (LZMA specification, lzma-specification.txt of the LZMA
+// SDK; The .xz File Format 1.2.1, 5.3.1). The library's decoder takes twice the time and
+// allocates for each match (BenchmarkLZMA).
+type lzmaDecoder struct {
+	dict  []byte // the last bytes unpacked, round and round
+	o     int    // in dict: where the next byte goes
+	total int64  // bytes unpacked since the last reset of the dictionary
+
+	packed []byte // of the chunk, as far as it has come: all of it
+	pos    int    // in packed: the next byte
+	rng    uint32 // the range decoder
+	code   uint32
+
+	left    int // bytes of the chunk that are still to be unpacked
+	pending int // of these, bytes of a match that did not fit
+	stored  bool
+	state   uint32
+	reps    [4]uint32 // the last four distances, less one
+	lc      uint32
+	lpMask  uint32
+	pbMask  uint32
+	needs   byte // the least control byte that the next chunk of LZMA data may have
+	probs   [lzmaProbs]uint16
+}
+
+// Where the probabilities of each kind stand. There are 12 states and at most 16 states of the
+// position.
+const (
+	lzmaIsMatch    = 0
+	lzmaIsRep      = lzmaIsMatch + 12<<4
+	lzmaIsRepG0    = lzmaIsRep + 12
+	lzmaIsRepG1    = lzmaIsRepG0 + 12
+	lzmaIsRepG2    = lzmaIsRepG1 + 12
+	lzmaIsRep0Long = lzmaIsRepG2 + 12
+	lzmaSlot       = lzmaIsRep0Long + 12<<4 // four trees of 6 bits
+	lzmaSpecial    = lzmaSlot + 4<<6        // the trees of the lower bits of distances below 128
+	lzmaAlign      = lzmaSpecial + 128
+	lzmaLen        = lzmaAlign + 16
+	lzmaRepLen     = lzmaLen + lzmaLenSize
+	lzmaLiteral    = lzmaRepLen + lzmaLenSize
+	lzmaProbs      = lzmaLiteral + 0x300<<4
+
+	// Within lzmaLen and lzmaRepLen, behind two choices.
+	lzmaLenLow  = 2
+	lzmaLenMid  = lzmaLenLow + 16<<3
+	lzmaLenHigh = lzmaLenMid + 16<<3
+	lzmaLenSize = lzmaLenHigh + 1<<8
+)
+
+// maxPacked is the largest chunk of LZMA data, in bytes; 16 bits hold it less one.
+const maxPacked = 1 << 16
+
+var errLZMA = errors.New("LZMA data is damaged")
+
+// newLZMA makes a decoder with a dictionary of n bytes.
+func newLZMA(n int) *lzmaDecoder {
+	return &lzmaDecoder{dict: make([]byte, n), packed: make([]byte, 0, maxPacked)}
+}
+
+// chunk reads the header of a chunk and, of LZMA data, all the rest; io.EOF at the byte that ends
+// the chunks. first: a block of xz begins, and so must the dictionary.
+func (d *lzmaDecoder) chunk(in *input, first bool) error {
+	var h [6]byte
+	if _, err := io.ReadFull(in, h[:1]); err != nil {
+		return noEOF(err)
+	}
+	control := h[0]
+	if control == 0 {
+		return io.EOF
+	}
+	if first {
+		d.needs = 0xe0
+	}
+	if control < 0x80 && (control > 2 || first && control != 1) || control >= 0x80 && control < d.needs {
+		return errLZMA
+	}
+	if control == 1 || control >= 0xe0 {
+		d.total = 0
+	}
+	if d.stored = control < 0x80; d.stored {
+		if control == 1 {
+			d.needs = 0xc0
+		}
+		if _, err := io.ReadFull(in, h[1:3]); err != nil {
+			return noEOF(err)
+		}
+		d.left = int(binary.BigEndian.Uint16(h[1:])) + 1
+		return nil
+	}
+	d.needs = 0x80
+	n := 5
+	if control >= 0xc0 {
+		n = 6
+	}
+	if _, err := io.ReadFull(in, h[1:n]); err != nil {
+		return noEOF(err)
+	}
+	if control >= 0xc0 {
+		if err := d.properties(h[5]); err != nil {
+			return err
+		}
+	}
+	if control >= 0xa0 {
+		d.reset()
+	}
+	d.left = int(control&0x1f)<<16 + int(binary.BigEndian.Uint16(h[1:])) + 1
+	d.packed = d.packed[:int(binary.BigEndian.Uint16(h[3:]))+1]
+	if _, err := io.ReadFull(in, d.packed); err != nil {
+		return noEOF(err)
+	}
+	if len(d.packed) < 5 || d.packed[0] != 0 {
+		return errLZMA
+	}
+	d.rng, d.code, d.pos = 0xffffffff, binary.BigEndian.Uint32(d.packed[1:]), 5
+	return nil
+}
+
+// properties sets lc, lp and pb, of which LZMA2 wants lc + lp to be 4 at most.
+func (d *lzmaDecoder) properties(b byte) error {
+	lc, lp, pb := uint32(b%9), uint32(b/9%5), uint32(b/45)
+	if pb > 4 || lc+lp > 4 {
+		return errLZMA
+	}
+	d.lc, d.lpMask, d.pbMask = lc, 1<<lp-1, 1<<pb-1
+	return nil
+}
+
+func (d *lzmaDecoder) reset() {
+	d.state, d.reps = 0, [4]uint32{}
+	for i := range d.probs {
+		d.probs[i] = 1 << 10
+	}
+}
+
+// read unpacks some of the chunk; it gives at least one byte unless p is empty or the chunk over.
+func (d *lzmaDecoder) read(in *input, p []byte) (int, error) {
+	if d.o == len(d.dict) {
+		d.o = 0
+	}
+	begin := d.o
+	n := min(len(p), d.left, len(d.dict)-begin)
+	if d.stored {
+		if _, err := io.ReadFull(in, d.dict[begin:begin+n]); err != nil {
+			return 0, noEOF(err)
+		}
+		d.o += n
+	} else if err := d.unpack(begin + n); err != nil {
+		return 0, err
+	}
+	d.total += int64(n)
+	if d.left -= n; d.left == 0 && !d.stored {
+		if err := d.finish(); err != nil {
+			return 0, err
+		}
+	}
+	return copy(p, d.dict[begin:d.o]), nil
+}
+
+// finish checks that the end of a chunk's output is that of its input.
+func (d *lzmaDecoder) finish() error {
+	if d.rng < 1<<24 && d.pos < len(d.packed) {
+		d.code = d.code<<8 | uint32(d.packed[d.pos])
+		d.pos++
+	}
+	if d.pos != len(d.packed) || d.code != 0 || d.pending != 0 {
+		return errLZMA
+	}
+	return nil
+}
+
+// bit decodes one bit by the probability at index i. What is in registers in the loops that call
+// it is handed through, and the bits of literals, which are most, are decoded there.
+func (d *lzmaDecoder) bit(i int, rng, code uint32, pos int) (uint32, uint32, uint32, int) {
+	if rng < 1<<24 {
+		if pos >= len(d.packed) {
+			return 0, rng, code, pos + 1
+		}
+		rng, code = rng<<8, code<<8|uint32(d.packed[pos])
+		pos++
+	}
+	p := uint32(d.probs[i])
+	if bound := (rng >> 11) * p; code < bound {
+		d.probs[i] = uint16(p + (2048-p)>>5)
+		return 0, bound, code, pos
+	} else {
+		d.probs[i] = uint16(p - p>>5)
+		return 1, rng - bound, code - bound, pos
+	}
+}
+
+// tree decodes a number of n bits, the highest first.
+func (d *lzmaDecoder) tree(base int, n uint, rng, code uint32, pos int) (uint32, uint32, uint32, int) {
+	packed, m := d.packed, uint32(1)
+	for range n {
+		if rng < 1<<24 {
+			if pos >= len(packed) {
+				return 0, rng, code, pos + 1
+			}
+			rng, code = rng<<8, code<<8|uint32(packed[pos])
+			pos++
+		}
+		prob := &d.probs[base+int(m)]
+		p := uint32(*prob)
+		if bound := (rng >> 11) * p; code < bound {
+			*prob = uint16(p + (2048-p)>>5)
+			rng, m = bound, m<<1
+		} else {
+			*prob = uint16(p - p>>5)
+			rng, code, m = rng-bound, code-bound, m<<1|1
+		}
+	}
+	return m - 1<<n, rng, code, pos
+}
+
+// lowTree decodes a number of n bits, the lowest first.
+func (d *lzmaDecoder) lowTree(base int, n uint, rng, code uint32, pos int) (uint32, uint32, uint32, int) {
+	m, sum := 1, uint32(0)
+	for i := range n {
+		var b uint32
+		b, rng, code, pos = d.bit(base+m, rng, code, pos)
+		m = m<<1 | int(b)
+		sum |= b << i
+	}
+	return sum, rng, code, pos
+}
+
+// length decodes the length of a match, less two.
+func (d *lzmaDecoder) length(base int, posState uint32, rng, code uint32, pos int) (uint32, uint32, uint32, int) {
+	b, rng, code, pos := d.bit(base, rng, code, pos)
+	if b == 0 {
+		return d.tree(base+lzmaLenLow+int(posState)<<3, 3, rng, code, pos)
+	}
+	b, rng, code, pos = d.bit(base+1, rng, code, pos)
+	if b == 0 {
+		n, rng, code, pos := d.tree(base+lzmaLenMid+int(posState)<<3, 3, rng, code, pos)
+		return n + 8, rng, code, pos
+	}
+	n, rng, code, pos := d.tree(base+lzmaLenHigh, 8, rng, code, pos)
+	return n + 16, rng, code, pos
+}
+
+// distance decodes the distance of a match of that length, less two, as it is kept: less one.
+func (d *lzmaDecoder) distance(length uint32, rng, code uint32, pos int) (uint32, uint32, uint32, int) {
+	slot, rng, code, pos := d.tree(lzmaSlot+int(min(length, 3))<<6, 6, rng, code, pos)
+	if slot < 4 {
+		return slot, rng, code, pos
+	}
+	n := uint(slot>>1 - 1)
+	dist := (2 | slot&1) << n
+	var low uint32
+	if slot < 14 {
+		low, rng, code, pos = d.lowTree(lzmaSpecial+int(dist-slot), n, rng, code, pos)
+		return dist + low, rng, code, pos
+	}
+	for range n - 4 { // bits that are as likely 0 as 1
+		if rng < 1<<24 {
+			if pos >= len(d.packed) {
+				return 0, rng, code, pos + 1
+			}
+			rng, code = rng<<8, code<<8|uint32(d.packed[pos])
+			pos++
+		}
+		rng >>= 1
+		b := 1 - (code-rng)>>31 // 1 if code is not below rng: it is below twice that
+		code -= rng & -b
+		low = low<<1 | b
+	}
+	dist += low << 4
+	low, rng, code, pos = d.lowTree(lzmaAlign, 4, rng, code, pos)
+	return dist + low, rng, code, pos
+}
+
+// unpack fills the dictionary up to limit. An index of the input that is beyond its end shows
+// that it was too short.
+func (d *lzmaDecoder) unpack(limit int) error {
+	begin := d.o
+	if n := min(d.pending, limit-d.o); n > 0 {
+		d.repeat(d.o, n)
+		d.o, d.pending = d.o+n, d.pending-n
+	}
+	rng, code, pos, o, state := d.rng, d.code, d.pos, d.o, d.state
+	var b, length uint32
+	for o < limit {
+		total := d.total + int64(o-begin)
+		posState := uint32(total) & d.pbMask
+		b, rng, code, pos = d.bit(lzmaIsMatch+int(state<<4+posState), rng, code, pos)
+		if b == 0 {
+			var c uint32
+			if base := d.literalBase(o, total); state < 7 {
+				c, rng, code, pos = d.tree(base, 8, rng, code, pos)
+			} else {
+				c, rng, code, pos = d.mismatch(base, d.back(o), rng, code, pos)
+			}
+			d.dict[o] = byte(c)
+			o++
+			state -= min(state, 3+3*(state/10)) // 0 to 3 become 0, 4 to 9 lose 3, 10 and 11 lose 6
+			continue
+		}
+		literal := state < 7 // the symbol before was one
+		b, rng, code, pos = d.bit(lzmaIsRep+int(state), rng, code, pos)
+		if b == 0 {
+			length, rng, code, pos = d.length(lzmaLen, posState, rng, code, pos)
+			d.reps[3], d.reps[2], d.reps[1] = d.reps[2], d.reps[1], d.reps[0]
+			d.reps[0], rng, code, pos = d.distance(length, rng, code, pos)
+			length, state = length+2, afterMatch(literal, 7)
+		} else if b, rng, code, pos = d.choose(state, posState, rng, code, pos); b == 0 {
+			length, state = 1, afterMatch(literal, 9)
+		} else {
+			length, rng, code, pos = d.length(lzmaRepLen, posState, rng, code, pos)
+			length, state = length+2, afterMatch(literal, 8)
+		}
+		if int64(d.reps[0]) >= min(total, int64(len(d.dict))) {
+			return errLZMA
+		}
+		n := min(int(length), limit-o)
+		d.repeat(o, n)
+		o, d.pending = o+n, int(length)-n
+	}
+	if pos > len(d.packed) {
+		return errLZMA
+	}
+	d.rng, d.code, d.pos, d.o, d.state = rng, code, pos, o, state
+	return nil
+}
+
+// afterMatch is the state after a match (7), a repeated one (8) or a repeated byte (9), which
+// tells whether a literal came before.
+func afterMatch(literal bool, state uint32) uint32 {
+	switch {
+	case literal:
+		return state
+	case state == 7:
+		return 10
+	}
+	return 11
+}
+
+// literalBase is where the probabilities of a literal are that goes to o.
+func (d *lzmaDecoder) literalBase(o int, total int64) int {
+	var before byte
+	if total > 0 {
+		if before = d.dict[len(d.dict)-1]; o > 0 {
+			before = d.dict[o-1]
+		}
+	}
+	return lzmaLiteral + 0x300*int((uint32(total)&d.lpMask)<<d.lc+uint32(before)>>(8-d.lc))
+}
+
+// back is the byte that stands where the last match would go on.
+func (d *lzmaDecoder) back(o int) byte {
+	at := o - int(d.reps[0]) - 1
+	if at < 0 {
+		at += len(d.dict)
+	}
+	return d.dict[at]
+}
+
+// mismatch decodes a literal that follows a match and so is likely not to be like.
+func (d *lzmaDecoder) mismatch(base int, like byte, rng, code uint32, pos int) (uint32, uint32, uint32, int) {
+	packed, probs := d.packed, d.probs[base:base+0x300]
+	m, half, bits := uint32(1), uint32(0x100), uint32(like)
+	for m < 0x100 {
+		if rng < 1<<24 {
+			if pos >= len(packed) {
+				return 0, rng, code, pos + 1
+			}
+			rng, code = rng<<8, code<<8|uint32(packed[pos])
+			pos++
+		}
+		bits <<= 1
+		expect := bits & half
+		prob := &probs[half+expect+m]
+		p := uint32(*prob)
+		if bound := (rng >> 11) * p; code < bound {
+			*prob = uint16(p + (2048-p)>>5)
+			rng, m, half = bound, m<<1, half&^expect
+		} else {
+			*prob = uint16(p - p>>5)
+			rng, code, m, half = rng-bound, code-bound, m<<1|1, half&expect
+		}
+	}
+	return m & 0xff, rng, code, pos
+}
+
+// choose decodes which of the last distances comes again, and puts it in front; 0 where it is
+// for one byte only.
+func (d *lzmaDecoder) choose(state, posState, rng, code uint32, pos int) (uint32, uint32, uint32, int) {
+	b, rng, code, pos := d.bit(lzmaIsRepG0+int(state), rng, code, pos)
+	if b == 0 {
+		return d.bit(lzmaIsRep0Long+int(state<<4+posState), rng, code, pos)
+	}
+	which := 1
+	b, rng, code, pos = d.bit(lzmaIsRepG1+int(state), rng, code, pos)
+	if b == 1 {
+		b, rng, code, pos = d.bit(lzmaIsRepG2+int(state), rng, code, pos)
+		which = 2 + int(b)
+	}
+	rep := d.reps[which]
+	copy(d.reps[1:which+1], d.reps[:which])
+	d.reps[0] = rep
+	return 1, rng, code, pos
+}
+
+// repeat copies the n bytes at the last distance to o. Only their place in the dictionary may wrap.
+func (d *lzmaDecoder) repeat(o, n int) {
+	from := o - int(d.reps[0]) - 1
+	if from < 0 {
+		from += len(d.dict)
+		k := copy(d.dict[o:o+n], d.dict[from:])
+		o, n, from = o+k, n-k, 0
+	}
+	if n <= o-from {
+		copy(d.dict[o:o+n], d.dict[from:])
+		return
+	}
+	to, by := d.dict[o:o+n], d.dict[from:o+n]
+	for i := range to {
+		to[i] = by[i]
+	}
+}

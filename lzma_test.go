@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand"
+	"os/exec"
+	"slices"
+	"testing"
+
+	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
+)
+
+// unxzAll unpacks an xz stream in reads of n bytes.
+func unxzAll(b []byte, n int) ([]byte, error) {
+	in := newInput(bytes.NewReader(b), 0, 4<<10)
+	in.section(int64(len(b)))
+	u, err := newUnpacker("xz", in, unpackLimits{dict: 16 << 20})
+	var out []byte
+	for buf := make([]byte, n); err == nil; {
+		var k int
+		k, err = u.Read(buf)
+		out = append(out, buf[:k]...)
+	}
+	if err == io.EOF && in.offset() == int64(len(b)) {
+		return out, nil
+	}
+	return out, fmt.Errorf("at %d of %d: %w", in.offset(), len(b), err)
+}
+
+// What the xz program and the library write, with every kind of property and chunk.
+func TestLZMA(t *testing.T) {
+	for name, data := range inflateSamples() {
+		packed := map[string][]byte{
+			"library":       xzipped(t, data, xz.WriterConfig{DictCap: 1 << 16}),
+			"small blocks":  xzipped(t, data, xz.WriterConfig{DictCap: minDict, BlockSize: 5000}),
+			"other numbers": xzipped(t, data, xz.WriterConfig{Properties: &lzma.Properties{LC: 0, LP: 4, PB: 0}}),
+		}
+		if _, err := exec.LookPath("xz"); err == nil {
+			for _, lzma2 := range []string{"preset=0,dict=4KiB", "preset=6", "preset=9e,dict=8MiB", "preset=6,lc=4,lp=0,pb=4", "preset=6,lc=1,lp=3,pb=1"} {
+				packed[lzma2] = piped(t, data, "xz", "-zc", "--lzma2="+lzma2)
+			}
+		}
+		for how, b := range packed {
+			for _, n := range []int{1 << 20, 1000, 7} {
+				if got, err := unxzAll(b, n); err != nil || !bytes.Equal(got, data) {
+					t.Fatalf("%s, %s, reads of %d: %d of %d bytes, %v", name, how, n, len(got), len(data), err)
+				}
+			}
+		}
+	}
+}
+
+// What is damaged between the headers is found, by the decoder or at last by the check.
+func TestLZMADamaged(t *testing.T) {
+	rng := rand.New(rand.NewSource(7))
+	for name, data := range inflateSamples() {
+		data = data[:min(len(data), 20000)]
+		b := xzipped(t, data, xz.WriterConfig{DictCap: 1 << 16})
+		for range 200 {
+			bad := slices.Clone(b)
+			bad[rng.Intn(len(b))] ^= 1 << rng.Intn(8)
+			// What changes nothing, such as properties that no symbol depends on, may pass.
+			if got, err := unxzAll(bad, 3000); err == nil && !bytes.Equal(got, data) {
+				t.Fatalf("%s: accepted", name)
+			}
+		}
+		for cut := len(b) - 1; cut > 0; cut -= 1 + cut/9 {
+			if _, err := unxzAll(b[:cut], 3000); err == nil {
+				t.Fatalf("%s: cut off at %d of %d: accepted", name, cut, len(b))
+			}
+		}
+	}
+}
+
+// lzma2All unpacks bare LZMA2 data.
+func lzma2All(b []byte) (out []byte, rest int, err error) {
+	in := newInput(bytes.NewReader(b), 0, 4<<10)
+	d := newLZMA(1 << 16)
+	buf := make([]byte, 5000)
+	for first := true; err == nil; first = false {
+		if err = d.chunk(in, first); err != nil {
+			break
+		}
+		for d.left > 0 && err == nil {
+			var n int
+			n, err = d.read(in, buf)
+			out = append(out, buf[:n]...)
+		}
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return out, len(b) - int(in.offset()), err
+}
+
+// FuzzLZMA holds the decoder against the library's. That one does not look whether the range
+// decoder has come out even, so it may take what is refused here.
+func FuzzLZMA(f *testing.F) {
+	for _, data := range inflateSamples() {
+		var b bytes.Buffer
+		w, err := lzma.Writer2Config{DictCap: 1 << 16}.NewWriter2(&b)
+		if err == nil {
+			_, err = w.Write(data[:min(len(data), 3000)])
+		}
+		if err == nil {
+			err = w.Close()
+		}
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b.Bytes())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, rest, err := lzma2All(b)
+		if err != nil {
+			return
+		}
+		r := bytes.NewReader(b)
+		z, err := lzma.Reader2Config{DictCap: 1 << 16}.NewReader2(r)
+		var want []byte
+		if err == nil {
+			want, err = io.ReadAll(z)
+		}
+		if err != nil || !bytes.Equal(got, want) || rest != r.Len() {
+			t.Fatalf("got %d bytes and %d left, the library %d and %d, %v", len(got), rest, len(want), r.Len(), err)
+		}
+	})
+}
+
+func BenchmarkLZMA(b *testing.B) {
+	data := testImage(4, 4<<20)
+	packed := xzipped(b, data, xz.WriterConfig{DictCap: packDict, CheckSum: xz.CRC64})
+	b.Run("own", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(data)))
+		buf := make([]byte, 64<<10)
+		for b.Loop() {
+			in := newInput(bytes.NewReader(packed), 0, inputBuffer)
+			in.section(int64(len(packed)))
+			u, err := newUnpacker("xz", in, unpackLimits{dict: packDict})
+			for err == nil {
+				_, err = u.Read(buf)
+			}
+			if err != io.EOF {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("library", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(data)))
+		buf := make([]byte, 64<<10)
+		for b.Loop() {
+			z, err := xz.NewReader(bytes.NewReader(packed))
+			for err == nil {
+				_, err = z.Read(buf)
+			}
+			if err != io.EOF {
+				b.Fatal(err)
+			}
+		}
+	})
+}
