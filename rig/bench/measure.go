@@ -63,30 +63,35 @@ func command(cmd *exec.Cmd, service *exec.Cmd, after func() error) (measured, er
 }
 
 func (m *measured) addUsage(s *os.ProcessState) {
-	u := s.SysUsage().(*syscall.Rusage)
 	m.cpu += (s.UserTime() + s.SystemTime()).Seconds()
-	m.rss = max(m.rss, float64(u.Maxrss)*1024) // KiB on Linux
 }
 
-// watch adds up the memory of the processes and their children 20 times a second: what they
-// share is counted once (PSS, proc(5)). The function that it gives ends that and says the peak.
+// watch looks at the largest resident set that each of the processes has had 200 times a second
+// (VmHWM, proc(5); what wait4 says of a program begins with the memory of this one, which started
+// it), and adds up the memory of the processes and their children 20 times a second: what they
+// share is counted once (PSS). The function that it gives ends that and says the peak.
 func watch(pids []int) (stop func() float64) {
 	done := make(chan bool)
 	peak := 0.0
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		t := time.NewTicker(50 * time.Millisecond)
+		t := time.NewTicker(5 * time.Millisecond)
 		defer t.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-t.C:
+		for n := 1; ; n++ {
+			for _, p := range pids {
+				peak = max(peak, field(fmt.Sprintf("/proc/%d/status", p), "VmHWM:"))
+			}
+			if n%10 == 0 {
 				sum := 0.0
 				for _, p := range pids {
 					sum += treePSS(p)
 				}
 				peak = max(peak, sum)
+			}
+			select {
+			case <-done:
+				return
+			case <-t.C:
 			}
 		}
 	})
@@ -95,14 +100,7 @@ func watch(pids []int) (stop func() float64) {
 
 func treePSS(pid int) float64 {
 	dir := fmt.Sprintf("/proc/%d/", pid)
-	sum := 0.0
-	s, _ := os.ReadFile(dir + "smaps_rollup") // one that has just ended has none
-	for line := range strings.Lines(string(s)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "Pss:" {
-			kib, _ := strconv.ParseFloat(f[1], 64)
-			sum += kib * 1024
-		}
-	}
+	sum := field(dir+"smaps_rollup", "Pss:")
 	lists, _ := filepath.Glob(dir + "task/*/children")
 	for _, l := range lists {
 		c, _ := os.ReadFile(l)
@@ -113,6 +111,18 @@ func treePSS(pid int) float64 {
 		}
 	}
 	return sum
+}
+
+// field reads a line of KiB from a file of proc, in bytes; 0 where a process has just ended.
+func field(file, name string) float64 {
+	s, _ := os.ReadFile(file)
+	for line := range strings.Lines(string(s)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == name {
+			kib, _ := strconv.ParseFloat(f[1], 64)
+			return kib * 1024
+		}
+	}
+	return 0
 }
 
 // install puts the slot into its previous state, lets the peer work, and checks what it did.
