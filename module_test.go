@@ -601,3 +601,85 @@ func TestDebianDeb(t *testing.T) {
 		t.Error("a broken package: got success")
 	}
 }
+
+// A package of its own, installed into a root of its own.
+func TestDebianRpm(t *testing.T) {
+	m := debianModule(t, "rpm")
+	needTool(t, "rpmbuild")
+	rpm, err := exec.LookPath("rpm")
+	if err != nil {
+		t.Skip("needs rpm")
+	}
+	dir := t.TempDir()
+	putScript(t, dir, "test.spec", `Name: mendlet-test
+Version: 1
+Release: 1
+Summary: test
+License: none
+BuildArch: noarch
+AutoReqProv: no
+%description
+test
+%install
+mkdir -p %{buildroot}/etc
+echo installed >%{buildroot}/etc/mendlet-test
+%files
+/etc/mendlet-test
+`, 0o644)
+	if out, err := exec.Command("rpmbuild", "-bb", "--quiet", "--define", "_topdir "+dir, "--define", "_rpmdir "+dir,
+		"--define", "_build_name_fmt test.rpm", dir+"/test.spec").CombinedOutput(); err != nil {
+		t.Fatalf("rpmbuild: %v: %s", err, out)
+	}
+	putScript(t, dir+"/bin", "rpm", "#!/bin/sh\nexec "+rpm+" --root="+dir+"/root \"$@\"\n", 0o755)
+	t.Setenv("PATH", dir+"/bin:"+os.Getenv("PATH"))
+	lg := newChildLog()
+	m.lg = &lg.logger
+	if err := through(t, m, madeArtifact(t, "rpm", "", artifactFile{"test.rpm", look(dir + "/test.rpm")}), chainGood...); err != nil {
+		t.Errorf("%v\n%s", err, lg.text())
+	}
+	if got := look(dir + "/root/etc/mendlet-test"); got != "installed\n" {
+		t.Errorf("got %q, want the file of the package", got)
+	}
+	if err := through(t, m, madeArtifact(t, "rpm", "", artifactFile{"test.rpm", "no package"}), chainGood...); err == nil {
+		t.Error("a broken package: got success")
+	}
+}
+
+// fakeEngine is a docker without an engine, which keeps a list of the containers that run.
+const fakeEngine = `#!/bin/sh
+cd "$BASE" && touch running
+case "$1" in
+ps) cat running ;;
+pull) [ "$2" != missing ] ;;
+run) shift $(($# - 1)) && echo "$1" >>running ;;
+stop) shift && for c; do grep -vx "$c" running >left; mv left running; done ;;
+start) shift && for c; do echo "$c" >>running; done ;;
+*) exit 9 ;;
+esac
+`
+
+func TestDebianDocker(t *testing.T) {
+	m := debianModule(t, "docker")
+	needTool(t, "jq")
+	base := t.TempDir()
+	t.Setenv("BASE", base)
+	putScript(t, base+"/bin", "docker", fakeEngine, 0o755)
+	t.Setenv("PATH", base+"/bin:"+os.Getenv("PATH"))
+	made := func(containers string) []byte {
+		return madeArtifact(t, "docker", `{"containers":[`+containers+`],"run_args":"-p 80:80"}`)
+	}
+	for _, c := range []struct {
+		containers, want string
+		states           []string
+	}{{`"one"`, "one\n", chainGood}, {`"two"`, "one\n", chainBack}, {`"three","four"`, "three\nfour\n", chainGood}} {
+		if err := through(t, m, made(c.containers), c.states...); err != nil {
+			t.Fatal(err)
+		}
+		if got := look(base + "/running"); got != c.want {
+			t.Errorf("after %s: %q run, want %q", c.containers, got, c.want)
+		}
+	}
+	if err := through(t, m, made(`"missing"`), chainBack...); err == nil || look(base+"/running") != "three\nfour\n" {
+		t.Errorf("an image that is not there: %v, %q run", err, look(base+"/running"))
+	}
+}
