@@ -11,11 +11,13 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -336,4 +338,43 @@ func FuzzIdentity(f *testing.F) {
 			t.Fatalf("%q: got %q", text, got)
 		}
 	})
+}
+
+// The scripts of Debian's mender-client package, as they are: all but the one that asks a server
+// on the internet where the device is. Its identity must be that of the built-in one, as to the
+// server another identity is another device.
+func TestDebianIdentityAndInventory(t *testing.T) {
+	const from = "/usr/share/doc/mender-client/examples"
+	if _, err := os.Stat(from + "/mender-device-identity"); err != nil {
+		t.Skipf("needs Debian's mender-client: %v", err)
+	}
+	c := testConfig(t)
+	must(t, os.MkdirAll(c.paths.data+"/identity", 0o755))
+	must(t, os.MkdirAll(c.paths.data+"/inventory", 0o755))
+	builtin, err := readIdentity(t.Context(), c, "/sys", nil)
+	if err != nil {
+		t.Skipf("needs a network interface: %v", err)
+	}
+	must(t, os.Symlink(from+"/mender-device-identity", c.paths.data+"/identity/mender-device-identity"))
+	if got, err := readIdentity(t.Context(), c, "/sys", nil); err != nil || got != builtin {
+		t.Errorf("got identity %s, %v, built-in is %s", got, err, builtin)
+	}
+	list, err := filepath.Glob(from + "/mender-inventory-*")
+	must(t, err)
+	for _, s := range list {
+		if filepath.Base(s) != "mender-inventory-geo" {
+			must(t, os.Symlink(s, filepath.Join(c.paths.data, "inventory", filepath.Base(s))))
+		}
+	}
+	data, err := collectInventory(t.Context(), c.paths.data+"/inventory", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, _ := os.Hostname()
+	if len(data["kernel"]) != 1 || len(data["os"]) != 1 || len(data["network_interfaces"]) == 0 || !slices.Equal(data["hostname"], []string{host}) {
+		t.Errorf("got %v", data)
+	}
+	if body, err := inventoryBody(data); err != nil || !json.Valid(body) {
+		t.Errorf("got %s, %v", body, err)
+	}
 }
