@@ -79,6 +79,35 @@ uboot() {
   echo "$key" >"$OUT/u-boot.key"
 }
 
+# Flash memory. Debian's kernel has UBI but no MTD device that QEMU could be: mtdram, which is flash
+# in memory, is built from the kernel's source as a module.
+flash() {
+  local m=$W/mtd krel kver f
+  [ ! -e "$m/.done" ] || return 0
+  step "flash memory"
+  krel=$(cat "$W/krel")
+  kver=${krel%-arm64}
+  mkdir -p "$m/dl" "$m/x" "$m/k"
+  (
+    export APT_CONFIG=$W/apt/conf
+    cd "$m/dl"
+    apt-get download "linux-headers-$krel:arm64" "linux-headers-$kver-common" linux-kbuild-6.1:amd64 linux-source-6.1 mtd-utils:arm64
+    for f in linux-headers* linux-kbuild* mtd-utils*; do dpkg-deb -x "$f" "$m/x"; done
+    dpkg-deb --fsys-tarfile linux-source-6.1_*.deb | tar -xO ./usr/src/linux-source-6.1.tar.xz |
+      tar -xJO linux-source-6.1/drivers/mtd/devices/mtdram.c >"$m/k/mtdram.c"
+    sed -i "s,include /usr/src,include $m/x/usr/src," "$m/x/usr/src/linux-headers-$krel/Makefile"
+    cat >"$m/k/Kbuild" <<'X'
+ccflags-y += -DCONFIG_MTDRAM_TOTAL_SIZE=16384 -DCONFIG_MTDRAM_ERASE_SIZE=64 -DCONFIG_MTDRAM_ABS_POS=0
+obj-m += mtdram.o
+X
+    make -C "$m/x/usr/src/linux-headers-$krel" M="$m/k" ARCH=arm64 CROSS_COMPILE=$T- modules
+  ) >"$m/log" 2>&1 || { tail -5 "$m/log" >&2; return 1; }
+  cp "$m/k/mtdram.ko" "$m/"
+  for f in mtd ubi; do cp "$(find "$W/x/lib/modules/$krel" -name $f.ko)" "$m/"; done
+  $T-strip -g "$m"/*.ko
+  touch "$m/.done"
+}
+
 initramfs() {
   step "initramfs"
   local krel i=$W/initrd m f
@@ -110,6 +139,9 @@ root_tree() {
   ln -s fw_printenv "$r/usr/bin/fw_setenv"
   install -m 755 "$HERE/rootfs/init" "$r/sbin/init"
   install -m 755 "$HERE/rootfs/updater" "$HERE/rootfs/stand-in" "$GUEST" "$r/usr/bin/"
+  mkdir -p "$r/lib/mtd"
+  cp "$W/mtd"/*.ko "$r/lib/mtd/"
+  cp "$W/mtd/x/usr/sbin/ubimkvol" "$r/usr/sbin/"
   ln -s /run/fw_env.config "$r/etc/fw_env.config"
   ln -s /proc/mounts "$r/etc/mtab"
   echo device_type=rig >"$r/etc/mender/device_type"
@@ -149,6 +181,10 @@ images() {
   cp "$W/Image" "$W/root/boot/Image"
   head -c ${NOISE_MB}M /dev/urandom >"$W/root/boot/noise"
   root_image big 1024
+  # an image for a UBI volume, of no even size
+  head -c 4000123 /dev/urandom >"$OUT/ubi.img"
+  "$HOST" pack -n ubi -c rig -f "$OUT/ubi.img" -k "$W/key.pem" --compression none -o "$OUT/ubi.mender"
+  cp "$HERE/../testdata/demo-env.img" "$OUT/"
 }
 
 # 256 MiB because an SD card in QEMU has to be a power of two. The first partition is there so
@@ -167,6 +203,7 @@ disk() {
 host_packages
 foreign_packages
 uboot
+flash
 KEY=$(cat "$GUEST" "$0" "$HERE"/rootfs/* "$W/krel" | sha256sum)
 if [ "$KEY" != "$(cat "$OUT/images.key" 2>/dev/null)" ]; then
   rm -f "$OUT/images.key"
