@@ -681,10 +681,11 @@ func TestRunIdleCost(t *testing.T) {
 		d := newSimDevice(t, s.dir, s.images)
 		must(t, d.boot())
 		for i := range 3 {
-			requests, conns := len(s.server.log), s.server.conns
+			before, conns := s.server.heard()
 			must(t, d.managedRun(t.Context(), s.server.URL, func(a *app) { a.c.SkipVerify = true }))
-			if got := s.server.log[requests:]; i > 0 && (len(got) != 2 || s.server.conns != conns+1) {
-				t.Errorf("v2 %v: got requests %q over %d connections", v2, got, s.server.conns-conns)
+			after, all := s.server.heard()
+			if got := after[len(before):]; i > 0 && (len(got) != 2 || all != conns+1) {
+				t.Errorf("v2 %v: got requests %q over %d connections", v2, got, all-conns)
 			}
 		}
 	}

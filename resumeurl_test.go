@@ -134,6 +134,13 @@ func (g *gate) set(stop int64, how string) {
 	g.stop, g.how, g.broken = stop, how, false
 }
 
+// replace puts something else behind the same URL.
+func (g *gate) replace(body []byte, etag string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.body, g.etag = body, etag
+}
+
 func (g *gate) serve(w http.ResponseWriter, r *http.Request) {
 	var from int64
 	fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
@@ -499,12 +506,13 @@ func TestChangedBehindTheURL(t *testing.T) {
 			if p := b.start(args...); !p.once(syscall.SIGKILL, func(u *update) bool { return u.Checkpoint != nil }) {
 				t.Fatalf("ended by itself\n%s", &p.out)
 			}
-			g.set(0, "")
-			g.body, g.etag = c.body, c.etag
-			if c.body == nil { // only the bytes behind the checkpoint
-				g.body = slices.Clone(body)
-				g.body[len(body)-4<<20]++
+			now := c.body
+			if now == nil { // only the bytes behind the checkpoint
+				now = slices.Clone(body)
+				now[len(body)-4<<20]++
 			}
+			g.set(0, "")
+			g.replace(now, c.etag)
 			exit, _ := b.mendlet(args...)
 			if c.body == nil {
 				if exit != exitFailed || b.peek().Update != nil {

@@ -110,6 +110,13 @@ func newTestServer(t testing.TB, secure bool) *testServer {
 	return startServer(t, nil)
 }
 
+// heard is the log of requests, and the number of connections that they came over.
+func (s *testServer) heard() (log []string, conns int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.log), s.conns
+}
+
 // startServer starts one with these certificates; nil: without TLS.
 func startServer(t testing.TB, conf *tls.Config) *testServer {
 	s := &testServer{t: t, devices: map[string]*testDevice{}, tokens: map[string]*testDevice{},
