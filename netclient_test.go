@@ -91,13 +91,6 @@ func wantCode(t *testing.T, err error, code int) {
 	}
 }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 func provides(name string) []byte {
 	return []byte(`{"device_provides":{"artifact_name":"` + name + `","device_type":"qemu","rootfs-image.version":"<1>"}}`)
 }
