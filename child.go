@@ -19,11 +19,10 @@ import (
 const (
 	maxOutputLine = 4 << 10   // bytes of one line; the rest of the line is dropped
 	maxOutput     = 256 << 10 // bytes of one stream of one call, prefixes included
-	maxAnswer     = 4 << 10   // bytes of a captured answer
 	killDelay     = 10 * time.Second
 )
 
-// child is one call of a program that is not ours: an update module or a state script. It
+// child is one call of a program that is not ours: an update module or a script. It
 // gets our environment, /dev/null as its input, none of our descriptors (all are opened
 // close-on-exec) and a process group of its own.
 type child struct {
@@ -34,6 +33,7 @@ type child struct {
 	timeout time.Duration // of the whole call
 	grace   time.Duration // from SIGTERM to SIGKILL, and for output after the end; 0: killDelay
 	prefix  string        // of each line of output in the log, before " (stdout): "
+	level   logLevel      // of these lines
 	answer  *answer       // where standard output goes instead of the log, or nil
 	lg      *logger
 }
@@ -70,8 +70,8 @@ func runChild(ctx context.Context, c child) error {
 	if c.grace == 0 {
 		cmd.WaitDelay = killDelay
 	}
-	stdout := &lineLog{lg: c.lg, prefix: c.prefix + " (stdout): "}
-	stderr := &lineLog{lg: c.lg, prefix: c.prefix + " (stderr): "}
+	stdout := &lineLog{lg: c.lg, level: c.level, prefix: c.prefix + " (stdout): "}
+	stderr := &lineLog{lg: c.lg, level: c.level, prefix: c.prefix + " (stderr): "}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	if c.answer != nil {
 		cmd.Stdout = c.answer
@@ -102,6 +102,7 @@ func runChild(ctx context.Context, c child) error {
 // lineLog logs what is written to it, line by line and bounded.
 type lineLog struct {
 	lg     *logger
+	level  logLevel
 	prefix string
 	line   []byte // begun and not yet ended
 	logged int    // bytes so far
@@ -124,7 +125,7 @@ func (l *lineLog) end() {
 	fits := l.logged <= maxOutput
 	l.logged = min(l.logged+len(l.prefix)+len(l.line)+1, maxOutput+1)
 	if l.logged <= maxOutput {
-		l.lg.infof("%s%s", l.prefix, l.line)
+		l.lg.log(l.level, "%s%s", l.prefix, l.line)
 	} else if fits {
 		l.lg.warnf("%smore than %d bytes; the rest is not logged", l.prefix, maxOutput)
 	}
@@ -139,9 +140,14 @@ func (l *lineLog) flush() {
 }
 
 // answer keeps the beginning of what is written to it.
-type answer struct{ text []byte }
+type answer struct {
+	max  int // bytes
+	text []byte
+	over bool // there was more
+}
 
 func (a *answer) Write(p []byte) (int, error) {
-	a.text = append(a.text, p[:min(len(p), maxAnswer-len(a.text))]...)
+	keep := min(len(p), a.max-len(a.text))
+	a.text, a.over = append(a.text, p[:keep]...), a.over || keep < len(p)
 	return len(p), nil
 }

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -341,18 +342,11 @@ func (d *download) accept(r *http.Response) (skip int64, err error) {
 	if d.Size < 0 {
 		d.Size = total
 	}
-	d.ETag, d.LastModified = either(etag, d.ETag), either(modified, d.LastModified)
+	d.ETag, d.LastModified = cmp.Or(etag, d.ETag), cmp.Or(modified, d.LastModified)
 	return skip, nil
 }
 
 func changed(was, is string) bool { return was != "" && is != "" && was != is }
-
-func either(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
-}
 
 // skip reads over the beginning when the server does not do ranges.
 func (d *download) skip(n int64) error {

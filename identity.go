@@ -25,11 +25,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -287,43 +285,15 @@ func identityString(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\t", `\t`, "\r", `\r`, "\f", `\f`, "\b", `\b`).Replace(s) + `"`
 }
 
-// runScript runs a program without arguments and returns what it printed. Its whole
-// process group is killed at the end of the time.
+// runScript runs a program without arguments and returns what it printed.
 func runScript(ctx context.Context, path string, limit time.Duration, lg *logger) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // for a pipe that a daemonised child keeps open
-	var out, errOut boundedBuffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err := cmd.Run()
-	if text := strings.TrimSpace(string(errOut.text)); text != "" {
-		lg.debugf("%q says: %s", path, text)
-	}
-	switch {
-	case ctx.Err() == context.DeadlineExceeded:
-		return out.text, fmt.Errorf("script %q: still running after %s", path, limit)
-	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
-		return out.text, fmt.Errorf("script %q: %w", path, err)
-	case out.over:
+	out := answer{max: maxScriptOutput}
+	err := runChild(ctx, child{what: fmt.Sprintf("script %q", path), path: path, timeout: limit, grace: time.Second,
+		prefix: path, level: levelDebug, answer: &out, lg: lg})
+	if err == nil && out.over {
 		return nil, fmt.Errorf("script %q: more than %d bytes of output", path, maxScriptOutput)
 	}
-	return out.text, nil
-}
-
-// boundedBuffer takes everything and keeps the first maxScriptOutput bytes.
-type boundedBuffer struct {
-	text []byte
-	over bool
-}
-
-func (b *boundedBuffer) Write(p []byte) (int, error) {
-	keep := min(len(p), maxScriptOutput-len(b.text))
-	b.over = b.over || keep < len(p)
-	b.text = append(b.text, p[:keep]...)
-	return len(p), nil
+	return out.text, err
 }
 
 // collectInventory runs the inventory scripts in dir by name and puts builtin over what

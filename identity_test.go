@@ -230,7 +230,7 @@ func TestReadIdentityScript(t *testing.T) {
 func TestIdentityScriptTimeout(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "script")
 	writeScript(t, path, "echo a=1; sleep 1000 & sleep 1000", 0o755)
-	if _, err := runScript(t.Context(), path, 100*time.Millisecond, nil); err == nil || !strings.Contains(err.Error(), "still running") {
+	if _, err := runScript(t.Context(), path, 100*time.Millisecond, nil); err == nil || !strings.Contains(err.Error(), "not done after 100ms") {
 		t.Fatalf("got %v", err)
 	}
 	// What it leaves behind with its output open does not hold us.

@@ -186,11 +186,7 @@ func (a *app) plan(ctx context.Context, source string) error {
 	a.rec = rec
 	a.nameUnsaved()
 	a.src = a.source(source)
-	in, err := a.src.from(ctx, 0)
-	if err != nil {
-		return err
-	}
-	art, err := a.openArtifact(in)
+	art, err := a.fetch(ctx)
 	if err != nil {
 		return err
 	}
@@ -307,11 +303,7 @@ func orNone(s string) string {
 // show prints what is in an artifact after reading it to its end.
 func (a *app) show(ctx context.Context, source string) error {
 	a.src = a.source(source)
-	in, err := a.src.from(ctx, 0)
-	if err != nil {
-		return err
-	}
-	art, err := a.openArtifact(in)
+	art, err := a.fetch(ctx)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -162,7 +163,7 @@ func (a *app) openHTTP(ctx context.Context, hc *http.Client, url string, off int
 	if err != nil {
 		return nil, sourceID{}, err
 	}
-	return d, sourceID{Name: d.URLKey, Size: d.Size, Tag: either(d.ETag, d.LastModified)}, nil
+	return d, sourceID{Name: d.URLKey, Size: d.Size, Tag: cmp.Or(d.ETag, d.LastModified)}, nil
 }
 
 func (a *app) newSession() *session { return &session{a: a, kick: func() {}} }
@@ -720,11 +721,7 @@ func (a *app) checkUpdate(ctx context.Context) error {
 	if a.rec, err = peekJournal(a.c.paths.ds, a.lg); err != nil {
 		return err
 	}
-	if a.rec.Provides["artifact_name"] == "" {
-		if a.rec.Provides, err = a.readBootstrap(a.c.paths.in(a.c.paths.ds, "bootstrap.mender")); err != nil {
-			a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
-		}
-	}
+	a.nameUnsaved()
 	s := a.newSession()
 	if err := s.ready(); err != nil {
 		return err

@@ -207,7 +207,7 @@ func (m *module) child(state string) child {
 	return child{
 		what: fmt.Sprintf("update module %q, %s", m.name, state),
 		path: m.program, args: []string{state, m.tree}, dir: m.tree,
-		timeout: m.timeout, grace: m.grace, prefix: "Update Module output", lg: m.lg,
+		timeout: m.timeout, grace: m.grace, prefix: "Update Module output", level: levelInfo, lg: m.lg,
 	}
 }
 
@@ -236,7 +236,7 @@ func (m *module) run(ctx context.Context, c child) error {
 
 // query asks the module a question. The answer is one line, or none, which means No.
 func (m *module) query(ctx context.Context, state string) (string, error) {
-	var a answer
+	a := answer{max: 4 << 10}
 	c := m.child(state)
 	c.answer = &a
 	if err := m.run(ctx, c); err != nil {

@@ -8,6 +8,7 @@ package main
 // redirects, clock, and errors that say what a person can do.
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -396,10 +397,7 @@ func proxyFromEnv(getenv func(string) string, lg *logger) (func(*http.Request) (
 			lg.warnf("HTTP_PROXY ignored, because REQUEST_METHOD is set")
 			return ""
 		}
-		if low != "" {
-			return low
-		}
-		return up
+		return cmp.Or(low, up)
 	}
 	proxies := map[string]*url.URL{}
 	for _, scheme := range []string{"http", "https"} {

@@ -143,7 +143,7 @@ func (s *scripts) runOne(ctx context.Context, path string) error {
 	}
 	name := filepath.Base(path)
 	c := child{what: fmt.Sprintf("state script %q", name), path: path, dir: "/", timeout: s.timeout,
-		prefix: "State script " + name + " output", lg: s.lg}
+		prefix: "State script " + name + " output", level: levelInfo, lg: s.lg}
 	var giveUp <-chan time.Time
 	for {
 		if s.onRun != nil {

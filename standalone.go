@@ -340,7 +340,7 @@ func (a *app) installEmpty(ctx context.Context, f *flow) error {
 	return a.outcome(f, f.advance(ctx))
 }
 
-// fetch opens the artifact of the update in progress from its start.
+// fetch opens the artifact from its start: the one of a.src, else of the update in progress.
 func (a *app) fetch(ctx context.Context) (*artifact, error) {
 	if a.src == nil {
 		a.src = a.source(a.rec.Update.Source)

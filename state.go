@@ -238,7 +238,7 @@ func (f *flow) fail(err error) {
 	u.Failed, u.RollbackFailed, f.did.failed = true, true, true
 }
 
-// run runs the scripts of a state's action; run results of Error scripts never count.
+// script runs the scripts of a state's action.
 func (f *flow) script(ctx context.Context, state, action string) error {
 	return f.scripts.run(ctx, state, action)
 }
