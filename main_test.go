@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -1083,4 +1084,33 @@ func TestStdoutClosed(t *testing.T) {
 func (b *imageBoard) surroundings(t testing.TB) {
 	t.Setenv("MENDER_CONF_DIR", filepath.Join(b.dir, "conf"))
 	t.Setenv("MENDER_DATA_DIR", filepath.Join(b.dir, "data"))
+}
+
+// The manual page has every verb and every option that --help has.
+func TestManual(t *testing.T) {
+	text, err := os.ReadFile("doc/mendlet.8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	man := strings.ReplaceAll(string(text), `\-`, "-")
+	fs := flag.NewFlagSet("", flag.ContinueOnError)
+	globalFlags(fs, &options{})
+	sets := map[string]*flag.FlagSet{"mendlet": fs}
+	for _, v := range verbs() {
+		if !strings.Contains(man, v.name) {
+			t.Errorf("no verb %s", v.name)
+		}
+		sets[v.name] = flag.NewFlagSet("", flag.ContinueOnError)
+		if v.flags != nil {
+			v.flags(sets[v.name], &options{})
+		}
+	}
+	new(packOptions).flags(sets["pack"])
+	for name, fs := range sets {
+		fs.VisitAll(func(f *flag.Flag) {
+			if dashes := strings.Repeat("-", min(len(f.Name), 2)); !regexp.MustCompile(`[ "]` + dashes + f.Name + `\b`).MatchString(man) {
+				t.Errorf("%s: no option %s%s", name, dashes, f.Name)
+			}
+		})
+	}
 }

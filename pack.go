@@ -84,11 +84,16 @@ func pairFlag(m map[string]oneOrMore) func(string) error {
 func (o *packOptions) flags(fs *flag.FlagSet) string {
 	var help strings.Builder
 	line := func(names []string, text string) {
-		value, text := flag.UnquoteUsage(&flag.Flag{Usage: text})
 		for i, n := range names {
 			names[i] = strings.Repeat("-", min(len(n), 2)) + n
 		}
-		fmt.Fprintf(&help, "  %s %s\n        %s\n", strings.Join(names, ", "), value, text)
+		all := strings.Join(names, ", ")
+		if strings.Contains(text, "`") {
+			var value string
+			value, text = flag.UnquoteUsage(&flag.Flag{Usage: text})
+			all += " " + value
+		}
+		fmt.Fprintf(&help, "  %s\n        %s\n", all, text)
 	}
 	text := func(p *string, def, help string, names ...string) {
 		for _, n := range names {
