@@ -33,7 +33,7 @@ type child struct {
 	timeout time.Duration // of the whole call
 	grace   time.Duration // from SIGTERM to SIGKILL, and for output after the end; 0: killDelay
 	prefix  string        // of each line of output in the log, before " (stdout): "
-	level   logLevel      // of these lines
+	level   logLevel      // of these lines; of what is to be said of them, one more
 	answer  *answer       // where standard output goes instead of the log, or nil
 	lg      *logger
 }
@@ -80,7 +80,7 @@ func runChild(ctx context.Context, c child) error {
 	stdout.flush()
 	stderr.flush()
 	if errors.Is(err, exec.ErrWaitDelay) {
-		c.lg.warnf("%s: ended, but a process it started holds its output open", c.what)
+		c.lg.log(c.level+1, "%s: ended, but a process it started holds its output open", c.what)
 		err = nil
 	}
 	if err == nil {
@@ -127,7 +127,7 @@ func (l *lineLog) end() {
 	if l.logged <= maxOutput {
 		l.lg.log(l.level, "%s%s", l.prefix, l.line)
 	} else if fits {
-		l.lg.warnf("%smore than %d bytes; the rest is not logged", l.prefix, maxOutput)
+		l.lg.log(l.level+1, "%smore than %d bytes; the rest is not logged", l.prefix, maxOutput)
 	}
 	l.line = l.line[:0]
 }

@@ -235,11 +235,14 @@ func (w *slotWriter) body(b *block) ([]byte, int64) {
 func (w *slotWriter) put(b *block) error {
 	w.in.Write(b.data)
 	data, off := w.body(b)
-	if len(data) < len(b.data) {
-		copy(w.head[b.off:], b.data)
+	var head []byte // the part of it that was kept back
+	if n := len(b.data) - len(data); n > 0 {
+		head = w.head[b.off : b.off+int64(n)]
+		copy(head, b.data)
 	}
 	if w.there != nil {
-		w.there.Write(b.data)
+		w.there.Write(head)
+		w.there.Write(data)
 	}
 	if b.same {
 		w.stats.Same += int64(len(data))

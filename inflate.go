@@ -27,6 +27,7 @@ type inflater struct {
 	state   inflateState
 	last    bool // the block is the stream's last
 	left    int  // of a stored block, bytes
+	fixed   bool // the tables are those of fixed codes
 
 	lit  [1 << 13]uint32 // codes of literals and lengths: the first level, then what it links to
 	dist [1 << 12]uint32 // the same of distances; while a header is read, of the lengths of codes
@@ -117,8 +118,8 @@ func (f *inflater) reset() {
 // pending is what was unpacked and has not been taken.
 func (f *inflater) pending() []byte { return f.buf[f.begin:f.end] }
 
-// more unpacks at least one byte when nothing is pending, and at most inflateRoom; io.EOF after
-// the last block. Whole bytes behind that block stay in the input.
+// more unpacks at least one byte when nothing is pending, and no more than the buffer holds;
+// io.EOF after the last block. Whole bytes behind that block stay in the input.
 func (f *inflater) more() error {
 	if f.begin == f.end && f.end > gzipWindow {
 		moved := f.end - gzipWindow
@@ -224,7 +225,13 @@ func (f *inflater) stored() error {
 	return err
 }
 
+// fixedCodes makes the codes that need no description (RFC 1951, 3.2.6), unless they are there:
+// a block of them may have ten bits.
 func (f *inflater) fixedCodes() error {
+	if f.fixed {
+		return nil
+	}
+	f.fixed = true
 	var lens [288]uint8
 	for i := range lens {
 		switch {
@@ -247,6 +254,7 @@ func (f *inflater) fixedCodes() error {
 
 // dynamicCodes reads the codes of a block: lengths of codes, themselves in a code (RFC 1951, 3.2.7).
 func (f *inflater) dynamicCodes() error {
+	f.fixed = false
 	h, err := f.take(14)
 	if err != nil {
 		return err

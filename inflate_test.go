@@ -91,6 +91,53 @@ func TestInflate(t *testing.T) {
 	}
 }
 
+// Blocks of all kinds after one another, each with codes of its own or those of before.
+func TestInflateMixedBlocks(t *testing.T) {
+	samples := inflateSamples()
+	var packed, want bytes.Buffer
+	w, err := flate.NewWriter(&packed, 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"byte", "byte", "skewed", "byte", "noise", "byte", "byte", "text", "skewed", "byte", "zeros", "byte"} {
+		part := samples[name][:min(len(samples[name]), 40000)]
+		want.Write(part)
+		w.Write(part)
+		w.Flush()
+	}
+	w.Close()
+	packed.WriteString("trailer!")
+	if got, rest, err := inflateAll(&packed); err != nil || rest != 8 || !bytes.Equal(got, want.Bytes()) {
+		t.Errorf("%d of %d bytes, %d left behind it, %v", len(got), want.Len(), rest, err)
+	}
+}
+
+// A million blocks that hold nothing, of ten bits each, cost no more than their bits.
+func TestInflateEmptyBlocks(t *testing.T) {
+	block := []byte{0x02, 0x08, 0x20, 0x80, 0x00} // 010 0000000, four times
+	b := append(bytes.Repeat(block, 250_000), 0x03, 0, 't', 'r', 'a', 'i', 'l', 'e', 'r', '!')
+	sameAsFlate(t, "empty blocks", b)
+}
+
+// After an error nothing more is given, though something was unpacked before it.
+func TestGunzipError(t *testing.T) {
+	b := gzipped(t, testImage(4, 1<<20), 6, 1<<20, 0)
+	in := newInput(bytes.NewReader(b), 0, 4<<10)
+	in.section(int64(len(b) - 60))
+	in.r = bytes.NewReader(b[:len(b)-60])
+	g, err := newUnpacker("gzip", in, unpackLimits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100<<10)
+	for err == nil {
+		_, err = g.Read(buf)
+	}
+	if n, again := g.Read(buf); n != 0 || again != err {
+		t.Errorf("after %v: %d bytes, %v", err, n, again)
+	}
+}
+
 // Streams that no compressor writes: what compress/flate refuses is refused, too.
 func TestInflateDamaged(t *testing.T) {
 	rng := rand.New(rand.NewSource(6))

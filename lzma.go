@@ -168,7 +168,10 @@ func (d *lzmaDecoder) read(in *input, p []byte) (int, error) {
 
 // finish checks that the end of a chunk's output is that of its input.
 func (d *lzmaDecoder) finish() error {
-	if d.rng < 1<<24 && d.pos < len(d.packed) {
+	if d.rng < 1<<24 {
+		if d.pos >= len(d.packed) {
+			return errLZMA
+		}
 		d.code = d.code<<8 | uint32(d.packed[d.pos])
 		d.pos++
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand"
 	"os/exec"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -52,6 +53,27 @@ func TestLZMA(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Dictionaries that grow from block to block: the limit is for all of them together.
+func TestLZMAGrowingDictionary(t *testing.T) {
+	z := &unxz{lim: unpackLimits{dict: 32 << 20}, wantOut: -1}
+	inUse := func() int64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	runtime.GC() // of other tests
+	before := inUse()
+	for _, size := range []int64{28 << 20, 30 << 20, 32 << 20} {
+		must(t, z.needDict(size))
+		if n := inUse() - before; n > 40<<20 {
+			t.Errorf("%d bytes in use with a dictionary of %d", n, size)
+		}
+	}
+	if err := z.needDict(33 << 20); exitCode(err) != exitRefused {
+		t.Errorf("beyond the limit: %v", err)
 	}
 }
 

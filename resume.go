@@ -109,7 +109,7 @@ func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, e
 		return 0, nil
 	case r.src == nil || r.src.once || w.sequential:
 		return 0, nil
-	case c.Slot != w.name, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0:
+	case c.Slot != w.name, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0, c.From.Bit > 7:
 		r.lg.warnf("the journal tells of a write of %d bytes to slot %q, and this one is of %d to %q: the install starts over", c.Total, c.Slot, w.size, w.name)
 		return 0, nil
 	case c.Source.Size != r.src.id.Size || c.Source.Tag != r.src.id.Tag:

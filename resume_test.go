@@ -379,7 +379,7 @@ func FuzzCheckpoint(f *testing.F) {
 		d.journal(func(r *record) {
 			c := r.Update.Checkpoint
 			c.Offset, c.Total, c.Slot = offset, total, filepath.Join(d.dir, slot)
-			c.From = restartPoint{Kind: kind, File: file, Out: out, Fresh: fresh, Check: byte(check)}
+			c.From = restartPoint{Kind: kind, File: file, Out: out, Fresh: fresh, Check: byte(check), Bit: byte(check & 15)}
 			if !keepCheck {
 				c.Check = check
 			}

@@ -142,13 +142,11 @@ func newGunzip(in *input, p restartPoint, window []byte) (*gunzip, error) {
 }
 
 func (g *gunzip) Read(p []byte) (int, error) {
-	for len(g.fl.pending()) == 0 {
-		if g.err == nil {
-			g.err = g.unpack()
-		}
-		if g.err != nil {
-			return 0, g.err
-		}
+	for g.err == nil && len(g.fl.pending()) == 0 {
+		g.err = g.unpack()
+	}
+	if g.err != nil { // what was unpacked before it is not to be trusted
+		return 0, g.err
 	}
 	n := copy(p, g.fl.pending())
 	g.fl.begin += n

@@ -12,6 +12,7 @@ import (
 	"hash/crc64"
 	"io"
 	"math"
+	"runtime/debug"
 )
 
 // unxz unpacks one xz stream (The .xz File Format 1.2.1). The dictionary's size is known before
@@ -182,7 +183,11 @@ func (z *unxz) needDict(n int64) error {
 		return withHint(refuse("xz dictionary of %d bytes wanted, limit here is %d bytes", use, z.lim.dict),
 			"write the artifact again with --compression gzip, or with a smaller dictionary (mendlet pack --compression xz)")
 	}
-	if z.lz == nil || use > int64(len(z.lz.dict)) {
+	if z.lz != nil && use > int64(len(z.lz.dict)) {
+		z.lz = nil
+		debug.FreeOSMemory() // the limit is for all of them together
+	}
+	if z.lz == nil {
 		z.lz = newLZMA(int(use))
 	}
 	return nil
