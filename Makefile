@@ -73,9 +73,7 @@ reproducible:
 
 FUZZTIME ?= 10s
 fuzz:
-	@for f in $$($(GO) test -list '^Fuzz' . | grep ^Fuzz); do \
-		$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x . || exit 1; \
-	done
+	@sh rig/fuzz.sh '$(GO)' $(FUZZTIME)
 
 # A/B device in QEMU with real U-Boot and kernel; needs root and Debian.
 rig:
