@@ -152,15 +152,23 @@ func (f *inflater) giveBack() {
 	f.bits &= 1<<f.n - 1
 }
 
-// take reads n bits, 0 to 32.
-func (f *inflater) take(n uint) (uint32, error) {
+// fill makes n bits valid, 0 to 32.
+func (f *inflater) fill(n uint) error {
 	for f.n < n {
 		c, err := f.in.ReadByte()
 		if err != nil {
-			return 0, err
+			return err
 		}
 		f.bits |= uint64(c) << f.n
 		f.n += 8
+	}
+	return nil
+}
+
+// take reads n bits, 0 to 32.
+func (f *inflater) take(n uint) (uint32, error) {
+	if err := f.fill(n); err != nil {
+		return 0, err
 	}
 	v := uint32(f.bits & (1<<n - 1))
 	f.bits >>= n
@@ -288,13 +296,8 @@ func (f *inflater) dynamicCodes() error {
 // codeLengths reads the lengths of all codes by the code that is in f.dist.
 func (f *inflater) codeLengths(lens []uint8) error {
 	for i := 0; i < len(lens); {
-		for f.n < 7 { // the longest code; that many bits there are in any case, as a trailer follows
-			c, err := f.in.ReadByte()
-			if err != nil {
-				return err
-			}
-			f.bits |= uint64(c) << f.n
-			f.n += 8
+		if err := f.fill(7); err != nil { // the longest code; so many there are in any case, as a trailer follows
+			return err
 		}
 		e := f.dist[f.bits&(1<<distBits-1)]
 		if e&codeLiteral == 0 {

@@ -41,18 +41,7 @@ func flateAll(b []byte) (out []byte, rest int64, err error) {
 
 func deflated(t testing.TB, b []byte, level int) []byte {
 	t.Helper()
-	var out bytes.Buffer
-	w, err := flate.NewWriter(&out, level)
-	if err == nil {
-		_, err = w.Write(b)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
+	return written(t, b, func(w io.Writer) (io.WriteCloser, error) { return flate.NewWriter(w, level) })
 }
 
 // inflateSamples are data that bring out every kind of block and code.

@@ -124,18 +124,9 @@ func lzma2All(b []byte) (out []byte, rest int, err error) {
 // decoder has come out even, so it may take what is refused here.
 func FuzzLZMA(f *testing.F) {
 	for _, data := range inflateSamples() {
-		var b bytes.Buffer
-		w, err := lzma.Writer2Config{DictCap: 1 << 16}.NewWriter2(&b)
-		if err == nil {
-			_, err = w.Write(data[:min(len(data), 3000)])
-		}
-		if err == nil {
-			err = w.Close()
-		}
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b.Bytes())
+		f.Add(written(f, data[:min(len(data), 3000)], func(w io.Writer) (io.WriteCloser, error) {
+			return lzma.Writer2Config{DictCap: 1 << 16}.NewWriter2(w)
+		}))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		got, rest, err := lzma2All(b)

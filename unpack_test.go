@@ -40,8 +40,14 @@ func gzipped(t testing.TB, b []byte, level, member, flush int) []byte {
 
 func xzipped(t testing.TB, b []byte, c xz.WriterConfig) []byte {
 	t.Helper()
+	return written(t, b, func(w io.Writer) (io.WriteCloser, error) { return c.NewWriter(w) })
+}
+
+// written is what a compressor makes of b.
+func written(t testing.TB, b []byte, compressor func(io.Writer) (io.WriteCloser, error)) []byte {
+	t.Helper()
 	var out bytes.Buffer
-	w, err := c.NewWriter(&out)
+	w, err := compressor(&out)
 	if err == nil {
 		_, err = w.Write(b)
 	}
