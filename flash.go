@@ -52,7 +52,6 @@ type slotWriter struct {
 	buffers [][]byte
 	head    []byte     // what the start of the slot will hold, kept back
 	in      digest     // of what has come in
-	there   hash.Hash  // of the image as long as all of it was in the slot already, else nil
 	dirty   int64      // bytes in the page cache since the last sync
 	last    checkpoint // the latest there could be
 	kept    int64      // offset of the latest that was kept
@@ -116,8 +115,8 @@ type block struct {
 //	 └───────────────────── free blocks ────────────────────┘
 //
 // Each stage is a goroutine of its own, so that decompression, reading and writing go on at
-// the same time. start is 0, or where an earlier run got to. SHA-256 is not computed here:
-// the one that counts is that of what the medium gives back, see prove.
+// the same time. start is behind the head, or where an earlier run got to. SHA-256 is not
+// computed here: the one that counts is that of what the medium gives back, see prove.
 func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) error {
 	free := make(chan *block, blocksInFlight)
 	for i := range blocksInFlight {
@@ -126,7 +125,7 @@ func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) erro
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	compared := w.compare(ctx, w.read(ctx, stop, src, start, free))
-	w.kept, w.keptAt = start, time.Now()
+	w.keptAt = time.Now()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -209,11 +208,10 @@ func (w *slotWriter) compare(ctx context.Context, in <-chan *block) <-chan *bloc
 	go func() {
 		defer close(out)
 		for b := range in {
-			data, off := w.body(b)
 			// What cannot be read is written: that may mend it, and the read-back will tell.
-			if b.same = len(data) > 0 && !w.opt.writeAll && !w.sequential; b.same {
-				n, _ := w.dst.ReadAt(old[:len(data)], off)
-				b.same = bytes.Equal(old[:n], data)
+			if b.same = !w.opt.writeAll && !w.sequential; b.same {
+				n, _ := w.dst.ReadAt(old[:len(b.data)], b.off)
+				b.same = bytes.Equal(old[:n], b.data)
 			}
 			select {
 			case out <- b:
@@ -224,36 +222,18 @@ func (w *slotWriter) compare(ctx context.Context, in <-chan *block) <-chan *bloc
 	return out
 }
 
-// body is the part of a block that lies behind the head of the slot, and its offset.
-func (w *slotWriter) body(b *block) ([]byte, int64) {
-	skip := min(max(int64(len(w.head))-b.off, 0), int64(len(b.data)))
-	return b.data[skip:], b.off + skip
-}
-
-// put writes one block where it differs from what is there. The head of the slot is kept
-// back.
+// put writes one block where it differs from what is there.
 func (w *slotWriter) put(b *block) error {
 	w.in.Write(b.data)
-	data, off := w.body(b)
-	var head []byte // the part of it that was kept back
-	if n := len(b.data) - len(data); n > 0 {
-		head = w.head[b.off : b.off+int64(n)]
-		copy(head, b.data)
-	}
-	if w.there != nil {
-		w.there.Write(head)
-		w.there.Write(data)
-	}
 	if b.same {
-		w.stats.Same += int64(len(data))
-	} else if len(data) > 0 {
-		if _, err := w.dst.WriteAt(data, off); err != nil {
-			return fmt.Errorf("writing %q at %d: %w", w.name, off, err)
+		w.stats.Same += int64(len(b.data))
+	} else {
+		if _, err := w.dst.WriteAt(b.data, b.off); err != nil {
+			return fmt.Errorf("writing %q at %d: %w", w.name, b.off, err)
 		}
-		w.there = nil
-		w.stats.Written += int64(len(data))
+		w.stats.Written += int64(len(b.data))
 		if !direct(w.dst) {
-			w.dirty += int64(len(data))
+			w.dirty += int64(len(b.data))
 		}
 	}
 	if w.dirty >= w.opt.syncEvery {
@@ -307,17 +287,34 @@ func (w *slotWriter) sync() error {
 	return nil
 }
 
-// begin makes the slot unbootable and prepares the kept-back head.
-func (w *slotWriter) begin() error {
+// takeHead reads what the start of the slot will hold, and keeps it back.
+func (w *slotWriter) takeHead(src io.Reader) error {
 	w.in = w.newDigest()
 	if w.sequential {
 		return nil
 	}
-	if !w.opt.writeAll && !w.opt.noReadBack {
-		w.there = sha256.New()
-	}
 	w.head = alignedBuffer(int(min(w.opt.head, w.size)))
-	return w.spoil()
+	if _, err := io.ReadFull(src, w.head); err != nil {
+		return noEOF(err)
+	}
+	w.in.Write(w.head)
+	return nil
+}
+
+// holds tells whether the image whose head was taken and whose SHA-256 is sum is in the slot
+// already, durably. The slot is read as a whole only if it starts with that head, where file
+// systems say when they were made and what is free in them.
+func (w *slotWriter) holds(ctx context.Context, sum [sha256.Size]byte) bool {
+	if w.sequential || w.opt.writeAll || w.opt.noReadBack {
+		return false
+	}
+	old := w.buffer(0)[:len(w.head)]
+	if n, _ := w.dst.ReadAt(old, 0); !bytes.Equal(old[:n], w.head) {
+		return false
+	}
+	back := digest{sha: sha256.New()}
+	// An earlier writer's data may be in a cache yet.
+	return w.sync() == nil && w.hashSlot(ctx, &back, 0, w.size) == nil && [sha256.Size]byte(back.sha.Sum(nil)) == sum
 }
 
 // spoil zeroes the head of the slot, durably, before any other byte of it changes and
@@ -342,10 +339,6 @@ func (w *slotWriter) prove(ctx context.Context) (sum [sha256.Size]byte, err erro
 	}
 	if w.opt.noReadBack {
 		return [sha256.Size]byte(w.in.sha.Sum(nil)), nil
-	}
-	// When nothing but the head was written, the comparison has read the medium already.
-	if w.there != nil {
-		return [sha256.Size]byte(w.there.Sum(nil)), nil
 	}
 	back := digest{sha: sha256.New()}
 	back.Write(w.head)

@@ -30,10 +30,10 @@ func newWriter(dst storage, img []byte, opt writeOptions) *slotWriter {
 
 // flash does with a writer what an install does.
 func (w *slotWriter) flash(ctx context.Context, src io.Reader) error {
-	if err := w.begin(); err != nil {
+	if err := errors.Join(w.takeHead(src), w.spoil()); err != nil {
 		return err
 	}
-	if err := w.write(ctx, src, 0); err != nil {
+	if err := w.write(ctx, src, int64(len(w.head))); err != nil {
 		return err
 	}
 	if _, err := w.prove(ctx); err != nil {
@@ -90,45 +90,70 @@ func TestWriterSizes(t *testing.T) {
 	}
 }
 
-// Installing what is there already writes the head and nothing else.
-func TestWriterNothingDiffers(t *testing.T) {
+// All is read back, so that a write which landed elsewhere as well is found.
+func TestWriterProof(t *testing.T) {
 	img := testBlocks(5*16384 + 100)
 	d := &memDisk{data: bytes.Clone(img)}
-	var offs []int64
-	d.onWrite = func(d *memDisk, p []byte, off int64) (int, error) {
-		offs = append(offs, off+int64(len(p)))
-		return copy(d.data[off:], p), nil
-	}
-	w := newWriter(d, img, smallOptions)
-	if err := w.flash(t.Context(), bytes.NewReader(img)); err != nil {
+	d.data[4*16384] ^= 1
+	w, src := newWriter(d, img, smallOptions), bytes.NewReader(img)
+	if err := errors.Join(w.takeHead(src), w.spoil(), w.write(t.Context(), src, 4096)); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(offs, []int64{4096, 4096}) || w.stats.Written != 4096 || !bytes.Equal(d.data, img) {
-		t.Errorf("wrote up to %v, %+v", offs, w.stats)
+	if sum, err := w.prove(t.Context()); err != nil || sum != sha256.Sum256(img) {
+		t.Errorf("got %x, %v, want %x", sum, err, sha256.Sum256(img))
+	}
+	d.data[2*16384] ^= 1
+	if _, err := w.prove(t.Context()); err == nil {
+		t.Error("a block that has changed behind the comparison was not noticed")
 	}
 }
 
-// Where everything was there already the comparison is the read-back; with one block written all
-// is read again, so that a write which landed elsewhere as well is found.
-func TestWriterProof(t *testing.T) {
+// readFar remembers the furthest offset of its reads.
+type readFar struct {
+	*memDisk
+	far int64
+}
+
+func (r *readFar) ReadAt(p []byte, off int64) (int, error) {
+	r.far = max(r.far, off)
+	return r.memDisk.ReadAt(p, off)
+}
+
+// What makes an image count as there already, and what does not.
+func TestWriterHolds(t *testing.T) {
 	img := testBlocks(5*16384 + 100)
-	for _, differs := range []bool{false, true} {
-		d := &memDisk{data: bytes.Clone(img)}
-		if differs {
-			d.data[4*16384] ^= 1
-		}
-		w := newWriter(d, img, smallOptions)
-		if err := errors.Join(w.begin(), w.write(t.Context(), bytes.NewReader(img), 0)); err != nil {
-			t.Fatal(err)
-		}
-		if sum, err := w.prove(t.Context()); err != nil || sum != sha256.Sum256(img) {
-			t.Errorf("differs=%v: got %x, %v, want %x", differs, sum, err, sha256.Sum256(img))
-		}
-		if d.data[2*16384] ^= 1; differs {
-			if _, err := w.prove(t.Context()); err == nil {
-				t.Error("a block that has changed behind the comparison was not noticed")
+	sum := sha256.Sum256(img)
+	for name, c := range map[string]struct {
+		change func(*slotWriter, *memDisk)
+		want   bool
+		reads  bool // the whole slot
+	}{
+		"all there":       {func(*slotWriter, *memDisk) {}, true, true},
+		"more behind it":  {func(_ *slotWriter, d *memDisk) { d.data = append(d.data, "more"...) }, true, true},
+		"another head":    {func(_ *slotWriter, d *memDisk) { d.data[4095] ^= 1 }, false, false},
+		"another end":     {func(_ *slotWriter, d *memDisk) { d.data[len(d.data)-1] ^= 1 }, false, true},
+		"too short":       {func(_ *slotWriter, d *memDisk) { d.data = d.data[:len(d.data)-1] }, false, true},
+		"write all":       {func(w *slotWriter, _ *memDisk) { w.opt.writeAll = true }, false, false},
+		"no reading back": {func(w *slotWriter, _ *memDisk) { w.opt.noReadBack = true }, false, false},
+		"UBI volume":      {func(w *slotWriter, _ *memDisk) { w.sequential = true }, false, false},
+		"sync fails":      {func(_ *slotWriter, d *memDisk) { d.syncErr = syscall.EIO }, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &memDisk{data: bytes.Clone(img)}
+			d.onWrite = func(*memDisk, []byte, int64) (int, error) {
+				t.Error("something was written")
+				return 0, syscall.EIO
 			}
-		}
+			r := &readFar{memDisk: d}
+			w := newWriter(r, img, smallOptions)
+			c.change(w, d)
+			if err := w.takeHead(bytes.NewReader(img)); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.holds(t.Context(), sum); got != c.want || r.far > 0 != c.reads {
+				t.Errorf("got %v, read up to %d; want %v, all read: %v", got, r.far, c.want, c.reads)
+			}
+		})
 	}
 }
 
@@ -586,6 +611,7 @@ func TestWriterCheckpoints(t *testing.T) {
 			t.Errorf("from %d: %x, %v", c.Offset, sum, err)
 		}
 	}
+	d.data[0], w.kept = 0, 0
 	w.checkpoint = func(checkpoint) error { return syscall.ENOSPC }
 	if err := w.flash(t.Context(), bytes.NewReader(img)); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("a checkpoint that fails: got %v", err)

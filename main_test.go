@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,11 +47,20 @@ func newImageBoard(t testing.TB) *imageBoard {
 	env := filepath.Join(dir, "env")
 	writeFile(t, filepath.Join(dir, "fw_env.config"), fmt.Sprintf("%s 0 %x\n%s %d %x\n", env, boardEnvSize, env, boardEnvSize, boardEnvSize))
 	b.setEnv(t, map[string]string{varBootPart: "2", varBootPartHex: "2"})
+	old := oldImage()
 	for _, p := range []string{b.a, b.b} {
-		if err := os.WriteFile(p, testBlocks(1<<20), 0o600); err != nil {
+		if err := os.WriteFile(p, old, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return b
+}
+
+// oldImage is what both slots hold at first: testBlocks but for the head, so that an image of
+// those is not there already.
+func oldImage() []byte {
+	b := testBlocks(1 << 20)
+	clear(b[:512])
 	return b
 }
 
@@ -412,7 +422,7 @@ would change in the boot environment (`, b.dir)
 		if got, _, _ := b.do(t, "", "install", c.art); got != code {
 			t.Errorf("%s, %v: plan gives %d, install %d", c.art, c.env, code, got)
 		}
-		b.slotHolds(t, b.b, testBlocks(1<<20))
+		b.slotHolds(t, b.b, oldImage())
 	}
 }
 
@@ -568,7 +578,7 @@ func TestProgressOutput(t *testing.T) {
 	}
 	b.must(t, exitOK, "rollback")
 	_, errs := b.must(t, exitOK, "install", "--progress", "lines", art)
-	if !strings.Contains(errs, "100 %: 1.0 MB of 1.0 MB written") {
+	if !strings.Contains(errs, "100 %: 1.0 MB of 1.0 MB written") { // already there
 		t.Errorf("got %q", errs)
 	}
 	b.must(t, exitOK, "rollback")
@@ -612,7 +622,7 @@ func TestInstallReadOnlyState(t *testing.T) {
 	if !strings.Contains(errs, "hint: mendlet keeps its state in") {
 		t.Errorf("got %q", errs)
 	}
-	b.slotHolds(t, b.b, testBlocks(1<<20))
+	b.slotHolds(t, b.b, oldImage())
 }
 
 // The slot fails in ways that only the whole program meets (field case 23): the close of a
@@ -676,6 +686,40 @@ func TestFileSwappedWhileInstalling(t *testing.T) {
 	b.must(t, exitOK, "install", fifo)
 	once.Wait()
 	b.slotHolds(t, b.b, img)
+}
+
+// An update that was rolled back and is tried again: the slot holds the image, so that no more of
+// the artifact is needed than its header and the head of the image.
+func TestInstallAgain(t *testing.T) {
+	for _, comp := range []string{"none", "gzip", "xz"} {
+		b := newImageBoard(t)
+		img := make([]byte, 1<<20) // does not get smaller
+		rand.New(rand.NewSource(3)).Read(img)
+		art := b.pack(t, "release-2", img, "--compression", comp)
+		b.must(t, exitOK, "install", art)
+		b.must(t, exitOK, "rollback")
+		whole, err := os.ReadFile(art)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cut := writeTemp(t, "cut.mender", whole[:payloadStart(whole)+headSize+maxPacked])
+		_, errs := b.must(t, exitOK, "install", cut)
+		if want := "of which 0 written and 1048576 already there"; !strings.Contains(errs, want) {
+			t.Errorf("%s: got %q, want %q", comp, errs, want)
+		}
+		b.slotHolds(t, b.b, img)
+		if v := b.env(t); v[varUpgrade] != "1" || v[varBootPart] != "3" {
+			t.Errorf("%s: environment %v", comp, v)
+		}
+		b.must(t, exitOK, "rollback")
+		img[1<<20-1] ^= 1 // the image is another one in its last byte
+		b.must(t, exitOK, "install", b.pack(t, "release-3", img, "--compression", comp))
+		b.slotHolds(t, b.b, img)
+		b.must(t, exitOK, "rollback")
+		if _, errs = b.must(t, exitFailed, "install", cut); !strings.Contains(errs, "EOF") {
+			t.Errorf("%s: got %q, want the end to be missed", comp, errs)
+		}
+	}
 }
 
 // Bytes of the payload that change after the header was verified.
@@ -835,9 +879,9 @@ func TestInstallOnLoopDevice(t *testing.T) {
 		t.Errorf("environment %v", v)
 	}
 	b.must(t, exitOK, "rollback")
-	// The same content again: only the head is written.
+	// The same content again: nothing is written.
 	_, errs := b.must(t, exitOK, "install", art)
-	if want := fmt.Sprintf("of which %d written and %d already there", headSize, len(img)-headSize); !strings.Contains(errs, want) {
+	if want := fmt.Sprintf("of which 0 written and %d already there", len(img)); !strings.Contains(errs, want) {
 		t.Errorf("got %q, want %q", errs, want)
 	}
 	b.must(t, exitOK, "rollback")

@@ -129,8 +129,7 @@ func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, e
 func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *checkpoint) error {
 	// The head is not in the slot yet; it is at the start of the payload, which has to be
 	// fetched for header and signature anyway.
-	w.head = alignedBuffer(int(min(r.opt.head, w.size)))
-	if _, err := io.ReadFull(r.file.unhashed(), w.head); err != nil {
+	if err := w.takeHead(r.file.unhashed()); err != nil {
 		return err
 	}
 	r.src.close() // it would only send on while the slot is being hashed
@@ -162,14 +161,13 @@ func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *che
 // proveStart checks that the slot still holds the image up to the checkpoint. That tells
 // accidents; what tells all is the SHA-256 of the whole at the end.
 func (w *slotWriter) proveStart(ctx context.Context, c *checkpoint) error {
-	w.in = w.newDigest()
-	w.in.Write(w.head)
 	if err := w.hashSlot(ctx, &w.in, int64(len(w.head)), c.Offset); err != nil {
 		return err
 	}
 	if w.in.crc != c.Check {
 		return fmt.Errorf("slot %q does not hold what was written: something else wrote to it", w.name)
 	}
+	w.kept = c.Offset
 	return nil
 }
 

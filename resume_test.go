@@ -265,10 +265,10 @@ func TestJournalWear(t *testing.T) {
 		rec.Update.Checkpoint = &c
 		return j.save(rec)
 	}
-	if err := s.begin(); err != nil {
+	if err := errors.Join(s.takeHead(zeros{}), s.spoil()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.write(context.Background(), io.LimitReader(zeros{}, size), 0); err != nil {
+	if err := s.write(context.Background(), io.LimitReader(zeros{}, size-headSize), headSize); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%d bytes in %d saves for each GiB installed", st.written, st.saves)

@@ -187,24 +187,53 @@ func (r *rootfs) openTarget() (storage, error) {
 
 func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	start, err := r.goOn(ctx, w, a)
-	if err == nil && start == 0 {
-		r.u.Checkpoint = nil
-		err = w.begin()
-	}
 	if err != nil {
 		return err
 	}
-	if r.src != nil && !r.src.once && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
+	resumed := start > 0
+	if !resumed {
+		r.u.Checkpoint = nil
+		if there, err := r.begin(ctx, w, a); there || err != nil {
+			return err
+		}
+		start = int64(len(w.head))
+	}
+	if r.again() && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
 		w.checkpoint, w.mark = r.keepCheckpoint, a.restart
 	}
 	if err := r.stream(ctx, w, a, start); err != nil {
 		var target *targetError
-		if start > 0 && ctx.Err() == nil && exitCode(err) != exitTempFail && !errors.As(err, &target) {
+		if resumed && ctx.Err() == nil && exitCode(err) != exitTempFail && !errors.As(err, &target) {
 			return fmt.Errorf("%w: %w", errStartOver, err)
 		}
 		return err
 	}
 	return w.finish()
+}
+
+// again: the artifact can be opened another time.
+func (r *rootfs) again() bool { return r.src != nil && !r.src.once }
+
+// begin takes the image's head and makes the slot unbootable; there: all of the image is in the
+// slot already, as after an update that was rolled back and is tried again. Then nothing is
+// written, and the rest of the artifact is not fetched. Standard input is read to its end
+// anyway, for the sake of what writes to it.
+func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there bool, err error) {
+	if err := w.takeHead(r.file.unhashed()); err != nil {
+		return false, err
+	}
+	if r.again() && w.holds(ctx, r.file.Sum) {
+		w.stats.Same = w.size
+		if w.opt.progress != nil {
+			w.opt.progress(w.size, w.size)
+		}
+		r.file.skip()
+		return true, onlyFile(a)
+	}
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	return false, w.spoil()
 }
 
 // stream writes the rest of the image and checks all that came, but leaves the slot without
@@ -220,9 +249,16 @@ func (r *rootfs) stream(ctx context.Context, w *slotWriter, a *artifact, start i
 	if err := r.file.verify(sum); err != nil {
 		return err
 	}
-	if f, err := a.nextFile(); err == nil {
+	return onlyFile(a)
+}
+
+// onlyFile wants the artifact to end behind the file that was read.
+func onlyFile(a *artifact) error {
+	f, err := a.nextFile()
+	if err == nil {
 		return fmt.Errorf("a rootfs-image holds exactly one file, got another: %q", f.Name)
-	} else if err != io.EOF {
+	}
+	if err != io.EOF {
 		return err
 	}
 	return nil
