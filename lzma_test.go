@@ -4,12 +4,14 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math/rand"
 	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/ulikunitz/xz"
@@ -82,7 +84,13 @@ func TestLZMADamaged(t *testing.T) {
 	rng := rand.New(rand.NewSource(7))
 	for name, data := range inflateSamples() {
 		data = data[:min(len(data), 20000)]
-		b := xzipped(t, data, xz.WriterConfig{DictCap: 1 << 16})
+		b := xzipped(t, data, xz.WriterConfig{DictCap: 1 << 16, CheckSum: xz.CRC32})
+		wrong, back := slices.Clone(b), int(binary.LittleEndian.Uint32(b[len(b)-8:])) // size of the index
+		if wrong[len(b)-12-(back+1)*4-1] ^= 1; len(data) > 0 {
+			if _, err := unxzAll(wrong, 3000); err == nil || !strings.Contains(err.Error(), "check is") {
+				t.Errorf("%s: wrong CRC-32: %v", name, err)
+			}
+		}
 		for range 200 {
 			bad := slices.Clone(b)
 			bad[rng.Intn(len(b))] ^= 1 << rng.Intn(8)
