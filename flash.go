@@ -36,7 +36,7 @@ const (
 	// slow network a few MiB are many minutes.
 	keepAfter = 30 * time.Second
 
-	blocksInFlight = 4 // between the stages; with one for comparing this is all the memory, whatever the size of the image
+	blocksInFlight = 2 // between the stages; with one for comparing this is all the memory, whatever the size of the image
 )
 
 // slotWriter writes one image to one slot and proves that it is there.
