@@ -60,7 +60,7 @@ cross:
 	done
 NAME = mendlet
 
-# Without TLS and HTTP, for recovery systems: out/mendlet-nonet-OS-ARCH[-VARIANT].
+# Without TLS, HTTP and pack, for recovery systems: out/mendlet-nonet-OS-ARCH[-VARIANT].
 nonet:
 	@$(MAKE) --no-print-directory cross NAME=mendlet-nonet EXTRATAGS=,nonet
 

@@ -506,7 +506,7 @@ func TestSignatures(t *testing.T) {
 	}
 	b64 := base64.StdEncoding.EncodeToString
 	raw := func(m []byte) []byte {
-		sig, err := signManifest(ek, m)
+		sig, err := signManifest(ek, true, m)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -518,7 +518,7 @@ func TestSignatures(t *testing.T) {
 		want string // path of the key; "" refused
 		sign func(m []byte) string
 	}{
-		{"RSA", rsaPub, func(m []byte) string { s, _ := signManifest(rk, m); return string(s) }},
+		{"RSA", rsaPub, func(m []byte) string { s, _ := signManifest(rk, false, m); return string(s) }},
 		{"ECDSA, 64 bytes", ecPub, func(m []byte) string { return b64(raw(m)) }},
 		{"ECDSA, DER", ecPub, func(m []byte) string {
 			d := sha256.Sum256(m)

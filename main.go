@@ -88,10 +88,9 @@ func verbs() []verb {
 		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, func(_ context.Context, a *app, _ []string) error { return a.status() }},
 		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, jsonFlag, func(ctx context.Context, a *app, w []string) error { return a.plan(ctx, w[0]) }},
 		{"show", "FILE|URL|-", "what is in an artifact, fully verified", 1, jsonFlag, func(ctx context.Context, a *app, w []string) error { return a.show(ctx, w[0]) }},
-		{"pack", "…", "make an artifact; see 'mendlet pack --help'", -1, nil, func(_ context.Context, a *app, w []string) error { return packCommand(w, a.out, a.lg) }},
 		{"env", "print [-n] [NAME…] | set NAME=VALUE…", "the boot environment", -1, nil, func(_ context.Context, a *app, w []string) error { return a.env(w) }},
 	}
-	return append(list, netVerbs()...)
+	return slices.Concat(list, packVerbs(), netVerbs())
 }
 
 func jsonFlag(fs *flag.FlagSet, o *options) {
@@ -218,7 +217,9 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 	}
 	all := verbs()
 	i := slices.IndexFunc(all, func(v verb) bool { return v.name == fs.Arg(0) })
-	if i < 0 {
+	if hint := leftOut(fs.Arg(0)); i < 0 && hint != "" {
+		return withHint(usageError("this mendlet was built without the verb %q", fs.Arg(0)), "%s", hint)
+	} else if i < 0 {
 		return usageError("unknown verb %q; 'mendlet --help' lists what there is", fs.Arg(0))
 	}
 	words, err := parseVerb(all[i], fs.Args()[1:], o)

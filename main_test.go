@@ -233,6 +233,9 @@ func TestHelpAndVersion(t *testing.T) {
 		"show-artifact --help": "usage: mendlet show-artifact", "env --help": "env print", "pack --help": "",
 		"--version": versionString(), "-v": versionString(),
 	} {
+		if words == "pack --help" && len(packVerbs()) == 0 { // nonet_test.go has this case
+			continue
+		}
 		if out, errs := b.must(t, exitOK, strings.Fields(words)...); !strings.Contains(out, want) || errs != "" {
 			t.Errorf("%q: stdout %q, stderr %q, want %q", words, out, errs, want)
 		}
@@ -1139,7 +1142,7 @@ func TestManual(t *testing.T) {
 	man := strings.ReplaceAll(string(text), `\-`, "-")
 	fs := flag.NewFlagSet("", flag.ContinueOnError)
 	globalFlags(fs, &options{})
-	sets := map[string]*flag.FlagSet{"mendlet": fs}
+	sets := map[string]*flag.FlagSet{"mendlet": fs, "pack": flag.NewFlagSet("", flag.ContinueOnError)}
 	for _, v := range verbs() {
 		if !strings.Contains(man, v.name) {
 			t.Errorf("no verb %s", v.name)

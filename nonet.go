@@ -11,7 +11,7 @@ import (
 	"io"
 )
 
-// The recovery build: files and standard input only, without HTTP and TLS.
+// The recovery build: files and standard input only, without HTTP and TLS, and without pack.
 
 type netFlags struct{}
 
@@ -23,4 +23,19 @@ func (a *app) urlSource(name string) *source {
 	return &source{name: name, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
 		return nil, sourceID{}, withHint(errors.New("this mendlet was built without network support"), "fetch the artifact with another program: wget -O- URL | mendlet install -")
 	}}
+}
+
+func packVerbs() []verb { return nil }
+
+var packTools packers
+
+// leftOut is the hint for a verb of other builds.
+func leftOut(name string) string {
+	switch name {
+	case "pack":
+		return "make artifacts on a build host, with a mendlet with network support or with mender-artifact"
+	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup":
+		return "it takes a mendlet with network support; install an artifact from a file or standard input with this one"
+	}
+	return ""
 }

@@ -6,9 +6,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
-	"compress/gzip"
 	"crypto"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -20,8 +20,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/ulikunitz/xz"
 )
 
 // What pack writes can be entered again every packFlush bytes of the data tar (gzip, as
@@ -58,6 +56,20 @@ type packOptions struct {
 
 	mtime time.Time
 	key   crypto.Signer
+	ec    bool // the key is one of ECDSA
+}
+
+// packers are what pack takes from packtools.go. The recovery build has none, as being there
+// they would be linked for their initializers, and no verb pack; its tests bring their own.
+type packers struct {
+	gzip    func(io.Writer) (flushWriter, error)
+	xz      func(io.Writer) (io.WriteCloser, error)
+	loadKey func(path string) (key crypto.Signer, ec bool, err error)
+}
+
+type flushWriter interface {
+	io.WriteCloser
+	Flush() error
 }
 
 // listFlag collects the values of an option that can be repeated.
@@ -214,7 +226,7 @@ func (o *packOptions) write(stdout io.Writer) (n int64, err error) {
 		o.mtime = time.Unix(sec, 0)
 	}
 	if o.keyFile != "" {
-		if o.key, err = loadSigningKey(o.keyFile); err != nil {
+		if o.key, o.ec, err = packTools.loadKey(o.keyFile); err != nil {
 			return 0, err
 		}
 	}
@@ -260,14 +272,14 @@ func tempFile(dir string) (*os.File, error) {
 
 // flushing makes a restart point in gzip data after every packFlush bytes.
 type flushing struct {
-	*gzip.Writer
+	flushWriter
 	n int
 }
 
 func (f *flushing) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
-		n, err := f.Writer.Write(p[done:min(len(p), done+packFlush-f.n)])
+		n, err := f.flushWriter.Write(p[done:min(len(p), done+packFlush-f.n)])
 		done += n
 		f.n += n
 		if err != nil {
@@ -291,10 +303,10 @@ func (nopCloser) Close() error { return nil }
 func (o *packOptions) compress(w io.Writer) (io.WriteCloser, error) {
 	switch o.compression {
 	case "gzip":
-		z, err := gzip.NewWriterLevel(w, gzip.BestCompression)
-		return &flushing{Writer: z}, err
+		z, err := packTools.gzip(w)
+		return &flushing{flushWriter: z}, err
 	case "xz":
-		return xz.WriterConfig{DictCap: packDict, BlockSize: packBlock, CheckSum: xz.CRC64}.NewWriter(w)
+		return packTools.xz(w)
 	}
 	return nopCloser{w}, nil
 }
@@ -366,7 +378,7 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 	}
 	members := []scriptFile{{"version", []byte(version)}, {"manifest", manifest}}
 	if o.key != nil {
-		sig, err := signManifest(o.key, manifest)
+		sig, err := signManifest(o.key, o.ec, manifest)
 		if err != nil {
 			return 0, err
 		}
@@ -392,6 +404,26 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 	}
 	err = t.Close()
 	return count.n, err
+}
+
+// signManifest makes the content of manifest.sig. The same key and manifest give the same
+// signature: ECDSA without a source of randomness is that of RFC 6979.
+func signManifest(key crypto.Signer, ec bool, manifest []byte) ([]byte, error) {
+	digest := sha256.Sum256(manifest)
+	sig, err := key.Sign(nil, digest[:], crypto.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	if ec {
+		r, s, err := parseECSignature(sig)
+		if err != nil {
+			return nil, err
+		}
+		sig = make([]byte, 64)
+		r.FillBytes(sig[:32])
+		s.FillBytes(sig[32:])
+	}
+	return base64.StdEncoding.AppendEncode(nil, sig), nil
 }
 
 // countWriter counts the bytes of the output.

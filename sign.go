@@ -11,7 +11,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/pem"
-	"fmt"
 	"math/big"
 	"os"
 	"strings"
@@ -82,51 +81,4 @@ func verifies(key crypto.PublicKey, digest, sig []byte) bool {
 		return ecdsa.Verify(k, digest, r, s)
 	}
 	return false
-}
-
-// loadSigningKey reads an unencrypted private key, RSA or P-256, in PEM: PKCS #1, SEC 1 or
-// PKCS #8.
-func loadSigningKey(path string) (crypto.Signer, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("signing key: %w", err)
-	}
-	var key crypto.Signer
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if !strings.HasSuffix(block.Type, "PRIVATE KEY") { // openssl puts EC PARAMETERS before one
-			continue
-		}
-		if key, err = parseSigner(block.Type, block.Bytes); err != nil {
-			return nil, fmt.Errorf("signing key %q: %w", path, err)
-		}
-	}
-	switch k := key.(type) {
-	case *rsa.PrivateKey:
-		return k, nil
-	case *ecdsa.PrivateKey:
-		if k.Curve == elliptic.P256() {
-			return k, nil
-		}
-	}
-	return nil, fmt.Errorf("signing key %q: want an RSA or a P-256 key in PEM, not encrypted", path)
-}
-
-// signManifest makes the content of manifest.sig. The same key and manifest give the same
-// signature: ECDSA without a source of randomness is that of RFC 6979.
-func signManifest(key crypto.Signer, manifest []byte) ([]byte, error) {
-	digest := sha256.Sum256(manifest)
-	sig, err := key.Sign(nil, digest[:], crypto.SHA256)
-	if err != nil {
-		return nil, err
-	}
-	if _, ok := key.(*ecdsa.PrivateKey); ok {
-		r, s, err := parseECSignature(sig)
-		if err != nil {
-			return nil, err
-		}
-		sig = make([]byte, 64)
-		r.FillBytes(sig[:32])
-		s.FillBytes(sig[32:])
-	}
-	return base64.StdEncoding.AppendEncode(nil, sig), nil
 }
