@@ -3,10 +3,6 @@
 package main
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rsa"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -107,53 +103,83 @@ func (d *derReader) end() error {
 	return nil
 }
 
+const (
+	curveP224 = "P-224"
+	curveP256 = "P-256"
+	curveP384 = "P-384"
+	curveP521 = "P-521"
+)
+
 // derCurve is the curve that an object identifier names (RFC 5480, 2.1.1.1).
-func derCurve(oid []byte) (elliptic.Curve, error) {
+func derCurve(oid []byte) (string, error) {
 	switch string(oid) {
 	case "\x2a\x86\x48\xce\x3d\x03\x01\x07":
-		return elliptic.P256(), nil
+		return curveP256, nil
 	case "\x2b\x81\x04\x00\x21":
-		return elliptic.P224(), nil
+		return curveP224, nil
 	case "\x2b\x81\x04\x00\x22":
-		return elliptic.P384(), nil
+		return curveP384, nil
 	case "\x2b\x81\x04\x00\x23":
-		return elliptic.P521(), nil
+		return curveP521, nil
 	}
-	return nil, fmt.Errorf("elliptic curve % x is not supported; want P-256", oid)
+	return "", fmt.Errorf("elliptic curve % x is not supported; want P-256", oid)
+}
+
+// publicKey is one of RSA, n and e, or of ECDSA: an uncompressed point on a curve. As bytes, since
+// a big.Int that an interface may hold is linked with all that it can print and parse.
+type publicKey struct {
+	n     []byte
+	e     int
+	curve string
+	point []byte
 }
 
 // parsePublicKey reads a SubjectPublicKeyInfo (RFC 5280, 4.1) of RSA (RFC 8017, A.1.1) or of
 // ECDSA (RFC 5480, 2).
-func parsePublicKey(der []byte) (crypto.PublicKey, error) {
+func parsePublicKey(der []byte) (k publicKey, err error) {
 	top := newDER(der)
 	info := top.next(derSequence)
 	alg := info.next(derSequence)
 	kind := string(alg.next(derOID).rest)
 	bits := info.next(derBitString).rest
 	if info.end() != nil || top.end() != nil || len(bits) == 0 || bits[0] != 0 {
-		return nil, errDER
+		return k, errDER
 	}
 	switch kind {
 	case oidRSA:
 		d := newDER(bits[1:])
 		seq := d.next(derSequence)
-		key := &rsa.PublicKey{N: seq.integer(), E: seq.small()}
-		if seq.end() != nil || d.end() != nil || key.E < 2 || string(alg.rest) != "\x05\x00" {
-			return nil, errDER
+		k.n, k.e = seq.number(), seq.small()
+		if seq.end() != nil || d.end() != nil || string(alg.rest) != "\x05\x00" {
+			return k, errDER
 		}
-		return key, nil
+		return k, checkRSA(new(big.Int).SetBytes(k.n), k.e)
 	case oidEC:
-		curve, err := derCurve(alg.next(derOID).rest)
-		if err == nil {
-			err = alg.end()
+		if k.curve, err = derCurve(alg.next(derOID).rest); err != nil {
+			return k, err
 		}
-		if err != nil {
-			return nil, err
+		if err = alg.end(); err != nil {
+			return k, err
 		}
-		return ecdsa.ParseUncompressedPublicKey(curve, bits[1:])
+		k.point = bits[1:]
+		return k, checkPoint(k.curve, k.point)
 	}
-	return nil, fmt.Errorf("key algorithm % x is not supported; want RSA or ECDSA", kind)
+	return k, fmt.Errorf("key algorithm % x is not supported; want RSA or ECDSA", kind)
 }
+
+// checkRSA has the rules of crypto/rsa for a key to verify with, and a limit: the time that it
+// takes grows with the square of the size.
+func checkRSA(n *big.Int, e int) error {
+	if bits := n.BitLen(); bits < 1024 || bits > maxRSA || n.Bit(0) == 0 {
+		return fmt.Errorf("rsa modulus of %d bits, last bit %d: want an odd one of 1024 to %d bits", bits, n.Bit(0), maxRSA)
+	}
+	if e < 3 || e&1 == 0 {
+		return fmt.Errorf("rsa exponent %d: want an odd one from 3 on", e)
+	}
+	return nil
+}
+
+const maxRSA = 16384
 
 // parseECSignature reads an ECDSA-Sig-Value (RFC 3279, 2.2.3).
 func parseECSignature(der []byte) (r, s *big.Int, err error) {

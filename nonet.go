@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"math/big"
 )
 
 // The recovery build: files and standard input only, without HTTP and TLS, and without pack.
@@ -38,4 +39,12 @@ func leftOut(name string) string {
 		return "it takes a mendlet with network support; install an artifact from a file or standard input with this one"
 	}
 	return ""
+}
+
+func checkPoint(curve string, point []byte) error { return bigCheckPoint(curve, point) }
+
+func verifyRSA(n []byte, e int, digest, sig []byte) bool { return bigVerifyRSA(n, e, digest, sig) }
+
+func verifyECDSA(curve string, point, digest []byte, r, s *big.Int) bool {
+	return bigVerifyECDSA(curve, point, digest, r, s)
 }

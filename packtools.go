@@ -131,5 +131,5 @@ func parseECKey(der, oid []byte) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ecdsa.ParseRawPrivateKey(curve, secret)
+	return ecdsa.ParseRawPrivateKey(stdCurve(curve), secret)
 }

@@ -4,10 +4,6 @@ package main
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/pem"
@@ -23,7 +19,7 @@ import (
 // verifyKey is a public key that artifacts may be signed with.
 type verifyKey struct {
 	path string
-	key  crypto.PublicKey // *rsa.PublicKey or *ecdsa.PublicKey
+	key  publicKey
 }
 
 // loadVerifyKeys reads PEM files of type PUBLIC KEY. One that cannot be loaded is an error:
@@ -57,7 +53,7 @@ func verifySignature(keys []verifyKey, manifest, sig []byte) (path string, err e
 	digest := sha256.Sum256(manifest)
 	var tried []string
 	for _, k := range keys {
-		if verifies(k.key, digest[:], raw) {
+		if k.key.verifiesBy(verifyRSA, verifyECDSA, digest[:], raw) {
 			return k.path, nil
 		}
 		tried = append(tried, k.path)
@@ -65,20 +61,22 @@ func verifySignature(keys []verifyKey, manifest, sig []byte) (path string, err e
 	return "", refuse("manifest.sig: signature of %d bytes was not made by key %q", len(raw), strings.Join(tried, ", "))
 }
 
-func verifies(key crypto.PublicKey, digest, sig []byte) bool {
-	switch k := key.(type) {
-	case *rsa.PublicKey:
-		return rsa.VerifyPKCS1v15(k, crypto.SHA256, digest, sig) == nil
-	case *ecdsa.PublicKey:
-		if ecdsa.VerifyASN1(k, digest, sig) {
-			return true
-		}
-		// MEN-9055: exactly 64 bytes, else the split would be anywhere.
-		if len(sig) != 64 || k.Curve != elliptic.P256() {
-			return false
-		}
-		r, s := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
-		return ecdsa.Verify(k, digest, r, s)
+// verifiesBy says whether the key made sig; rsa and ecdsa do the arithmetic.
+func (k *publicKey) verifiesBy(
+	rsa func(n []byte, e int, digest, sig []byte) bool,
+	ecdsa func(curve string, point, digest []byte, r, s *big.Int) bool,
+	digest, sig []byte,
+) bool {
+	if k.curve == "" {
+		return rsa(k.n, k.e, digest, sig)
 	}
-	return false
+	if r, s, err := parseECSignature(sig); err == nil && ecdsa(k.curve, k.point, digest, r, s) {
+		return true
+	}
+	// MEN-9055: exactly 64 bytes, else the split would be anywhere.
+	if len(sig) != 64 || k.curve != curveP256 {
+		return false
+	}
+	r, s := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
+	return ecdsa(k.curve, k.point, digest, r, s)
 }
