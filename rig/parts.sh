@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # What the parts of the standard library that mendlet uses weigh: an empty program to which one
-# part after the other is added. Calls are there to be linked, not to be run.
+# part after the other is added. Calls are there to be linked, not to be run. The recovery build has
+# the parts before crypto/rsa.
 set -eu
 sum=$PWD/go.sum
 dir=$(mktemp -d)
@@ -31,17 +32,13 @@ part "Go runtime, fmt, encoding/json" "encoding/json fmt os" <<-'X'
 	b, _ := json.Marshal(v)
 	fmt.Println(string(b), err)
 X
-part "RSA and ECDSA verification" "crypto crypto/ecdsa crypto/elliptic crypto/rsa" <<-'X'
-	k, _ := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), nil)
-	println(ecdsa.VerifyASN1(k, nil, nil), rsa.VerifyPKCS1v15(&rsa.PublicKey{}, crypto.SHA256, nil, nil))
+part "SHA-256" "crypto/sha256" <<-'X'
+	println(sha256.New().Sum(nil))
 X
-part "signing" "crypto crypto/ecdsa crypto/elliptic crypto/rsa" <<-'X'
-	e, _ := ecdsa.ParseRawPrivateKey(elliptic.P256(), nil)
-	e.Sign(nil, nil, crypto.SHA256)
-	r := &rsa.PrivateKey{}
-	r.Validate()
-	r.Precompute()
-	r.Sign(nil, nil, crypto.SHA256)
+part "math/big: what verification of RSA and ECDSA takes of it" "math/big os" <<-'X'
+	n := new(big.Int).SetBytes([]byte(os.Args[1]))
+	n.Mul(n, n).Add(n, n).Sub(n, n).Mod(n, n).Rsh(n, 1).ModInverse(n, n).FillBytes(nil)
+	println(n.Cmp(n), n.Bit(1), n.BitLen())
 X
 part "reading tar, deflate, LZMA; os/exec, flag, os/signal" \
 	"archive/tar compress/flate flag github.com/ulikunitz/xz/lzma os os/exec os/signal" <<-'X'
@@ -52,6 +49,18 @@ part "reading tar, deflate, LZMA; os/exec, flag, os/signal" \
 	exec.Command("x").Run()
 	flag.Parse()
 	signal.Notify(nil)
+X
+part "crypto/rsa and crypto/ecdsa: verification" "crypto crypto/ecdsa crypto/elliptic crypto/rsa" <<-'X'
+	k, _ := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), nil)
+	println(ecdsa.VerifyASN1(k, nil, nil), rsa.VerifyPKCS1v15(&rsa.PublicKey{}, crypto.SHA256, nil, nil))
+X
+part "signing" "crypto crypto/ecdsa crypto/elliptic crypto/rsa" <<-'X'
+	e, _ := ecdsa.ParseRawPrivateKey(elliptic.P256(), nil)
+	e.Sign(nil, nil, crypto.SHA256)
+	r := &rsa.PrivateKey{}
+	r.Validate()
+	r.Precompute()
+	r.Sign(nil, nil, crypto.SHA256)
 X
 part "writing tar, gzip, xz" "archive/tar compress/gzip github.com/ulikunitz/xz os" <<-'X'
 	w := tar.NewWriter(os.Stdout)
