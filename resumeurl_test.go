@@ -460,6 +460,26 @@ func (a realArtifact) interruptRun(t *testing.T, image []byte) {
 }
 
 // journal changes the record.
+// What the slot holds already is not downloaded: here the server would never get beyond the first MiB.
+func TestHeldImageIsNotDownloaded(t *testing.T) {
+	image := resumeImage()
+	g := &gate{body: packed(t, "-n", "new", "-c", "sim", "--compression", "none", "-f", writeTemp(t, "root.img", image)), etag: `"one"`}
+	server := httptest.NewServer(http.HandlerFunc(g.serve))
+	defer server.Close()
+	b := newBoard(t, 30<<20, "")
+	for _, again := range []bool{false, true} {
+		exit, said := b.mendlet("--running", "A", "install", server.URL+"/a.mender")
+		if exit != exitOK || again != strings.Contains(said, "of which 0 written") {
+			t.Fatalf("again=%v: exit code %d", again, exit)
+		}
+		b.holds(image)
+		if exit, _ := b.mendlet("--running", "A", "rollback"); exit != exitOK {
+			t.Fatalf("rollback: exit code %d", exit)
+		}
+		g.set(1<<20, "hang")
+	}
+}
+
 func (b *board) journal(change func(*record)) {
 	j, rec, err := openJournal(b.dir, nil)
 	if err == nil {
