@@ -51,7 +51,7 @@ type slotWriter struct {
 
 	buffers [][]byte
 	head    []byte     // what the start of the slot will hold, kept back
-	in      digest     // of what has come in
+	in      digest     // of the image, as far as it has come in
 	dirty   int64      // bytes in the page cache since the last sync
 	last    checkpoint // the latest there could be
 	kept    int64      // offset of the latest that was kept
@@ -105,22 +105,22 @@ type block struct {
 	off    int64
 	marked bool // from is valid: the image can be read again from there
 	from   restartPoint
-	same   bool // it is in the slot already
+	same   bool        // it is in the slot already
+	hashed chan uint32 // the CRC-32C of the image up to its end
 }
 
 // write takes the image from src to the slot in one pass:
 //
 //	src ── read, decompress ──▶ compare with the slot ──▶ write
-//	 ▲                                                      │
+//	 ▲                    └───▶ hash ───────────────────────┤
 //	 └───────────────────── free blocks ────────────────────┘
 //
-// Each stage is a goroutine of its own, so that decompression, reading and writing go on at
-// the same time. start is behind the head, or where an earlier run got to. SHA-256 is not
-// computed here: the one that counts is that of what the medium gives back, see prove.
+// Each stage is a goroutine of its own, so that decompression, hashing, reading and writing
+// go on at the same time. start is behind the head, or where an earlier run got to.
 func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) error {
 	free := make(chan *block, blocksInFlight)
 	for i := range blocksInFlight {
-		free <- &block{buf: w.buffer(i)}
+		free <- &block{buf: w.buffer(i), hashed: make(chan uint32, 1)}
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -167,9 +167,11 @@ func (e *targetError) Unwrap() error { return e.error }
 
 // read fills free blocks from src; they end at multiples of the block size.
 func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64, free <-chan *block) <-chan *block {
-	out := make(chan *block)
+	out, hash := make(chan *block), make(chan *block, blocksInFlight)
+	go w.hash(hash)
 	go func() {
 		defer close(out)
+		defer close(hash)
 		for off < w.size {
 			var b *block
 			select {
@@ -186,6 +188,7 @@ func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src
 			if b.marked = w.checkpoint != nil; b.marked {
 				b.from, b.marked = w.mark()
 			}
+			hash <- b // does not wait: there are no more blocks than have room
 			select {
 			case out <- b:
 			case <-ctx.Done():
@@ -200,6 +203,14 @@ func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src
 		}
 	}()
 	return out
+}
+
+// hash sums up what comes in.
+func (w *slotWriter) hash(in <-chan *block) {
+	for b := range in {
+		w.in.Write(b.data)
+		b.hashed <- w.in.crc
+	}
 }
 
 // compare finds out which blocks are there already.
@@ -224,7 +235,6 @@ func (w *slotWriter) compare(ctx context.Context, in <-chan *block) <-chan *bloc
 
 // put writes one block where it differs from what is there.
 func (w *slotWriter) put(b *block) error {
-	w.in.Write(b.data)
 	if b.same {
 		w.stats.Same += int64(len(b.data))
 	} else {
@@ -236,6 +246,7 @@ func (w *slotWriter) put(b *block) error {
 			w.dirty += int64(len(b.data))
 		}
 	}
+	check := <-b.hashed
 	if w.dirty >= w.opt.syncEvery {
 		if err := w.sync(); err != nil {
 			return err
@@ -245,7 +256,7 @@ func (w *slotWriter) put(b *block) error {
 		w.opt.progress(b.off+int64(len(b.data)), w.size)
 	}
 	if b.marked {
-		w.last = checkpoint{Offset: b.off + int64(len(b.data)), Total: w.size, Check: w.in.crc, From: b.from}
+		w.last = checkpoint{Offset: b.off + int64(len(b.data)), Total: w.size, Check: check, From: b.from}
 	}
 	if b.marked && w.due() {
 		return w.keep()
@@ -289,7 +300,7 @@ func (w *slotWriter) sync() error {
 
 // takeHead reads what the start of the slot will hold, and keeps it back.
 func (w *slotWriter) takeHead(src io.Reader) error {
-	w.in = w.newDigest()
+	w.in = digest{sha: sha256.New()}
 	if w.sequential {
 		return nil
 	}
@@ -329,27 +340,28 @@ func (w *slotWriter) spoil() error {
 	return w.sync()
 }
 
-// prove reads the whole image back past the page cache and returns its SHA-256: what counts
-// is what the medium gives, not what was sent to it. The head is not there yet and counts
-// as what it will be.
-func (w *slotWriter) prove(ctx context.Context) (sum [sha256.Size]byte, err error) {
+// sum is the SHA-256 of the image that has come in. What an earlier run wrote counts as the slot
+// gives it.
+func (w *slotWriter) sum() [sha256.Size]byte { return [sha256.Size]byte(w.in.sha.Sum(nil)) }
+
+// prove reads the whole image back past the page cache: what counts is what the medium gives,
+// not what was sent to it. The head is not there yet and counts as what it will be. A CRC-32C
+// tells whether it is the same, as what came in is known by its SHA-256.
+func (w *slotWriter) prove(ctx context.Context) error {
 	// What is in the page cache or in the cache of the device is not on the medium.
-	if err := w.sync(); err != nil {
-		return sum, err
+	if err := w.sync(); err != nil || w.opt.noReadBack {
+		return err
 	}
-	if w.opt.noReadBack {
-		return [sha256.Size]byte(w.in.sha.Sum(nil)), nil
-	}
-	back := digest{sha: sha256.New()}
+	var back digest
 	back.Write(w.head)
 	if err := w.hashSlot(ctx, &back, int64(len(w.head)), w.size); err != nil {
-		return sum, err
+		return err
 	}
 	if back.crc != w.in.crc {
-		return sum, withHint(fmt.Errorf("slot %q reads back with CRC %08x, want %08x: what was written is not what is there", w.name, back.crc, w.in.crc),
+		return withHint(fmt.Errorf("slot %q reads back with CRC %08x, want %08x: what was written is not what is there", w.name, back.crc, w.in.crc),
 			"the storage is failing, or something else writes to it; nothing was switched over")
 	}
-	return [sha256.Size]byte(back.sha.Sum(nil)), nil
+	return nil
 }
 
 // finish writes the head, now that all the rest is proven, and proves that, too.
@@ -389,14 +401,6 @@ func (d *digest) Write(p []byte) (int, error) {
 		d.sha.Write(p)
 	}
 	return len(p), nil
-}
-
-// newDigest is that of the incoming image: without a read-back its SHA-256 is all there is.
-func (w *slotWriter) newDigest() digest {
-	if w.opt.noReadBack {
-		return digest{sha: sha256.New()}
-	}
-	return digest{}
 }
 
 // hashSlot hashes the bytes of the slot from off, a multiple of directAlign, to end, past

@@ -242,11 +242,10 @@ func (r *rootfs) stream(ctx context.Context, w *slotWriter, a *artifact, start i
 	if err := w.write(ctx, r.file.unhashed(), start); err != nil {
 		return err
 	}
-	sum, err := w.prove(ctx)
-	if err != nil {
+	if err := r.file.verify(w.sum()); err != nil {
 		return err
 	}
-	if err := r.file.verify(sum); err != nil {
+	if err := w.prove(ctx); err != nil {
 		return err
 	}
 	return onlyFile(a)
