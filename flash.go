@@ -219,11 +219,9 @@ func (w *slotWriter) compare(ctx context.Context, in <-chan *block) <-chan *bloc
 	go func() {
 		defer close(out)
 		for b := range in {
-			// What cannot be read is written: that may mend it, and the read-back will tell.
-			if b.same = !w.opt.writeAll && !w.sequential; b.same {
-				n, _ := w.dst.ReadAt(old[:len(b.data)], b.off)
-				b.same = bytes.Equal(old[:n], b.data)
-			}
+			// Of a block that differs its first bytes nearly always do; the rest need not be read then.
+			some := min(directAlign, len(b.data))
+			b.same = !w.opt.writeAll && !w.sequential && w.equal(b, old, 0, some) && w.equal(b, old, some, len(b.data))
 			select {
 			case out <- b:
 			case <-ctx.Done():
@@ -231,6 +229,13 @@ func (w *slotWriter) compare(ctx context.Context, in <-chan *block) <-chan *bloc
 		}
 	}()
 	return out
+}
+
+// equal compares a part of a block with the slot. What cannot be read is written: that may mend
+// it, and the read-back will tell.
+func (w *slotWriter) equal(b *block, old []byte, from, to int) bool {
+	n, _ := w.dst.ReadAt(old[from:to], b.off+int64(from))
+	return bytes.Equal(old[from:from+n], b.data[from:to])
 }
 
 // put writes one block where it differs from what is there.
