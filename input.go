@@ -116,6 +116,19 @@ func (in *input) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// skip gets past n bytes, which must be there.
+func (in *input) skip(n int64) error {
+	for n > 0 {
+		if err := in.fill(); err != nil {
+			return noEOF(err)
+		}
+		k := int(min(n, int64(in.lim-in.pos)))
+		in.pos += k
+		n -= int64(k)
+	}
+	return nil
+}
+
 // peek gives the next n bytes without consuming them, or as many as the section has.
 func (in *input) peek(n int) ([]byte, error) {
 	for in.lim-in.pos < n && in.base+int64(in.lim) < in.stop {

@@ -758,9 +758,6 @@ func TestFixturesThroughProgram(t *testing.T) {
 			if err := os.Truncate(b.b, 4<<20); err != nil {
 				t.Fatal(err)
 			}
-			if name == "rootfs-zstd" {
-				needTool(t, "zstd")
-			}
 			if key := map[string]string{"rootfs-signed-rsa": "rsa.pub", "rootfs-signed-ecdsa": "ec.pub"}[name]; key != "" {
 				b.conf["ArtifactVerifyKeys"] = []string{fixtures + "other.pub", fixtures + key}
 			}

@@ -241,6 +241,17 @@ func realArtifacts(t *testing.T, image []byte) (list []realArtifact) {
 			return "data/0000.tar" + program.suffix, piped(t, tar, program.name, program.args)
 		}
 		list = append(list, realArtifact{"one member of " + program.name, program.name == "gzip", k.build(t)})
+		if program.name != "zstd" {
+			continue
+		}
+		k.data = func(tar []byte) (string, []byte) {
+			var frames []byte
+			for part := range slices.Chunk(tar, 1<<20) {
+				frames = append(frames, piped(t, part, "zstd", "-1")...)
+			}
+			return "data/0000.tar.zst", frames
+		}
+		list = append(list, realArtifact{"frames of zstd", true, k.build(t)})
 	}
 	return list
 }

@@ -10,20 +10,17 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 )
 
 // restartPoint is a place where decompression can be entered again.
 type restartPoint struct {
-	Kind  string // none, gzip, xz
+	Kind  string // none, gzip, xz, zstd
 	File  int64  // offset in the artifact of the next stored byte
 	Bit   byte   `json:",omitempty"` // gzip: bits of that byte that belong to what comes before, 0 to 7
 	Out   int64  // offset in the data tar of what it decodes to
-	Fresh bool   // a gzip member or an xz block starts here: nothing before it is needed
+	Fresh bool   // a gzip member, an xz block or a zstd frame starts here: nothing before it is needed
 	Check byte   // xz: the integrity check that the stream header named
 }
 
@@ -65,7 +62,7 @@ func newUnpacker(kind string, in *input, lim unpackLimits) (unpacker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if magic := compressionMagic[kind]; !bytes.HasPrefix(head, []byte(magic)) {
+	if magic := compressionMagic[kind]; !bytes.HasPrefix(head, []byte(magic)) && !(kind == "zstd" && skippable(head)) {
 		return nil, fmt.Errorf("not %s data, as its name says: starts with % x, want % x", kind, head, magic)
 	}
 	switch kind {
@@ -76,7 +73,7 @@ func newUnpacker(kind string, in *input, lim unpackLimits) (unpacker, error) {
 	case "xz":
 		return &unxz{in: in, lim: lim, index: sha256.New()}, nil
 	case "zstd":
-		return newUnzstd(in, lim)
+		return &unzstd{in: in, lim: lim}, nil
 	}
 	return nil, fmt.Errorf("compression %q is not known", kind)
 }
@@ -95,6 +92,8 @@ func resumeUnpacker(in *input, p restartPoint, window []byte, lim unpackLimits) 
 	case "xz":
 		z := &unxz{in: in, lim: lim, index: sha256.New(), out: p.Out, resumed: true}
 		return z, z.setCheck(p.Check)
+	case "zstd":
+		return &unzstd{in: in, lim: lim, out: p.Out}, nil
 	}
 	return nil, fmt.Errorf("resuming %q data is not possible", p.Kind)
 }
@@ -250,65 +249,6 @@ func noEOF(err error) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
-}
-
-// unzstd pipes the section through a zstd program, there being no decoder in here.
-type unzstd struct {
-	in   *input
-	cmd  *exec.Cmd
-	out  io.ReadCloser
-	says bytes.Buffer
-	done bool
-	err  error
-}
-
-func newUnzstd(in *input, lim unpackLimits) (unpacker, error) {
-	path, err := exec.LookPath("zstd")
-	if err != nil {
-		return nil, withHint(refuse("zstd data, and there is no zstd program: %w", err),
-			"write the artifact again with mender-artifact … --compression gzip, or with mendlet pack")
-	}
-	z := &unzstd{in: in, cmd: exec.Command(path, "-dcq", fmt.Sprintf("--memory=%dKB", lim.dict>>10))}
-	z.cmd.Stdin = in
-	z.cmd.Stderr = &z.says // -q: one line at most
-	// A terminal's interrupt is for this process, which ends the child itself.
-	z.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	// How long to wait, once the child is gone, for a Read of the input that hangs.
-	z.cmd.WaitDelay = 5 * time.Second
-	if z.out, err = z.cmd.StdoutPipe(); err != nil {
-		return nil, err
-	}
-	if err := z.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("%q: %w", path, err)
-	}
-	return z, nil
-}
-
-func (z *unzstd) Read(p []byte) (int, error) {
-	if z.done {
-		return 0, z.err
-	}
-	n, err := z.out.Read(p)
-	if err == io.EOF {
-		z.done = true
-		if z.err = z.cmd.Wait(); z.err == nil {
-			z.err = io.EOF
-		} else {
-			z.err = fmt.Errorf("%q: %w: %s", z.cmd.Path, z.err, strings.TrimSpace(z.says.String()))
-		}
-		err = z.err
-	}
-	return n, err
-}
-
-func (z *unzstd) restart() (restartPoint, bool) { return restartPoint{}, false }
-
-func (z *unzstd) close() {
-	if !z.done {
-		z.done, z.err = true, os.ErrClosed
-		z.cmd.Process.Kill()
-		z.cmd.Wait()
-	}
 }
 
 func allZero(p []byte) bool {
