@@ -83,19 +83,20 @@ func (z *unzstd) restart() (restartPoint, bool) { return z.now, z.now.Kind != ""
 func (z *unzstd) close()                        {}
 
 // advance reads one block, or what is between two frames; io.EOF at the end of the section.
-func (z *unzstd) advance() error {
+func (z *unzstd) advance() (err error) {
 	at := z.in.offset()
-	err := z.frameEnd
 	switch {
 	case !z.inside:
-		err = z.frame
-	case !z.last:
-		err = z.nextBlock
+		err = z.frame()
+	case z.last:
+		err = z.frameEnd()
+	default:
+		err = z.nextBlock()
 	}
-	if err := err(); err != errZstd {
-		return err
+	if err == errZstd {
+		err = fmt.Errorf("offset %d: %w", at, err)
 	}
-	return fmt.Errorf("offset %d: %w", at, errZstd)
+	return err
 }
 
 // frame reads a frame's header (3.1.1.1), or skips a frame.
@@ -340,8 +341,7 @@ func (z *unzstd) literals(end int) (lits []byte, n, p int, err error) {
 	return z.lits[:], n, end, err
 }
 
-// huffTree reads the weights of a Huffman code (4.2.1) and makes its table. Its index is what comes next, the
-// next bit highest; an entry is the symbol and, in the low byte, the bits of its code.
+// huffTree reads the weights of a Huffman code (4.2.1) and makes its table.
 func (z *unzstd) huffTree(p, end int) (int, error) {
 	if p >= end {
 		return 0, errZstd
@@ -364,12 +364,18 @@ func (z *unzstd) huffTree(p, end int) (int, error) {
 			return 0, err
 		}
 	}
-	// The last weight is what makes the sum of 2^(weight-1) a power of two.
+	return p + size, z.makeHuff(&weights, n)
+}
+
+// makeHuff fills the table of a Huffman code from n weights and the last one, which makes the sum of all 2^(weight-1) a
+// power of two (4.2.1.3). The table's index is what comes next, the next bit highest; an entry is the symbol and, in
+// the low byte, the bits of its code.
+func (z *unzstd) makeHuff(weights *[256]uint8, n int) error {
 	var count, place [huffBits + 2]int
 	sum := 0
 	for _, w := range weights[:n] {
 		if w > huffBits {
-			return 0, errZstd
+			return errZstd
 		}
 		count[w]++
 		sum += 1 << w >> 1
@@ -377,12 +383,12 @@ func (z *unzstd) huffTree(p, end int) (int, error) {
 	longest := bits.Len(uint(sum))
 	rest := 1<<longest - sum
 	if sum == 0 || longest > huffBits || rest&(rest-1) != 0 {
-		return 0, errZstd
+		return errZstd
 	}
 	weights[n] = uint8(bits.Len(uint(rest)))
 	count[weights[n]]++
-	if count[1] < 2 {
-		return 0, errZstd
+	if count[1] < 2 { // the longest codes come in pairs
+		return errZstd
 	}
 	for w := 1; w <= longest; w++ {
 		place[w+1] = place[w] + count[w]<<(w-1)<<(huffBits-longest)
@@ -397,7 +403,7 @@ func (z *unzstd) huffTree(p, end int) (int, error) {
 		}
 	}
 	z.tree = true
-	return p + size, nil
+	return nil
 }
 
 // weights unpacks those of a Huffman code from an FSE code with two states that take turns (4.2.1.2). Which ends where
@@ -775,7 +781,6 @@ func (z *unzstd) sequences(n, p, end int, lits []byte, nlits, limit int) (o, l i
 			of = ofTable[(uint32(of>>16)+uint32(w>>(left&63))&lowBits[k])&511]
 		}
 
-		// The last offsets by their numbers (3.1.1.5).
 		if offset > 3 {
 			offset -= 3
 			rep0, rep1, rep2 = offset, rep0, rep1
@@ -783,19 +788,7 @@ func (z *unzstd) sequences(n, p, end int, lits []byte, nlits, limit int) (o, l i
 			if run == 0 {
 				offset++
 			}
-			switch offset {
-			case 1:
-				offset = rep0
-			case 2:
-				offset = rep1
-				rep0, rep1 = offset, rep0
-			case 3:
-				offset = rep2
-				rep0, rep1, rep2 = offset, rep0, rep1
-			default:
-				offset = rep0 - 1
-				rep0, rep1, rep2 = offset, rep0, rep1
-			}
+			offset, rep0, rep1, rep2 = again(offset, rep0, rep1, rep2)
 		}
 		if run > nlits-l || run+match > limit-o || offset-1 >= window {
 			return 0, 0, errZstd
@@ -831,6 +824,20 @@ func (z *unzstd) sequences(n, p, end int, lits []byte, nlits, limit int) (o, l i
 	}
 	z.reps = [3]uint32{rep0, rep1, rep2}
 	return o, l, nil
+}
+
+// again takes one of the last offsets by its number (3.1.1.5), which is one higher where no literals come before
+// the match, and puts it in front.
+func again(number, rep0, rep1, rep2 uint32) (offset, first, second, third uint32) {
+	switch number {
+	case 1:
+		return rep0, rep0, rep1, rep2
+	case 2:
+		return rep1, rep1, rep0, rep2
+	case 3:
+		return rep2, rep2, rep0, rep1
+	}
+	return rep0 - 1, rep0 - 1, rep0, rep1
 }
 
 // copy16 copies 16 bytes, of which those that are too many do not count.
