@@ -162,6 +162,16 @@ func TestZstdFrames(t *testing.T) {
 			t.Errorf("entered at %+v: the last point is %+v, want %+v", p, last, starts[len(starts)-1])
 		}
 	}
+	// Where no frame begins, a place that was told is wrong.
+	in = newInput(bytes.NewReader(nil), 100, 4<<10)
+	in.section(0)
+	u, err = resumeUnpacker(in, restartPoint{Kind: "zstd", File: 100, Fresh: true}, nil, unpackLimits{dict: 64 << 20})
+	if err == nil {
+		_, err = u.Read(make([]byte, 10))
+	}
+	if err != io.ErrUnexpectedEOF {
+		t.Errorf("entered at the end: %v", err)
+	}
 }
 
 func TestPzstd(t *testing.T) {
@@ -338,7 +348,7 @@ func TestZstdByHand(t *testing.T) {
 		"tree of weight 12":      {zstdPacked(huff(2, 0, 2, x("81 c1"), one), x("00")), "", bad},
 		"tree of no weight":      {zstdPacked(huff(2, 0, 2, x("81 00"), one), x("00")), "", bad},
 		"tree not complete":      {zstdPacked(huff(2, 0, 2, x("81 31"), one), x("00")), "", bad},
-		"tree without longest":   {zstdPacked(huff(2, 0, 2, x("81 22"), one), x("00")), "", bad},
+		"tree without longest":   {zstdPacked(huff(2, 0, 2, x("81 22"), backBits(0, 2, 1, 2)), x("00")), "", bad},
 		"treeless": {zstdFrame(zstdBlockOf(2, len(huff(2, 0, 2, tree, one))+1, false, huff(2, 0, 2, tree, one), x("00")),
 			zstdBlockOf(2, len(huff(3, 0, 2, one))+1, true, huff(3, 0, 2, one), x("00"))), "\x02\x00\x02\x00", ""},
 		"treeless, other frame": {slices.Concat(zstdPacked(huff(2, 0, 2, tree, one), x("00")), zstdPacked(huff(3, 0, 2, one), x("00"))), "\x02\x00", bad},
@@ -365,10 +375,13 @@ func TestZstdByHand(t *testing.T) {
 		"match length 53":       {zstdPacked(abc, rle(3, 0, 53), backBits()), "", bad},
 		"reserved mode":         {zstdPacked(abc, x("01 55 03 00 00"), backBits()), "", bad}, // zstd 1.5.4 does not look
 		"repeated, none before": {zstdPacked(abc, x("01 d4 00 00"), backBits()), "", bad},
-		"accuracy of 10":        {zstdPacked(abc, x("01 94 05ffffff"), backBits()), "", bad},
-		"counts beyond":         {zstdPacked(abc, x("01 94 00")), "", bad},
-		"symbols beyond":        {zstdPacked(abc, x("01 94 10 fcffffffffffff"), backBits()), "", bad},
-		"256 sequences":         {zstdPacked(x("00"), x("8100 54 00 00 00"), backBits()), "", bad},
+		"repeated, other frame": {slices.Concat(zstdPacked(abc, rle(3, 2, 0), backBits(2, 2)), zstdPacked(abc, x("01 fc"), backBits(2, 2))), "abcabc", bad},
+		"repeated": {zstdFrame(zstdBlockOf(2, 10, false, abc, rle(3, 2, 0), backBits(2, 2)), zstdBlockOf(2, 7, true, abc, x("01 fc"), backBits(2, 2))),
+			"abcabcabcabc", ""},
+		"accuracy of 10": {zstdPacked(abc, x("01 94 05ffffff"), backBits()), "", bad},
+		"counts beyond":  {zstdPacked(abc, x("01 94 00")), "", bad},
+		"symbols beyond": {zstdPacked(abc, x("01 94 10 fcffffffffffff"), backBits()), "", bad},
+		"256 sequences":  {zstdPacked(x("00"), x("8100 54 00 00 00"), backBits()), "", bad},
 	} {
 		got, err := unzstdBytes(c.b)
 		if string(got) != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
