@@ -363,7 +363,8 @@ func TestZstdByHand(t *testing.T) {
 		"offset of 0":           {zstdPacked(abc, rle(0, 1, 0), backBits(1, 1)), "", bad},
 		"literals short":        {zstdPacked(abc, rle(4, 0, 0), backBits()), "", bad},
 		"match of 259":          {zstdPacked(abc, rle(3, 0, 44), backBits(0, 8)), "abc" + strings.Repeat("c", 259), ""},
-		"match too long":        {zstdPacked(abc, rle(3, 0, 46), backBits(0, 10)), "", bad}, // 1027
+		"match of 1021":         {zstdPacked(abc, rle(3, 0, 45), backBits(506, 9)), "abc" + strings.Repeat("c", 1021), ""},
+		"match too long":        {zstdPacked(abc, rle(3, 0, 45), backBits(507, 9)), "", bad}, // a byte more than a block may have
 		"bits left":             {zstdPacked(abc, rle(3, 2, 0), backBits(2, 2, 0, 1)), "", bad},
 		"bits missing":          {zstdPacked(abc, rle(3, 2, 0), backBits(1, 1)), "", bad},
 		"bits far missing":      {zstdPacked(x("850c61"), x("80c8 54 01 02 00"), backBits(0, 8)), "", bad}, // 400 wanted
