@@ -727,7 +727,8 @@ var lowBits = func() (m [32]uint32) {
 // then a match. It tells how far buf and the literals are used then.
 //
 // w holds 64 bits of the stream, which is read backwards; the lowest left of these are not used yet. A sequence begins
-// with 57 or more. Its extra bits are up to 31, 16 and 16, for the next states it takes up to 9, 8 and 9.
+// with 57 or more. Its extra bits are up to 31, 16 and 16, for the next states it takes up to 9, 8 and 9. Two times 16 are
+// for more than a block may have, so that it is enough to load once within a sequence.
 func (z *unzstd) sequences(n, p, end int, lits []byte, nlits, limit int) (o, l int, err error) {
 	at, ok := z.lastBit(p, end)
 	if !ok {
@@ -766,10 +767,6 @@ func (z *unzstd) sequences(n, p, end int, lits []byte, nlits, limit int) (o, l i
 		left -= nll
 		run := int(ll>>32) + int(uint32(w>>(left&63))&lowBits[nll])
 		if n--; n > 0 {
-			if extra > 57-26 {
-				pos, left = pos-int((64-left)>>3), left+(64-left)&^7
-				w = binary.LittleEndian.Uint64(packed[pos:])
-			}
 			k := uint(ll & 31)
 			left -= k
 			ll = llTable[(uint32(ll>>16)+uint32(w>>(left&63))&lowBits[k])&511]

@@ -226,6 +226,9 @@ func TestZstdGrowingWindow(t *testing.T) {
 	for n := uint64(28 << 20); n <= 32<<20; n += 1 << 14 {
 		had := len(z.buf)
 		must(t, z.needWindow(n))
+		if len(z.buf) < int(n)+zstdBlock+2*zstdSlack {
+			t.Fatalf("a buffer of %d bytes for a window of %d", len(z.buf), n)
+		}
 		if len(z.buf) != had {
 			made++
 			if runtime.ReadMemStats(&m); m.HeapAlloc-before > 34<<20 {
@@ -394,6 +397,29 @@ func TestZstdByHand(t *testing.T) {
 			if out, err := cmd.Output(); err != nil || string(out) != c.want {
 				t.Errorf("%s: the zstd program: %q, %v", name, out, err)
 			}
+		}
+	}
+}
+
+// A sequence of 47 extra bits and 17 of the states that follow is more than what is loaded at its beginning.
+func TestZstdLongSequence(t *testing.T) {
+	states := func(codes ...int) (list []uint) {
+		for i, code := range codes {
+			var table fseTable
+			k := &fseKinds[i]
+			table.make(k.log, k.counts, k.codes)
+			at := slices.IndexFunc(table.entry[:], func(e uint64) bool { return e>>32 == k.codes[code]>>32 })
+			list = append(list, uint(at), k.log)
+		}
+		return list
+	}
+	first, second := states(35, 16, 51), states(0, 2, 0)
+	second = slices.Concat(second[:2], second[4:], second[2:4]) // offsets come last here
+	for v := range uint(4) {
+		body := slices.Concat([]byte("\x0d\x00\x10x\x02\x00"), backBits(slices.Concat(first, []uint{v, 16, 5, 15, 0, 16}, second, []uint{2, 2})...))
+		b := slices.Concat([]byte("\x28\xb5\x2f\xfd\x00\x38"), zstdBlockOf(2, len(body), true, body))
+		if got, err := unzstdBytes(b); err != nil || len(got) != 65536+32776+3 {
+			t.Errorf("%d: %d bytes, %v", v, len(got), err)
 		}
 	}
 }
