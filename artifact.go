@@ -90,17 +90,9 @@ func openArtifact(r io.Reader, opt artifactOptions) (*artifact, error) {
 	return a, nil
 }
 
-// close frees the decompressor.
-func (a *artifact) close() {
-	if a.un != nil {
-		a.un.close()
-	}
-}
-
 // fail makes the error that the caller sees: an error of the source as it is, everything
 // else a refusal.
 func (a *artifact) fail(err error) error {
-	a.close()
 	var coded *codedError
 	switch {
 	case a.in.failed != nil:
@@ -290,7 +282,6 @@ func (a *artifact) readHeader(stored []byte, kind string) error {
 	if err != nil {
 		return err
 	}
-	defer un.close()
 	t := &tarStream{name: "header", r: counter{r: un}, limit: maxHeader}
 	if err := a.headerMembers(t); err != nil {
 		return err
@@ -679,7 +670,6 @@ func (a *artifact) resumePayload(p restartPoint, window []byte, r io.Reader, nam
 		p.Out < f.TarOffset || p.Out > f.TarOffset+fileOff || fileOff > f.Size {
 		return nil, a.fail(fmt.Errorf("cannot go on with payload file %q of %s data at byte %d, from %+v", name, a.Compression, fileOff, p))
 	}
-	a.close()
 	a.in = newInput(r, p.File, a.opt.buffer)
 	a.in.section(a.dataEnd - p.File)
 	a.outer.r.r = a.in

@@ -40,7 +40,6 @@ func readAll(b []byte, opt artifactOptions) (*artifact, map[string][]byte, error
 	if err != nil {
 		return nil, nil, err
 	}
-	defer a.close()
 	files := map[string][]byte{}
 	for {
 		f, err := a.nextFile()

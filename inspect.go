@@ -190,7 +190,6 @@ func (a *app) plan(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	defer art.close()
 	p := &planReport{report: &report{Provides: a.rec.Provides, Last: rec.Last}, Artifact: art.Name, Type: art.PayloadType,
 		Compression: art.Compression, DeviceTypes: art.DeviceTypes, Signature: signatureText(art), Refused: []string{}}
 	var first error
@@ -307,7 +306,6 @@ func (a *app) show(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	defer art.close()
 	return showCommand(art, a.o.json, a.out)
 }
 

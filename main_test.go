@@ -812,7 +812,6 @@ func (b *imageBoard) provides(t testing.TB, art []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.close()
 	rec := &record{Provides: map[string]string{"artifact_name": "release-1"}}
 	for k, values := range a.Depends {
 		rec.Provides[k] = values[len(values)-1]

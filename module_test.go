@@ -67,7 +67,6 @@ func opened(t *testing.T, text []byte) *artifact {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(a.close)
 	return a
 }
 

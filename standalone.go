@@ -91,7 +91,6 @@ func (a *app) readBootstrap(path string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer art.close()
 	if !art.Empty {
 		return nil, fmt.Errorf("it has a payload of type %q", art.PayloadType)
 	}
@@ -288,7 +287,6 @@ func (a *app) install(ctx context.Context, source string) error {
 	if err != nil {
 		return a.notModified(err)
 	}
-	defer art.close()
 	a.say("Installing artifact...")
 	if err := f.take(ctx, art); err != nil {
 		a.rec.Update = nil

@@ -351,7 +351,6 @@ func (f *flow) stream(ctx context.Context) error {
 		}
 		f.lg.warnf("%v", err)
 		u.Checkpoint = nil // so this comes once only
-		f.art.close()
 		f.art = nil
 	}
 }

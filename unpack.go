@@ -30,7 +30,6 @@ type restartPoint struct {
 type unpacker interface {
 	io.Reader
 	restart() (restartPoint, bool)
-	close()
 }
 
 // unpackLimits bound what compressed data may ask for, in bytes.
@@ -113,8 +112,6 @@ func (s *stored) Read(p []byte) (int, error) {
 func (s *stored) restart() (restartPoint, bool) {
 	return restartPoint{Kind: "none", File: s.in.offset(), Out: s.out, Fresh: true}, true
 }
-
-func (s *stored) close() {}
 
 // gzipWindow is how far back deflate can refer (RFC 1951, 2).
 const gzipWindow = 32 << 10
@@ -241,7 +238,6 @@ func (g *gunzip) trailer() error {
 }
 
 func (g *gunzip) restart() (restartPoint, bool) { return g.now, g.now.Kind != "" }
-func (g *gunzip) close()                        {}
 
 // noEOF is for an end that comes too early.
 func noEOF(err error) error {

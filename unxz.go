@@ -285,4 +285,3 @@ func (z *unxz) streamEnd() error {
 }
 
 func (z *unxz) restart() (restartPoint, bool) { return z.now, z.now.Kind != "" }
-func (z *unxz) close()                        {}

@@ -80,7 +80,6 @@ func (z *unzstd) Read(p []byte) (int, error) {
 }
 
 func (z *unzstd) restart() (restartPoint, bool) { return z.now, z.now.Kind != "" }
-func (z *unzstd) close()                        {}
 
 // advance reads one block, or what is between two frames; io.EOF at the end of the section.
 func (z *unzstd) advance() (err error) {
