@@ -581,6 +581,22 @@ func TestPowerCutWithImageThatDoesNotBoot(t *testing.T) {
 	t.Logf("%d crash states", states)
 }
 
+// The idle slot holds the image already, but in the cache of the disk only: nothing is written to it
+// then, and yet it must be durable before it is switched to.
+func TestPowerCutWithImageThatIsThere(t *testing.T) {
+	t.Parallel()
+	s := newSimSetup(t)
+	states, err := s.explore(t, func(d *simDevice) {
+		f := d.w.files[filepath.Join(s.dir, "p3")]
+		copy(f.current, s.images["new"])
+		d.w.pending = append(d.w.pending, simWrite{f, 0, s.images["new"]})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d crash states", states)
+}
+
 // errors at each operation, once or from then on until the next boot.
 func TestErrorAtEveryOperation(t *testing.T) {
 	s := newSimSetup(t)

@@ -258,8 +258,11 @@ func (z *unzstd) nextBlock() error {
 }
 
 func fill(b []byte, c byte) {
-	for i := range b {
-		b[i] = c
+	if len(b) > 0 {
+		b[0] = c
+	}
+	for n := 1; n < len(b); n *= 2 {
+		copy(b[n:], b[:n])
 	}
 }
 
