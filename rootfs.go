@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"syscall"
 )
@@ -186,6 +187,8 @@ func (r *rootfs) openTarget() (storage, error) {
 }
 
 func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
+	// What configuration, certificates and header left behind, before the image takes its memory.
+	debug.FreeOSMemory()
 	start, err := r.goOn(ctx, w, a)
 	if err != nil {
 		return err
