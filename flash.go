@@ -320,17 +320,22 @@ func (w *slotWriter) takeHead(src io.Reader) error {
 // holds tells whether the image whose head was taken and whose SHA-256 is sum is in the slot
 // already, durably. The slot is read as a whole only if it starts with that head, where file
 // systems say when they were made and what is free in them.
-func (w *slotWriter) holds(ctx context.Context, sum [sha256.Size]byte) bool {
+func (w *slotWriter) holds(ctx context.Context, sum [sha256.Size]byte) (bool, error) {
 	if w.sequential || w.opt.writeAll || w.opt.noReadBack {
-		return false
+		return false, nil
 	}
 	old := w.buffer(0)[:len(w.head)]
 	if n, _ := w.dst.ReadAt(old, 0); !bytes.Equal(old[:n], w.head) {
-		return false
+		return false, nil
+	}
+	// An earlier writer's data may be in a cache yet. That it got lost is told once only (fsync(2)):
+	// what the cache says is not to be believed after that.
+	if err := w.sync(); err != nil {
+		return false, &targetError{err}
 	}
 	back := digest{sha: sha256.New()}
-	// An earlier writer's data may be in a cache yet.
-	return w.sync() == nil && w.hashSlot(ctx, &back, 0, w.size) == nil && [sha256.Size]byte(back.sha.Sum(nil)) == sum
+	err := w.hashSlot(ctx, &back, 0, w.size) // what cannot be read is written
+	return err == nil && [sha256.Size]byte(back.sha.Sum(nil)) == sum, nil
 }
 
 // spoil zeroes the head of the slot, durably, before any other byte of it changes and
@@ -353,9 +358,13 @@ func (w *slotWriter) sum() [sha256.Size]byte { return [sha256.Size]byte(w.in.sha
 // not what was sent to it. The head is not there yet and counts as what it will be. A CRC-32C
 // tells whether it is the same, as what came in is known by its SHA-256.
 func (w *slotWriter) prove(ctx context.Context) error {
-	// What is in the page cache or in the cache of the device is not on the medium.
-	if err := w.sync(); err != nil || w.opt.noReadBack {
-		return err
+	// What is in the page cache or in the cache of the device is not on the medium. After a failure
+	// it must not be started over: the cache would have what the medium lacks.
+	if err := w.sync(); err != nil {
+		return &targetError{err}
+	}
+	if w.opt.noReadBack {
+		return nil
 	}
 	var back digest
 	back.Write(w.head)

@@ -103,8 +103,13 @@ func TestWriterProof(t *testing.T) {
 		t.Errorf("got %x, %v, want %x", sum, err, sha256.Sum256(img))
 	}
 	d.data[2*16384] ^= 1
-	if err := w.prove(t.Context()); err == nil {
-		t.Error("a block that has changed behind the comparison was not noticed")
+	var target *targetError
+	if err := w.prove(t.Context()); err == nil || errors.As(err, &target) {
+		t.Errorf("a block that has changed behind the comparison: %v", err)
+	}
+	d.syncErr = syscall.EIO
+	if err := w.prove(t.Context()); !errors.As(err, &target) {
+		t.Errorf("a sync that fails: got %v, after which no other attempt may be made", err)
 	}
 }
 
@@ -127,16 +132,17 @@ func TestWriterHolds(t *testing.T) {
 		change func(*slotWriter, *memDisk)
 		want   bool
 		reads  bool // the whole slot
+		err    error
 	}{
-		"all there":       {func(*slotWriter, *memDisk) {}, true, true},
-		"more behind it":  {func(_ *slotWriter, d *memDisk) { d.data = append(d.data, "more"...) }, true, true},
-		"another head":    {func(_ *slotWriter, d *memDisk) { d.data[4095] ^= 1 }, false, false},
-		"another end":     {func(_ *slotWriter, d *memDisk) { d.data[len(d.data)-1] ^= 1 }, false, true},
-		"too short":       {func(_ *slotWriter, d *memDisk) { d.data = d.data[:len(d.data)-1] }, false, true},
-		"write all":       {func(w *slotWriter, _ *memDisk) { w.opt.writeAll = true }, false, false},
-		"no reading back": {func(w *slotWriter, _ *memDisk) { w.opt.noReadBack = true }, false, false},
-		"UBI volume":      {func(w *slotWriter, _ *memDisk) { w.sequential = true }, false, false},
-		"sync fails":      {func(_ *slotWriter, d *memDisk) { d.syncErr = syscall.EIO }, false, false},
+		"all there":       {func(*slotWriter, *memDisk) {}, true, true, nil},
+		"more behind it":  {func(_ *slotWriter, d *memDisk) { d.data = append(d.data, "more"...) }, true, true, nil},
+		"another head":    {func(_ *slotWriter, d *memDisk) { d.data[4095] ^= 1 }, false, false, nil},
+		"another end":     {func(_ *slotWriter, d *memDisk) { d.data[len(d.data)-1] ^= 1 }, false, true, nil},
+		"too short":       {func(_ *slotWriter, d *memDisk) { d.data = d.data[:len(d.data)-1] }, false, true, nil},
+		"write all":       {func(w *slotWriter, _ *memDisk) { w.opt.writeAll = true }, false, false, nil},
+		"no reading back": {func(w *slotWriter, _ *memDisk) { w.opt.noReadBack = true }, false, false, nil},
+		"UBI volume":      {func(w *slotWriter, _ *memDisk) { w.sequential = true }, false, false, nil},
+		"sync fails":      {func(_ *slotWriter, d *memDisk) { d.syncErr = syscall.EIO }, false, false, syscall.EIO},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &memDisk{data: bytes.Clone(img)}
@@ -150,8 +156,9 @@ func TestWriterHolds(t *testing.T) {
 			if err := w.takeHead(bytes.NewReader(img)); err != nil {
 				t.Fatal(err)
 			}
-			if got := w.holds(t.Context(), sum); got != c.want || r.far > 0 != c.reads {
-				t.Errorf("got %v, read up to %d; want %v, all read: %v", got, r.far, c.want, c.reads)
+			got, err := w.holds(t.Context(), sum)
+			if got != c.want || r.far > 0 != c.reads || !errors.Is(err, c.err) {
+				t.Errorf("got %v, %v, read up to %d; want %v, %v, all read: %v", got, err, r.far, c.want, c.err, c.reads)
 			}
 		})
 	}

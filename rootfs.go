@@ -225,7 +225,14 @@ func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there b
 	if err := w.takeHead(r.file.unhashed()); err != nil {
 		return false, err
 	}
-	if r.again() && w.holds(ctx, r.file.Sum) {
+	if r.again() {
+		there, err = w.holds(ctx, r.file.Sum)
+	}
+	if err != nil {
+		return false, err
+	}
+	if there {
+		r.src.close() // it would only send on
 		w.stats.Same = w.size
 		if w.opt.progress != nil {
 			w.opt.progress(w.size, w.size)
