@@ -725,6 +725,19 @@ var lowBits = func() (m [32]uint32) {
 	return m
 }()
 
+// states reads the first states of the three codes from the end of a stream of sequences, and gives the bit before them.
+func (z *unzstd) states(p, end int) (at int, state [3]uint64, ok bool) {
+	if at, ok = z.lastBit(p, end); !ok {
+		return at, state, false
+	}
+	for i := range z.fse {
+		t := &z.fse[i]
+		at -= int(t.log)
+		state[i] = t.entry[z.bitsAt(at, t.log)&511]
+	}
+	return at, state, at >= p*8
+}
+
 // sequences unpacks as many sequences as n says and does them (3.1.1.3.2, 3.1.1.4): copies some literals to buf and
 // then a match. It tells how far buf and the literals are used then.
 //
@@ -732,17 +745,8 @@ var lowBits = func() (m [32]uint32) {
 // with 57 or more. Its extra bits are up to 31, 16 and 16, for the next states it takes up to 9, 8 and 9. Two times 16 are
 // for more than a block may have, so that it is enough to load once within a sequence.
 func (z *unzstd) sequences(n, p, end int, lits []byte, nlits, limit int) (o, l int, err error) {
-	at, ok := z.lastBit(p, end)
+	at, state, ok := z.states(p, end)
 	if !ok {
-		return 0, 0, errZstd
-	}
-	var state [3]uint64
-	for i := range z.fse {
-		t := &z.fse[i]
-		at -= int(t.log)
-		state[i] = t.entry[z.bitsAt(at, t.log)&511]
-	}
-	if at < p*8 {
 		return 0, 0, errZstd
 	}
 	buf, packed, window := z.buf, &z.packed, uint32(z.window)
@@ -792,11 +796,8 @@ func (z *unzstd) sequences(n, p, end int, lits []byte, nlits, limit int) (o, l i
 		if run > nlits-l || run+match > limit-o || offset-1 >= window {
 			return 0, 0, errZstd
 		}
-		if copy16(buf, o, lits, l); run > 16 {
-			copy(buf[o+16:o+run], lits[l+16:])
-		}
-		o += run
-		l += run
+		copyRun(buf, o, lits, l, run)
+		o, l = o+run, l+run
 		from := o - int(offset)
 		switch {
 		case from < 0:
@@ -845,6 +846,13 @@ func copy16(to []byte, o int, by []byte, from int) {
 	a, b := binary.LittleEndian.Uint64(f), binary.LittleEndian.Uint64(f[8:])
 	binary.LittleEndian.PutUint64(t, a)
 	binary.LittleEndian.PutUint64(t[8:], b)
+}
+
+// copyRun copies literals, of which there mostly are few.
+func copyRun(to []byte, o int, lits []byte, l, n int) {
+	if copy16(to, o, lits, l); n > 16 {
+		copy(to[o+16:o+n], lits[l+16:])
+	}
 }
 
 // copyOld copies a match to o that begins before the start of buf, which is at its last end.
