@@ -107,7 +107,7 @@ func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, e
 			r.lg.warnf("no place is known where to go on: the artifact is read again from its start, which costs network traffic but no writes")
 		}
 		return 0, nil
-	case r.src == nil || r.src.once || w.sequential:
+	case !r.again() || w.sequential:
 		return 0, nil
 	case c.Slot != w.name, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0, c.From.Bit > 7:
 		r.lg.warnf("the journal tells of a write of %d bytes to slot %q, and this one is of %d to %q: the install starts over", c.Total, c.Slot, w.size, w.name)

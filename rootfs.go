@@ -226,10 +226,9 @@ func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there b
 		return false, err
 	}
 	if r.again() {
-		there, err = w.holds(ctx, r.file.Sum)
-	}
-	if err != nil {
-		return false, err
+		if there, err = w.holds(ctx, r.file.Sum); err != nil {
+			return false, err
+		}
 	}
 	if there {
 		r.src.close() // it would only send on

@@ -197,8 +197,8 @@ func (g *gunzip) nextMember() error {
 		}
 		skip = 12 + int(binary.LittleEndian.Uint16(head[10:]))
 	}
-	if _, err := io.CopyN(io.Discard, g.in, int64(skip)); err != nil {
-		return noEOF(err)
+	if err := g.in.skip(int64(skip)); err != nil {
+		return err
 	}
 	for _, f := range []byte{fname, fcomment} {
 		for c := byte(1); flags&f != 0 && c != 0; {
@@ -208,8 +208,8 @@ func (g *gunzip) nextMember() error {
 		}
 	}
 	if flags&fhcrc != 0 {
-		if _, err := io.CopyN(io.Discard, g.in, 2); err != nil {
-			return noEOF(err)
+		if err := g.in.skip(2); err != nil {
+			return err
 		}
 	}
 	g.member, g.whole, g.crc, g.size, g.start = true, true, 0, 0, g.fl.total
