@@ -3,8 +3,14 @@
 package main
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"math"
+	"os"
+	"strconv"
+	"strings"
 )
 
 // inputBuffer is what is read ahead of an artifact, in bytes: large enough that system calls
@@ -151,4 +157,139 @@ func (in *input) need(n int) ([]byte, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return p, err
+}
+
+// restartPoint is a place where decompression can be entered again.
+type restartPoint struct {
+	Kind  string // none, gzip, xz, zstd
+	File  int64  // offset in the artifact of the next stored byte
+	Bit   byte   `json:",omitempty"` // gzip: bits of that byte that belong to what comes before, 0 to 7
+	Out   int64  // offset in the data tar of what it decodes to
+	Fresh bool   // a gzip member, an xz block or a zstd frame starts here: nothing before it is needed
+	Check byte   // xz: the integrity check that the stream header named
+}
+
+// unpacker decompresses one section of the input. Read gives io.EOF only where the
+// compressed data ends as it must. restart gives the latest point at or before what Read
+// has given.
+type unpacker interface {
+	io.Reader
+	restart() (restartPoint, bool)
+}
+
+// unpackLimits bound what compressed data may ask for, in bytes.
+type unpackLimits struct {
+	dict int64 // largest dictionary
+	out  int64 // what comes out is cut off here, so that no larger dictionary is of use; 0: not known
+}
+
+var compressionMagic = map[string]string{
+	"gzip": "\x1f\x8b",
+	"xz":   "\xfd7zXZ\x00",
+	"zstd": "\x28\xb5\x2f\xfd",
+}
+
+// compressionOf tells the compression from a member's name; ok is false for a name that is
+// not stem or stem with a known suffix.
+func compressionOf(name, stem string) (kind string, ok bool) {
+	suffix, ok := strings.CutPrefix(name, stem)
+	if !ok {
+		return "", false
+	}
+	kind, ok = map[string]string{"": "none", ".gz": "gzip", ".xz": "xz", ".zst": "zstd"}[suffix]
+	return kind, ok
+}
+
+// newUnpacker decompresses the section that in is fenced to.
+func newUnpacker(kind string, in *input, lim unpackLimits) (unpacker, error) {
+	head, err := in.peek(6)
+	if err != nil {
+		return nil, err
+	}
+	if magic := compressionMagic[kind]; !bytes.HasPrefix(head, []byte(magic)) && !(kind == "zstd" && skippable(head)) {
+		return nil, fmt.Errorf("not %s data, as its name says: starts with % x, want % x", kind, head, magic)
+	}
+	switch kind {
+	case "none":
+		return &stored{in: in}, nil
+	case "gzip":
+		return newGunzip(in, restartPoint{Fresh: true}, nil)
+	case "xz":
+		return &unxz{in: in, lim: lim, index: sha256.New()}, nil
+	case "zstd":
+		return &unzstd{in: in, lim: lim}, nil
+	}
+	return nil, fmt.Errorf("compression %q is not known", kind)
+}
+
+// resumeUnpacker goes on at p, where in stands. window is what comes before p.Out in the
+// tar, 32 KiB of it, needed by gzip only.
+func resumeUnpacker(in *input, p restartPoint, window []byte, lim unpackLimits) (unpacker, error) {
+	switch p.Kind {
+	case "none":
+		return &stored{in: in, out: p.Out}, nil
+	case "gzip":
+		if !p.Fresh && len(window) < gzipWindow {
+			return nil, fmt.Errorf("resuming gzip: got %d bytes of what comes before, want %d", len(window), gzipWindow)
+		}
+		return newGunzip(in, p, window)
+	case "xz":
+		z := &unxz{in: in, lim: lim, index: sha256.New(), out: p.Out, resumed: true}
+		return z, z.setCheck(p.Check)
+	case "zstd":
+		return &unzstd{in: in, lim: lim, out: p.Out}, nil
+	}
+	return nil, fmt.Errorf("resuming %q data is not possible", p.Kind)
+}
+
+// stored is the unpacker of uncompressed data.
+type stored struct {
+	in  *input
+	out int64
+}
+
+func (s *stored) Read(p []byte) (int, error) {
+	n, err := s.in.Read(p)
+	s.out += int64(n)
+	return n, err
+}
+
+func (s *stored) restart() (restartPoint, bool) {
+	return restartPoint{Kind: "none", File: s.in.offset(), Out: s.out, Fresh: true}, true
+}
+
+// noEOF is for an end that comes too early.
+func noEOF(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func allZero(p []byte) bool {
+	for _, c := range p {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// defaultDictLimit is 64 MiB, which mender-artifact's xz needs, or half of the memory that
+// the kernel says is available (proc(5), meminfo), whichever is less.
+func defaultDictLimit() int64 {
+	limit := int64(64 << 20)
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return limit
+	}
+	for line := range strings.SplitSeq(string(text), "\n") {
+		f := strings.Fields(line)
+		if len(f) >= 2 && f[0] == "MemAvailable:" {
+			if kb, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+				limit = min(limit, kb<<10/2)
+			}
+		}
+	}
+	return limit
 }

@@ -5,8 +5,136 @@ package main
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"io"
 )
+
+// gzipWindow is how far back deflate can refer (RFC 1951, 2).
+const gzipWindow = 32 << 10
+
+// gunzip unpacks gzip members (RFC 1952) one after the other. It can be entered at a member
+// and at each block within.
+type gunzip struct {
+	in      *input
+	fl      *inflater
+	member  bool   // inside a member
+	whole   bool   // the member was seen from its start, so that its trailer can be checked
+	start   int64  // offset in the tar of the member's first byte; -1 if not whole
+	crc     uint32 // of the member so far
+	size    uint32 // of the member so far, modulo 2^32
+	members int    // read to their end
+	err     error
+	now     restartPoint
+	coming  restartPoint // a point in what is unpacked and not yet read; Kind "" when none
+}
+
+func newGunzip(in *input, p restartPoint, window []byte) (*gunzip, error) {
+	fl, err := newInflater(in, p.Bit, window, p.Out)
+	return &gunzip{in: in, fl: fl, now: p, member: !p.Fresh, start: -1}, err
+}
+
+func (g *gunzip) Read(p []byte) (int, error) {
+	for g.err == nil && len(g.fl.pending()) == 0 {
+		g.err = g.unpack()
+	}
+	if g.err != nil { // what was unpacked before it is not to be trusted
+		return 0, g.err
+	}
+	n := copy(p, g.fl.pending())
+	g.fl.begin += n
+	if left := int64(len(g.fl.pending())); g.coming.Kind != "" && g.coming.Out <= g.fl.total-left {
+		g.now, g.coming = g.coming, restartPoint{}
+	}
+	return n, nil
+}
+
+// unpack gets some more of a member, or gets past what is between two.
+func (g *gunzip) unpack() error {
+	if !g.member {
+		return g.nextMember()
+	}
+	switch err := g.fl.more(); {
+	case err == io.EOF:
+		return g.trailer()
+	case err == errDeflate:
+		return fmt.Errorf("offset %d: %w", g.in.offset(), err)
+	case err != nil:
+		return err
+	}
+	if g.whole {
+		g.crc = crc32.Update(g.crc, crc32.IEEETable, g.fl.pending())
+	}
+	g.size += uint32(len(g.fl.pending()))
+	if f := g.fl; f.blockAt > g.start { // at its start a member is entered by its header
+		g.coming = restartPoint{Kind: "gzip", File: f.block, Bit: f.bit, Out: f.blockAt}
+	}
+	return nil
+}
+
+// nextMember reads a member's header; io.EOF at the end of the section.
+func (g *gunzip) nextMember() error {
+	at := g.in.offset()
+	head, err := g.in.peek(10)
+	if err != nil {
+		return err
+	}
+	if len(head) == 0 && g.members > 0 {
+		return io.EOF
+	}
+	const fhcrc, fextra, fname, fcomment, reserved = 2, 4, 8, 16, 0xe0 // RFC 1952, 2.3.1
+	if len(head) < 10 || head[0] != 0x1f || head[1] != 0x8b || head[2] != 8 || head[3]&reserved != 0 {
+		return fmt.Errorf("offset %d: got % x, want a gzip header or the end", at, head)
+	}
+	flags := head[3]
+	skip := 10
+	if flags&fextra != 0 {
+		if head, err = g.in.need(12); err != nil {
+			return err
+		}
+		skip = 12 + int(binary.LittleEndian.Uint16(head[10:]))
+	}
+	if err := g.in.skip(int64(skip)); err != nil {
+		return err
+	}
+	for _, f := range []byte{fname, fcomment} {
+		for c := byte(1); flags&f != 0 && c != 0; {
+			if c, err = g.in.ReadByte(); err != nil {
+				return noEOF(err)
+			}
+		}
+	}
+	if flags&fhcrc != 0 {
+		if err := g.in.skip(2); err != nil {
+			return err
+		}
+	}
+	g.member, g.whole, g.crc, g.size, g.start = true, true, 0, 0, g.fl.total
+	if g.members > 0 {
+		g.coming = restartPoint{Kind: "gzip", File: at, Out: g.start, Fresh: true}
+	}
+	g.fl.reset()
+	return nil
+}
+
+// trailer checks a member's CRC-32 and size. Of a member that was entered in the middle
+// neither is known; there the hash of the whole payload is the proof.
+func (g *gunzip) trailer() error {
+	var t [8]byte
+	if _, err := io.ReadFull(g.in, t[:]); err != nil {
+		return noEOF(err)
+	}
+	g.member = false
+	g.members++
+	crc, size := binary.LittleEndian.Uint32(t[:]), binary.LittleEndian.Uint32(t[4:])
+	if g.whole && (crc != g.crc || size != g.size) {
+		return fmt.Errorf("offset %d: gzip trailer has CRC %08x, size %d; the data has %08x, %d",
+			g.in.offset()-8, crc, size, g.crc, g.size)
+	}
+	return nil
+}
+
+func (g *gunzip) restart() (restartPoint, bool) { return g.now, g.now.Kind != "" }
 
 // inflater unpacks deflate data (RFC 1951). compress/flate cannot say where a block began nor be
 // entered there, which is what an interrupted install goes on at, and takes about twice the

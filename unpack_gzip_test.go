@@ -237,3 +237,20 @@ func BenchmarkInflate(b *testing.B) {
 		}
 	})
 }
+
+// A gzip header may have all the optional fields of RFC 1952, 2.3; the program of that name writes a name at most.
+func TestGzipHeaderFields(t *testing.T) {
+	data := testImage(5, 3000)
+	b := gzipped(t, data, 6, len(data), 0) // with all but a CRC of the header, which is its last field
+	b[3] |= 2
+	b = slices.Insert(b, 10+len("\x04\x00\x00\x00\xff\xffname\x00comment\x00"), 0x12, 0x34)
+	in := newInput(bytes.NewReader(b), 0, 4<<10)
+	in.section(int64(len(b)))
+	u, err := newUnpacker("gzip", in, unpackLimits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(u); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d of %d bytes, %v", len(got), len(data), err)
+	}
+}

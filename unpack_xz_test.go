@@ -187,3 +187,23 @@ func BenchmarkLZMA(b *testing.B) {
 		}
 	})
 }
+
+// The xz library allocates what a dictionary asks for; the limit comes first (field case 9).
+func TestXZDictionaryLimit(t *testing.T) {
+	b := fixture(t, "rootfs-xz.mender")
+	_, _, err := readAll(b, artifactOptions{dictLimit: 32 << 20})
+	if exitCode(err) != exitRefused || !strings.Contains(err.Error(), "67108864") || !strings.Contains(err.Error(), "33554432") || hintOf(err) == "" {
+		t.Errorf("got %v (hint %q), want a refusal with both numbers", err, hintOf(err))
+	}
+	if _, _, err := readAll(b, artifactOptions{dictLimit: 64 << 20}); err != nil {
+		t.Error(err)
+	}
+	for code, want := range map[byte]int64{0: 4096, 1: 6144, 30: 128 << 20, 28: 64 << 20, 39: 3 << 30, 40: 1<<32 - 1} {
+		if got := xzDictSize(code); got != want {
+			t.Errorf("xzDictSize(%d) = %d, want %d", code, got, want)
+		}
+	}
+	if l := defaultDictLimit(); l <= 0 || l > 64<<20 {
+		t.Errorf("default limit %d", l)
+	}
+}

@@ -313,26 +313,6 @@ func TestResumeRefuses(t *testing.T) {
 	}
 }
 
-// The xz library allocates what a dictionary asks for; the limit comes first (field case 9).
-func TestXZDictionaryLimit(t *testing.T) {
-	b := fixture(t, "rootfs-xz.mender")
-	_, _, err := readAll(b, artifactOptions{dictLimit: 32 << 20})
-	if exitCode(err) != exitRefused || !strings.Contains(err.Error(), "67108864") || !strings.Contains(err.Error(), "33554432") || hintOf(err) == "" {
-		t.Errorf("got %v (hint %q), want a refusal with both numbers", err, hintOf(err))
-	}
-	if _, _, err := readAll(b, artifactOptions{dictLimit: 64 << 20}); err != nil {
-		t.Error(err)
-	}
-	for code, want := range map[byte]int64{0: 4096, 1: 6144, 30: 128 << 20, 28: 64 << 20, 39: 3 << 30, 40: 1<<32 - 1} {
-		if got := xzDictSize(code); got != want {
-			t.Errorf("xzDictSize(%d) = %d, want %d", code, got, want)
-		}
-	}
-	if l := defaultDictLimit(); l <= 0 || l > 64<<20 {
-		t.Errorf("default limit %d", l)
-	}
-}
-
 // A reader that fails is not an artifact that is wrong.
 func TestReadErrorIsPassedOn(t *testing.T) {
 	broken := errors.New("broken pipe")
@@ -379,22 +359,5 @@ func BenchmarkUnpack(b *testing.B) {
 				}
 			}
 		})
-	}
-}
-
-// A gzip header may have all the optional fields of RFC 1952, 2.3; the program of that name writes a name at most.
-func TestGzipHeaderFields(t *testing.T) {
-	data := testImage(5, 3000)
-	b := gzipped(t, data, 6, len(data), 0) // with all but a CRC of the header, which is its last field
-	b[3] |= 2
-	b = slices.Insert(b, 10+len("\x04\x00\x00\x00\xff\xffname\x00comment\x00"), 0x12, 0x34)
-	in := newInput(bytes.NewReader(b), 0, 4<<10)
-	in.section(int64(len(b)))
-	u, err := newUnpacker("gzip", in, unpackLimits{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err := io.ReadAll(u); err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d of %d bytes, %v", len(got), len(data), err)
 	}
 }
