@@ -14,7 +14,7 @@ package main
 //     console is a serial line read later.
 
 import (
-	"errors"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -22,157 +22,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 )
-
-// Exit codes. They are an interface: a number, once given, keeps its meaning for ever.
-const (
-	exitOK       = 0  // done, or nothing to do
-	exitFailed   = 1  // failed
-	exitNothing  = 2  // nothing in progress (commit, rollback, resume)
-	exitRefused  = 3  // refused; nothing was changed
-	exitReboot   = 4  // done, and a reboot is needed (only when asked to say so)
-	exitUsage    = 64 // EX_USAGE of sysexits.h
-	exitTempFail = 75 // EX_TEMPFAIL of sysexits.h: try later
-)
-
-// codedError is an error that knows the exit code it asks for and, where a person can do
-// something about it, a hint.
-type codedError struct {
-	code int
-	err  error
-	hint string
-}
-
-func (e *codedError) Error() string {
-	if e.err == nil { // all that is to be said has been
-		return fmt.Sprintf("exit code %d", e.code)
-	}
-	return e.err.Error()
-}
-
-func (e *codedError) Unwrap() error { return e.err }
-
-// refuse makes an error with exit code 3: the input or the device is not as it must be,
-// and nothing has been changed.
-func refuse(format string, args ...any) error {
-	return &codedError{code: exitRefused, err: fmt.Errorf(format, args...)}
-}
-
-// tryLater makes an error with exit code 75: nothing is wrong that time may not mend.
-func tryLater(format string, args ...any) error {
-	return &codedError{code: exitTempFail, err: fmt.Errorf(format, args...)}
-}
-
-// usageError makes an error with exit code 64.
-func usageError(format string, args ...any) error {
-	return &codedError{code: exitUsage, err: fmt.Errorf(format, args...)}
-}
-
-// withHint adds a line that says what a person can do. The exit code stays.
-func withHint(err error, format string, args ...any) error {
-	if err == nil {
-		return nil
-	}
-	return &codedError{code: exitCode(err), err: err, hint: fmt.Sprintf(format, args...)}
-}
-
-// exitCode is the code that the outermost coded error in the chain asks for; 1 for any
-// other error, 0 for none.
-func exitCode(err error) int {
-	var c *codedError
-	switch {
-	case err == nil:
-		return exitOK
-	case errors.As(err, &c):
-		return c.code
-	}
-	return exitFailed
-}
-
-// hintOf returns the first hint in the chain, or "".
-func hintOf(err error) string {
-	var c *codedError
-	for errors.As(err, &c) {
-		if c.hint != "" {
-			return c.hint
-		}
-		err = c.err
-	}
-	return ""
-}
-
-type logLevel int
-
-const (
-	levelTrace logLevel = iota
-	levelDebug
-	levelInfo
-	levelWarning
-	levelError
-	levelFatal
-)
-
-var levelNames = []string{"trace", "debug", "info", "warning", "error", "fatal"}
-
-func parseLevel(s string) (logLevel, error) {
-	for i, n := range levelNames {
-		if strings.EqualFold(s, n) {
-			return logLevel(i), nil
-		}
-	}
-	if strings.EqualFold(s, "warn") {
-		return levelWarning, nil
-	}
-	return levelInfo, usageError("log level %q: want one of %s", s, strings.Join(levelNames, ", "))
-}
-
-// logger writes one line per event. A nil logger is silent. It may be used from several
-// goroutines.
-type logger struct {
-	mu    sync.Mutex
-	level logLevel
-	sinks []logSink
-	tee   func(t time.Time, level logLevel, msg string) // deployment log, or nil
-}
-
-// logSink takes one line without its line feed.
-type logSink func(level logLevel, msg string)
-
-func (l *logger) log(level logLevel, format string, args ...any) {
-	if l == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if level < l.level && l.tee == nil {
-		return
-	}
-	msg := strings.TrimRight(fmt.Sprintf(format, args...), "\n")
-	if l.tee != nil && level >= levelDebug {
-		l.tee(time.Now(), level, msg)
-	}
-	if level < l.level {
-		return
-	}
-	for _, s := range l.sinks {
-		for line := range strings.SplitSeq(msg, "\n") {
-			s(level, line)
-		}
-	}
-}
-
-func (l *logger) debugf(format string, args ...any) { l.log(levelDebug, format, args...) }
-func (l *logger) infof(format string, args ...any)  { l.log(levelInfo, format, args...) }
-func (l *logger) warnf(format string, args ...any)  { l.log(levelWarning, format, args...) }
-func (l *logger) errorf(format string, args ...any) { l.log(levelError, format, args...) }
-
-// fail logs an error and, on a line of its own, its hint.
-func (l *logger) fail(err error) {
-	l.errorf("%v", err)
-	if h := hintOf(err); h != "" {
-		l.errorf("hint: %s", h)
-	}
-}
 
 // writerSink prefixes each line for people, as "mendlet: warning: …".
 func writerSink(w io.Writer) logSink {
@@ -226,3 +77,83 @@ func syslogSink() (logSink, error) {
 type rawWriter int
 
 func (w rawWriter) Write(p []byte) (int, error) { return syscall.Write(int(w), p) }
+
+// progress shows how far an install is: a bar on a terminal, a line each 10 % or 30 s
+// without one, or JSON lines on stdout for a program. Times are monotonic.
+type progress struct {
+	mu    sync.Mutex
+	mode  string // bar, lines, json, none
+	w     io.Writer
+	lg    *logger
+	begun time.Time
+	first int64 // where this run began: not 0 when it goes on from a checkpoint
+	shown time.Time
+	tenth int64
+}
+
+func (a *app) progress() func(done, total int64) {
+	p := &progress{mode: a.o.progress, w: os.Stderr, lg: a.lg, first: -1, tenth: -1}
+	switch {
+	case p.mode == "json":
+		p.w = a.out
+	case a.o.quiet || p.mode == "none":
+		return nil
+	case p.mode == "":
+		if p.mode = "lines"; isTerminal(os.Stderr) && a.o.log == "stderr" {
+			p.mode = "bar"
+		}
+	}
+	return p.update
+}
+
+// isTerminal tells one on which a line can be written over.
+func isTerminal(f *os.File) bool {
+	var t syscall.Termios
+	return ioctl(f, syscall.TCGETS, unsafe.Pointer(&t)) == nil && os.Getenv("TERM") != "dumb"
+}
+
+// update takes bytes done and in all.
+func (p *progress) update(done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if p.first < 0 {
+		p.begun, p.shown, p.first = now, now, done
+	}
+	tenth := done * 10 / max(total, 1)
+	last := done == total
+	due := tenth != p.tenth && tenth > 0 || now.Sub(p.shown) >= 30*time.Second
+	if p.mode == "bar" || p.mode == "json" {
+		due = now.Sub(p.shown) >= 200*time.Millisecond
+	}
+	if !due && !last {
+		return
+	}
+	p.shown, p.tenth = now, tenth
+	rate, left := p.speed(now, done, total)
+	switch p.mode {
+	case "json":
+		line, _ := json.Marshal(map[string]any{"event": "progress", "done": done, "total": total, "bytes_per_second": int64(rate), "seconds_left": int64(left.Seconds())})
+		fmt.Fprintf(p.w, "%s\n", line)
+	case "bar":
+		n := int(done * 30 / max(total, 1))
+		fmt.Fprintf(p.w, "\r[%-30s] %3d %% %s of %s, %.1f MB/s, %s left ", strings.Repeat("#", n), done*100/max(total, 1), mega(done), mega(total), rate/1e6, left)
+		if last {
+			fmt.Fprintln(p.w)
+		}
+	default:
+		p.lg.infof("%d %%: %s of %s written, %.1f MB/s, %s left", done*100/max(total, 1), mega(done), mega(total), rate/1e6, left)
+	}
+}
+
+func (p *progress) speed(now time.Time, done, total int64) (rate float64, left time.Duration) {
+	if d := now.Sub(p.begun).Seconds(); d > 0 {
+		rate = float64(done-p.first) / d
+	}
+	if rate > 0 {
+		left = time.Duration(float64(total-done) / rate * float64(time.Second)).Round(time.Second)
+	}
+	return rate, left
+}
+
+func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Exit codes. They are an interface: a number, once given, keeps its meaning for ever.
+const (
+	exitOK       = 0  // done, or nothing to do
+	exitFailed   = 1  // failed
+	exitNothing  = 2  // nothing in progress (commit, rollback, resume)
+	exitRefused  = 3  // refused; nothing was changed
+	exitReboot   = 4  // done, and a reboot is needed (only when asked to say so)
+	exitUsage    = 64 // EX_USAGE of sysexits.h
+	exitTempFail = 75 // EX_TEMPFAIL of sysexits.h: try later
+)
+
+// codedError is an error that knows the exit code it asks for and, where a person can do
+// something about it, a hint.
+type codedError struct {
+	code int
+	err  error
+	hint string
+}
+
+func (e *codedError) Error() string {
+	if e.err == nil { // all that is to be said has been
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *codedError) Unwrap() error { return e.err }
+
+// refuse makes an error with exit code 3: the input or the device is not as it must be,
+// and nothing has been changed.
+func refuse(format string, args ...any) error {
+	return &codedError{code: exitRefused, err: fmt.Errorf(format, args...)}
+}
+
+// tryLater makes an error with exit code 75: nothing is wrong that time may not mend.
+func tryLater(format string, args ...any) error {
+	return &codedError{code: exitTempFail, err: fmt.Errorf(format, args...)}
+}
+
+// usageError makes an error with exit code 64.
+func usageError(format string, args ...any) error {
+	return &codedError{code: exitUsage, err: fmt.Errorf(format, args...)}
+}
+
+// withHint adds a line that says what a person can do. The exit code stays.
+func withHint(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return &codedError{code: exitCode(err), err: err, hint: fmt.Sprintf(format, args...)}
+}
+
+// exitCode is the code that the outermost coded error in the chain asks for; 1 for any
+// other error, 0 for none.
+func exitCode(err error) int {
+	var c *codedError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &c):
+		return c.code
+	}
+	return exitFailed
+}
+
+// hintOf returns the first hint in the chain, or "".
+func hintOf(err error) string {
+	var c *codedError
+	for errors.As(err, &c) {
+		if c.hint != "" {
+			return c.hint
+		}
+		err = c.err
+	}
+	return ""
+}
+
+type logLevel int
+
+const (
+	levelTrace logLevel = iota
+	levelDebug
+	levelInfo
+	levelWarning
+	levelError
+	levelFatal
+)
+
+var levelNames = []string{"trace", "debug", "info", "warning", "error", "fatal"}
+
+func parseLevel(s string) (logLevel, error) {
+	for i, n := range levelNames {
+		if strings.EqualFold(s, n) {
+			return logLevel(i), nil
+		}
+	}
+	if strings.EqualFold(s, "warn") {
+		return levelWarning, nil
+	}
+	return levelInfo, usageError("log level %q: want one of %s", s, strings.Join(levelNames, ", "))
+}
+
+// logger writes one line per event. A nil logger is silent. It may be used from several
+// goroutines.
+type logger struct {
+	mu    sync.Mutex
+	level logLevel
+	sinks []logSink
+	tee   func(t time.Time, level logLevel, msg string) // deployment log, or nil
+}
+
+// logSink takes one line without its line feed.
+type logSink func(level logLevel, msg string)
+
+func (l *logger) log(level logLevel, format string, args ...any) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if level < l.level && l.tee == nil {
+		return
+	}
+	msg := strings.TrimRight(fmt.Sprintf(format, args...), "\n")
+	if l.tee != nil && level >= levelDebug {
+		l.tee(time.Now(), level, msg)
+	}
+	if level < l.level {
+		return
+	}
+	for _, s := range l.sinks {
+		for line := range strings.SplitSeq(msg, "\n") {
+			s(level, line)
+		}
+	}
+}
+
+func (l *logger) debugf(format string, args ...any) { l.log(levelDebug, format, args...) }
+func (l *logger) infof(format string, args ...any)  { l.log(levelInfo, format, args...) }
+func (l *logger) warnf(format string, args ...any)  { l.log(levelWarning, format, args...) }
+func (l *logger) errorf(format string, args ...any) { l.log(levelError, format, args...) }
+
+// fail logs an error and, on a line of its own, its hint.
+func (l *logger) fail(err error) {
+	l.errorf("%v", err)
+	if h := hintOf(err); h != "" {
+		l.errorf("hint: %s", h)
+	}
+}
