@@ -11,10 +11,7 @@ import (
 	"hash"
 	"hash/crc32"
 	"io"
-	"os"
-	"syscall"
 	"time"
-	"unsafe"
 )
 
 const (
@@ -454,44 +451,15 @@ func (w *slotWriter) hashSlot(ctx context.Context, h io.Writer, off, end int64) 
 	return failed
 }
 
-// ubiVolume is the storage of a UBI volume under update. UBI marks the volume as being
-// updated until all announced bytes have come, in order; a volume cut off in between cannot
-// be opened, which is all the protection that the zeroed head gives elsewhere
-// (Documentation/driver-api/mtd, mtd/ubi-user.h: UBI_IOCVOLUP).
-type ubiVolume struct {
-	*device
-	next int64
-}
-
-// openUBI opens a volume and, for writing, announces an image of size bytes. From then on
-// the old content is gone.
-func openUBI(path string, size int64) (*ubiVolume, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
+// proveStart checks that the slot still holds the image up to the checkpoint. That tells
+// accidents; what tells all is the SHA-256 of the whole at the end.
+func (w *slotWriter) proveStart(ctx context.Context, c *checkpoint) error {
+	if err := w.hashSlot(ctx, &w.in, int64(len(w.head)), c.Offset); err != nil {
+		return err
 	}
-	if err := ioctl(f, ubiVolUpdate, unsafe.Pointer(&size)); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("UBI_IOCVOLUP on %q: %w", path, err)
+	if w.in.crc != c.Check {
+		return fmt.Errorf("slot %q does not hold what was written: something else wrote to it", w.name)
 	}
-	return &ubiVolume{device: &device{f: f, size: size}}, nil
-}
-
-// WriteAt writes the next bytes of the volume; UBI knows no other place.
-func (u *ubiVolume) WriteAt(p []byte, off int64) (int, error) {
-	if off != u.next {
-		return 0, &os.PathError{Op: "write", Path: u.f.Name(), Err: syscall.ESPIPE}
-	}
-	n, err := u.f.Write(p)
-	u.next += int64(n)
-	return n, err
-}
-
-// Sync has nothing to do: UBI writes are synchronous (UBI FAQ, "Is UBI write-back?").
-func (u *ubiVolume) Sync() error { return nil }
-
-// ubiCapacity is the size of a volume in bytes, from sysfs.
-func (m *machine) ubiCapacity(name string) int64 {
-	dir := m.path("/sys/class/ubi/" + name)
-	return int64(m.sysInt(dir+"/reserved_ebs")) * int64(m.sysInt(dir+"/usable_eb_size"))
+	w.kept = c.Offset
+	return nil
 }

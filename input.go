@@ -4,13 +4,16 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // inputBuffer is what is read ahead of an artifact, in bytes: large enough that system calls
@@ -292,4 +295,70 @@ func defaultDictLimit() int64 {
 		}
 	}
 	return limit
+}
+
+// source is where an artifact comes from: a file, a URL, a deployment, standard input.
+type source struct {
+	name string
+	// open gives the bytes from off on, and tells what they are of. For off above 0, want
+	// is what the first bytes were of; errChanged: it is not that any more. Standard input
+	// can be opened once, at 0.
+	open func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error)
+	once bool // cannot be opened again
+	id   sourceID
+	in   io.ReadCloser // what was opened last
+}
+
+// errChanged: other bytes stand where those of before stood. What was fetched is of no use.
+var errChanged = errors.New("the artifact at the source has changed")
+
+// errStartOver: what an interrupted install left cannot be gone on with.
+var errStartOver = errors.New("the install starts over")
+
+// from opens the source at off; the reader before it is closed.
+func (s *source) from(ctx context.Context, off int64) (io.Reader, error) {
+	s.close()
+	r, id, err := s.open(ctx, off, s.id)
+	if err != nil {
+		return nil, err
+	}
+	s.in, s.id = r, id
+	return r, nil
+}
+
+func (s *source) close() {
+	if s.in != nil {
+		s.in.Close()
+		s.in = nil
+	}
+}
+
+func isURL(name string) bool {
+	return strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://")
+}
+
+func openFile(name string, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, sourceID{}, err
+	}
+	st, err := f.Stat()
+	if err == nil && st.IsDir() {
+		err = fmt.Errorf("%q is a directory, want an artifact file", name)
+	}
+	var id sourceID
+	if err == nil {
+		id = sourceID{Name: name, Size: st.Size(), Tag: st.ModTime().UTC().Format(time.RFC3339Nano)}
+		if off > 0 && id != want {
+			err = fmt.Errorf("%q: %w", name, errChanged)
+		}
+	}
+	if err == nil && off > 0 { // not needed for a pipe, which cannot
+		_, err = f.Seek(off, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, sourceID{}, err
+	}
+	return f, id, nil
 }

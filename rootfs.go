@@ -399,3 +399,75 @@ func (r *rootfs) verifyRollback() error {
 	}
 	return s.agree(vars)
 }
+
+// goOn takes up an interrupted write: it returns the offset in the image to go on from, with
+// w as it was there, or 0 when there is nothing to go on from.
+//
+// What is trusted is little. The artifact is the same one, because its manifest is (the
+// flow drops the checkpoint otherwise); that the slot still holds what was written is
+// checked by hashing it; and at the end the whole image is read back in any case.
+func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, error) {
+	c := r.u.Checkpoint
+	switch {
+	case c == nil:
+		if r.u.Tries > 1 {
+			r.lg.warnf("no place is known where to go on: the artifact is read again from its start, which costs network traffic but no writes")
+		}
+		return 0, nil
+	case !r.again() || w.sequential:
+		return 0, nil
+	case c.Slot != w.name, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0, c.From.Bit > 7:
+		r.lg.warnf("the journal tells of a write of %d bytes to slot %q, and this one is of %d to %q: the install starts over", c.Total, c.Slot, w.size, w.name)
+		return 0, nil
+	case c.Source.Size != r.src.id.Size || c.Source.Tag != r.src.id.Tag:
+		r.lg.warnf("the artifact's file is another one than before: the install starts over")
+		return 0, nil
+	}
+	if err := r.reenter(ctx, w, a, c); err != nil {
+		if ctx.Err() != nil || exitCode(err) == exitTempFail {
+			return 0, err
+		}
+		return 0, fmt.Errorf("%w: %w", errStartOver, err)
+	}
+	r.lg.infof("going on at %s of %s", mega(c.Offset), mega(c.Total))
+	return c.Offset, nil
+}
+
+func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *checkpoint) error {
+	// The head is not in the slot yet; it is at the start of the payload, which has to be
+	// fetched for header and signature anyway.
+	if err := w.takeHead(r.file.unhashed()); err != nil {
+		return err
+	}
+	r.src.close() // it would only send on while the slot is being hashed
+	if err := w.proveStart(ctx, c); err != nil {
+		return err
+	}
+	var window []byte
+	if !c.From.Fresh {
+		end := c.From.Out - r.file.TarOffset
+		if end < gzipWindow || end > c.Offset {
+			return fmt.Errorf("the journal names byte %d of %d as a place to go on from", end, c.Offset)
+		}
+		window = make([]byte, gzipWindow)
+		if _, err := w.dst.ReadAt(window, end-gzipWindow); err != nil {
+			return err
+		}
+		if behind := int64(len(w.head)) - (end - gzipWindow); behind > 0 {
+			copy(window, w.head[int64(len(w.head))-behind:])
+		}
+	}
+	in, err := r.src.from(ctx, c.From.File)
+	if err != nil {
+		return err
+	}
+	r.file, err = a.resumePayload(c.From, window, in, r.file.Name, c.Offset)
+	return err
+}
+
+// keepCheckpoint journals how far the write has come.
+func (r *rootfs) keepCheckpoint(c checkpoint) error {
+	c.Slot, c.Source = r.to.path, r.src.id
+	r.u.Checkpoint = &c
+	return r.save()
+}

@@ -483,3 +483,9 @@ func (m *machine) checkTarget(t *slot) error {
 	}
 	return nil
 }
+
+// ubiCapacity is the size of a volume in bytes, from sysfs.
+func (m *machine) ubiCapacity(name string) int64 {
+	dir := m.path("/sys/class/ubi/" + name)
+	return int64(m.sysInt(dir+"/reserved_ebs")) * int64(m.sysInt(dir+"/usable_eb_size"))
+}

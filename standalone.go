@@ -568,3 +568,18 @@ func sortedKeys[V any](m map[string]V) []string {
 	slices.Sort(keys)
 	return keys
 }
+
+// source finds what a person named.
+func (a *app) source(name string) *source {
+	switch {
+	case name == "-":
+		return &source{name: name, once: true, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
+			return io.NopCloser(a.in), sourceID{Name: name, Size: -1}, nil
+		}}
+	case isURL(name):
+		return a.urlSource(name)
+	}
+	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+		return openFile(name, off, want)
+	}}
+}

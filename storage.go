@@ -302,3 +302,39 @@ const (
 	blkGetSize64 = ioctlRead<<ioctlDirShift | wordSize<<16 | 0x12<<8 | 114 // BLKGETSIZE64, linux/fs.h
 	ubiVolUpdate = ioctlWrite<<ioctlDirShift | 8<<16 | 'O'<<8 | 0          // UBI_IOCVOLUP, mtd/ubi-user.h
 )
+
+// ubiVolume is the storage of a UBI volume under update. UBI marks the volume as being
+// updated until all announced bytes have come, in order; a volume cut off in between cannot
+// be opened, which is all the protection that the zeroed head gives elsewhere
+// (Documentation/driver-api/mtd, mtd/ubi-user.h: UBI_IOCVOLUP).
+type ubiVolume struct {
+	*device
+	next int64
+}
+
+// openUBI opens a volume and, for writing, announces an image of size bytes. From then on
+// the old content is gone.
+func openUBI(path string, size int64) (*ubiVolume, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := ioctl(f, ubiVolUpdate, unsafe.Pointer(&size)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("UBI_IOCVOLUP on %q: %w", path, err)
+	}
+	return &ubiVolume{device: &device{f: f, size: size}}, nil
+}
+
+// WriteAt writes the next bytes of the volume; UBI knows no other place.
+func (u *ubiVolume) WriteAt(p []byte, off int64) (int, error) {
+	if off != u.next {
+		return 0, &os.PathError{Op: "write", Path: u.f.Name(), Err: syscall.ESPIPE}
+	}
+	n, err := u.f.Write(p)
+	u.next += int64(n)
+	return n, err
+}
+
+// Sync has nothing to do: UBI writes are synchronous (UBI FAQ, "Is UBI write-back?").
+func (u *ubiVolume) Sync() error { return nil }
