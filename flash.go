@@ -76,24 +76,6 @@ func defaultWriteOptions() writeOptions {
 // writeStats says what an install cost, in bytes.
 type writeStats struct{ Written, Same int64 }
 
-// checkpoint is where an interrupted write can go on: all of the image before Offset is
-// durable in the slot, but for its head.
-type checkpoint struct {
-	Slot   string       `json:"slot"`
-	Offset int64        `json:"offset"` // bytes of the image
-	Total  int64        `json:"total"`
-	Check  uint32       `json:"check"` // CRC-32C of the image up to Offset
-	From   restartPoint `json:"from"`  // where the artifact is read again
-	Source sourceID     `json:"source"`
-}
-
-// sourceID tells one file from another that has come to stand in its place.
-type sourceID struct {
-	Name string `json:"name"` // path, or URL without its query, which may hold a signature
-	Size int64  `json:"size"` // bytes; -1 if not known
-	Tag  string `json:"tag"`  // ETag, Last-Modified or the time of the last change
-}
-
 // block is a piece of the image on its way through the stages. The same few are used again
 // and again.
 type block struct {

@@ -311,3 +311,82 @@ func flock(f *os.File) error {
 	}
 	return cerr
 }
+
+// step is what an update does next, by the names that Mender's standalone mode has for its
+// saved states. The journal holds the step that was entered last.
+type step string
+
+const (
+	stepDownload             step = "Download_Enter"
+	stepInstallWait          step = "Before_ArtifactInstall_Enter"
+	stepInstall              step = "ArtifactInstall_Enter"
+	stepReboot               step = "ArtifactReboot_Enter"
+	stepVerifyReboot         step = "ArtifactVerifyReboot"
+	stepCommitWait           step = "Before_ArtifactCommit_Enter"
+	stepCommit               step = "ArtifactCommit_Enter"
+	stepCommitLeaveWait      step = "Before_ArtifactCommit_Leave"
+	stepCommitLeave          step = "ArtifactCommit_Leave"
+	stepCheckRollback        step = "CheckRollback" // never saved
+	stepRollback             step = "ArtifactRollback_Enter"
+	stepRollbackReboot       step = "ArtifactRollbackReboot_Enter"
+	stepVerifyRollbackReboot step = "ArtifactVerifyRollbackReboot"
+	stepFailure              step = "ArtifactFailure_Enter"
+	stepCleanup              step = "Cleanup"
+	stepReport               step = "Report" // final status to the server
+	stepEnd                  step = ""
+)
+
+// update is an update in progress, as the journal has it.
+type update struct {
+	Step    step   `json:"step"`
+	Managed bool   `json:"managed,omitempty"`
+	ID      string `json:"id,omitempty"` // deployment
+	Source  string `json:"source,omitempty"`
+
+	Artifact string            `json:"artifact"`
+	Group    string            `json:"group,omitempty"`
+	Sum      string            `json:"sum"`  // SHA-256 of the manifest
+	Type     string            `json:"type"` // of the payload; "" for an empty one or before the header was read
+	Provides map[string]string `json:"provides"`
+	Clears   []string          `json:"clears"`
+	Scripts  bool              `json:"scripts,omitempty"` // the artifact brings scripts for install or commit
+
+	From int `json:"from,omitempty"` // partition numbers
+	To   int `json:"to,omitempty"`
+
+	Reboot         string `json:"reboot,omitempty"` // the handler's answer: No, Yes, Automatic
+	BootID         string `json:"boot_id,omitempty"`
+	Failed         bool   `json:"failed,omitempty"`
+	RollbackFailed bool   `json:"rollback_failed,omitempty"` // nothing is known to be as it was
+	RolledBack     bool   `json:"rolled_back,omitempty"`
+	Asked          bool   `json:"asked,omitempty"`       // a person asked for the rollback
+	Settled        bool   `json:"settled,omitempty"`     // provides and verdict are in the record
+	PostCommit     bool   `json:"post_commit,omitempty"` // ArtifactCommit_Leave failed, standalone
+	Told           bool   `json:"told,omitempty"`        // an earlier run has ended with the failure as its exit code
+	Cause          string `json:"cause,omitempty"`
+	Parked         bool   `json:"parked,omitempty"` // the download paused by itself and was not cut off
+	Saves          int    `json:"saves,omitempty"`
+	Tries          int    `json:"tries,omitempty"`   // of what is tried again: the download, or the report before the commit or at the end
+	Reached        int64  `json:"reached,omitempty"` // bytes of the image at the last try of the download
+
+	Request    json.RawMessage `json:"request,omitempty"` // body of deployments/next, to be repeated
+	Checkpoint *checkpoint     `json:"checkpoint,omitempty"`
+}
+
+// checkpoint is where an interrupted write can go on: all of the image before Offset is
+// durable in the slot, but for its head.
+type checkpoint struct {
+	Slot   string       `json:"slot"`
+	Offset int64        `json:"offset"` // bytes of the image
+	Total  int64        `json:"total"`
+	Check  uint32       `json:"check"` // CRC-32C of the image up to Offset
+	From   restartPoint `json:"from"`  // where the artifact is read again
+	Source sourceID     `json:"source"`
+}
+
+// sourceID tells one file from another that has come to stand in its place.
+type sourceID struct {
+	Name string `json:"name"` // path, or URL without its query, which may hold a signature
+	Size int64  `json:"size"` // bytes; -1 if not known
+	Tag  string `json:"tag"`  // ETag, Last-Modified or the time of the last change
+}

@@ -24,19 +24,6 @@ const (
 	varCanary      = "mender_saveenv_canary"
 )
 
-// payloadHandler does what an update is about: the built-in rootfs-image, or an update
-// module. States and answers are those of the update module protocol.
-type payloadHandler interface {
-	// prepare looks for every reason to refuse before anything of the update is done.
-	prepare(ctx context.Context, a *artifact) error
-	download(ctx context.Context, a *artifact) error
-	call(ctx context.Context, state string) error
-	query(ctx context.Context, state string) (string, error)
-	// resumable: every state may be repeated after a power cut, so that an interrupted
-	// install or commit goes on instead of being rolled back.
-	resumable() bool
-}
-
 // rootfs is the payload handler of type rootfs-image: an image for the idle slot.
 type rootfs struct {
 	c    *config

@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -205,50 +203,6 @@ func (a *app) openArtifact(r io.Reader) (*artifact, error) {
 		return nil, err
 	}
 	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg, buffer: a.o.write.readAhead})
-}
-
-// take makes the artifact the one of the update, after every check that can be made before
-// something changes. Its scripts are put in place.
-func (f *flow) take(ctx context.Context, art *artifact) error {
-	u, a := f.rec.Update, f.app
-	if err := a.checkCompatible(art); err != nil {
-		return err
-	}
-	f.art = art
-	sum := hex.EncodeToString(art.ManifestSum[:])
-	if u.Sum != sum {
-		u.Checkpoint = nil // of another artifact
-	}
-	u.Artifact, u.Group, u.Type = art.Name, art.Group, art.PayloadType
-	u.Provides, u.Clears, u.Sum = art.Provides, art.Clears, sum
-	u.Scripts = len(art.Scripts) > 0
-	if err := f.fits(art); err != nil {
-		return err
-	}
-	if !art.Empty {
-		h, err := a.newHandler(art.PayloadType, u)
-		if err != nil {
-			return err
-		}
-		if err := h.prepare(ctx, art); err != nil {
-			return err
-		}
-		f.handler = h
-	}
-	return f.scripts.install(art.Scripts)
-}
-
-// fits refuses an artifact that provides more than the journal can hold next to what is
-// there: the worst record is that of the last steps, with both sets in it.
-func (f *flow) fits(art *artifact) error {
-	worst := *f.rec
-	worst.Provides = mergeProvides(f.rec.Provides, art)
-	worst.Last = &verdict{Artifact: art.Name, Cause: strings.Repeat("x", maxCause)}
-	text, err := json.Marshal(worst)
-	if err == nil && len(text) > journalMax-4*maxCause { // room for a checkpoint and the like
-		err = refuse("artifact %q provides more than the journal can hold: %d bytes, want %d at most", art.Name, len(text), journalMax-4*maxCause)
-	}
-	return err
 }
 
 // say prints a line of the standalone interface; programs that asked for JSON get none.

@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,30 +13,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-)
-
-// step is what an update does next, by the names that Mender's standalone mode has for its
-// saved states. The journal holds the step that was entered last.
-type step string
-
-const (
-	stepDownload             step = "Download_Enter"
-	stepInstallWait          step = "Before_ArtifactInstall_Enter"
-	stepInstall              step = "ArtifactInstall_Enter"
-	stepReboot               step = "ArtifactReboot_Enter"
-	stepVerifyReboot         step = "ArtifactVerifyReboot"
-	stepCommitWait           step = "Before_ArtifactCommit_Enter"
-	stepCommit               step = "ArtifactCommit_Enter"
-	stepCommitLeaveWait      step = "Before_ArtifactCommit_Leave"
-	stepCommitLeave          step = "ArtifactCommit_Leave"
-	stepCheckRollback        step = "CheckRollback" // never saved
-	stepRollback             step = "ArtifactRollback_Enter"
-	stepRollbackReboot       step = "ArtifactRollbackReboot_Enter"
-	stepVerifyRollbackReboot step = "ArtifactVerifyRollbackReboot"
-	stepFailure              step = "ArtifactFailure_Enter"
-	stepCleanup              step = "Cleanup"
-	stepReport               step = "Report" // final status to the server
-	stepEnd                  step = ""
 )
 
 // maxCause bounds what the journal keeps of an error, in bytes.
@@ -46,43 +23,6 @@ const maxCause = 1024
 const maxSaves = 28
 
 var errLoop = errors.New("the update went through too many steps")
-
-// update is an update in progress, as the journal has it.
-type update struct {
-	Step    step   `json:"step"`
-	Managed bool   `json:"managed,omitempty"`
-	ID      string `json:"id,omitempty"` // deployment
-	Source  string `json:"source,omitempty"`
-
-	Artifact string            `json:"artifact"`
-	Group    string            `json:"group,omitempty"`
-	Sum      string            `json:"sum"`  // SHA-256 of the manifest
-	Type     string            `json:"type"` // of the payload; "" for an empty one or before the header was read
-	Provides map[string]string `json:"provides"`
-	Clears   []string          `json:"clears"`
-	Scripts  bool              `json:"scripts,omitempty"` // the artifact brings scripts for install or commit
-
-	From int `json:"from,omitempty"` // partition numbers
-	To   int `json:"to,omitempty"`
-
-	Reboot         string `json:"reboot,omitempty"` // the handler's answer: No, Yes, Automatic
-	BootID         string `json:"boot_id,omitempty"`
-	Failed         bool   `json:"failed,omitempty"`
-	RollbackFailed bool   `json:"rollback_failed,omitempty"` // nothing is known to be as it was
-	RolledBack     bool   `json:"rolled_back,omitempty"`
-	Asked          bool   `json:"asked,omitempty"`       // a person asked for the rollback
-	Settled        bool   `json:"settled,omitempty"`     // provides and verdict are in the record
-	PostCommit     bool   `json:"post_commit,omitempty"` // ArtifactCommit_Leave failed, standalone
-	Told           bool   `json:"told,omitempty"`        // an earlier run has ended with the failure as its exit code
-	Cause          string `json:"cause,omitempty"`
-	Parked         bool   `json:"parked,omitempty"` // the download paused by itself and was not cut off
-	Saves          int    `json:"saves,omitempty"`
-	Tries          int    `json:"tries,omitempty"`   // of what is tried again: the download, or the report before the commit or at the end
-	Reached        int64  `json:"reached,omitempty"` // bytes of the image at the last try of the download
-
-	Request    json.RawMessage `json:"request,omitempty"` // body of deployments/next, to be repeated
-	Checkpoint *checkpoint     `json:"checkpoint,omitempty"`
-}
 
 // flow is one run through the steps of an update. What differs between a standalone and a
 // managed update is data: update.Managed, and whether there is someone to report to.
@@ -821,4 +761,61 @@ func (f *flow) restartAt() step {
 func (m *machine) bootID() string {
 	id, _ := os.ReadFile(m.path("/proc/sys/kernel/random/boot_id"))
 	return strings.TrimSpace(string(id))
+}
+
+// take makes the artifact the one of the update, after every check that can be made before
+// something changes. Its scripts are put in place.
+func (f *flow) take(ctx context.Context, art *artifact) error {
+	u, a := f.rec.Update, f.app
+	if err := a.checkCompatible(art); err != nil {
+		return err
+	}
+	f.art = art
+	sum := hex.EncodeToString(art.ManifestSum[:])
+	if u.Sum != sum {
+		u.Checkpoint = nil // of another artifact
+	}
+	u.Artifact, u.Group, u.Type = art.Name, art.Group, art.PayloadType
+	u.Provides, u.Clears, u.Sum = art.Provides, art.Clears, sum
+	u.Scripts = len(art.Scripts) > 0
+	if err := f.fits(art); err != nil {
+		return err
+	}
+	if !art.Empty {
+		h, err := a.newHandler(art.PayloadType, u)
+		if err != nil {
+			return err
+		}
+		if err := h.prepare(ctx, art); err != nil {
+			return err
+		}
+		f.handler = h
+	}
+	return f.scripts.install(art.Scripts)
+}
+
+// fits refuses an artifact that provides more than the journal can hold next to what is
+// there: the worst record is that of the last steps, with both sets in it.
+func (f *flow) fits(art *artifact) error {
+	worst := *f.rec
+	worst.Provides = mergeProvides(f.rec.Provides, art)
+	worst.Last = &verdict{Artifact: art.Name, Cause: strings.Repeat("x", maxCause)}
+	text, err := json.Marshal(worst)
+	if err == nil && len(text) > journalMax-4*maxCause { // room for a checkpoint and the like
+		err = refuse("artifact %q provides more than the journal can hold: %d bytes, want %d at most", art.Name, len(text), journalMax-4*maxCause)
+	}
+	return err
+}
+
+// payloadHandler does what an update is about: the built-in rootfs-image, or an update
+// module. States and answers are those of the update module protocol.
+type payloadHandler interface {
+	// prepare looks for every reason to refuse before anything of the update is done.
+	prepare(ctx context.Context, a *artifact) error
+	download(ctx context.Context, a *artifact) error
+	call(ctx context.Context, state string) error
+	query(ctx context.Context, state string) (string, error)
+	// resumable: every state may be repeated after a power cut, so that an interrupted
+	// install or commit goes on instead of being rolled back.
+	resumable() bool
 }
