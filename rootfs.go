@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"syscall"
 )
 
@@ -173,9 +174,12 @@ func (r *rootfs) openTarget() (storage, error) {
 	return st, nil
 }
 
+// trimMemory gives back what configuration, certificates and headers left behind, before an image takes
+// its memory. Once per process: after that the image's buffers are the peak, and each call costs a collection.
+var trimMemory = sync.OnceFunc(debug.FreeOSMemory)
+
 func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
-	// What configuration, certificates and header left behind, before the image takes its memory.
-	debug.FreeOSMemory()
+	trimMemory()
 	start, err := r.goOn(ctx, w, a)
 	if err != nil {
 		return err
