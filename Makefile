@@ -6,8 +6,9 @@ SBINDIR ?= $(PREFIX)/sbin
 MANDIR ?= $(PREFIX)/share/man
 DATADIR ?= $(PREFIX)/share/mender
 TAGS ?= nethttpomithttp2
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSION)
-SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+# VERSION, and the commit behind it unless that is tagged; a tarball has both in the file, and its time.
+VERSION ?= $(shell sh rig/version.sh)
+SOURCE_DATE_EPOCH ?= $(shell if [ -e .git ]; then git log -1 --format=%ct; else date -r VERSION +%s; fi)
 # Functions need not start at the linker's 32 bytes (amd64) or 16 (arm64): 2 % of the size.
 LDFLAGS := -s -w -buildid= -funcalign=4 -X main.version=$(VERSION) -X main.buildTime=$(SOURCE_DATE_EPOCH)
 # Only what the bytes of an image pass through is compiled with inlining: 8 % of the size.

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,7 +19,13 @@ import (
 	"syscall"
 )
 
-// version is set by the linker: -X main.version=…; else the build information has it.
+// release is the version that this source is, or becomes: MAJOR.MINOR.PATCH, and in a source
+// tarball of what is not tagged "+HASH" too.
+//
+//go:embed VERSION
+var release string
+
+// version is set by the linker: -X main.version=…; else the build information has the commit.
 var version string
 
 // buildTime is set by the linker to the Unix time of the commit or SOURCE_DATE_EPOCH: the
@@ -380,12 +387,30 @@ func setUpLog(o *options, lg *logger) (err error) {
 	return nil
 }
 
+// versionString is a release, "0.1.0", or what comes before it, "0.1.0+d8f7ea9", with ".dirty"
+// behind it where files were changed since: build metadata as semver.org, 10, has it.
 func versionString() string {
 	if version != "" {
 		return version
 	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
+	info, _ := debug.ReadBuildInfo()
+	return buildVersion(strings.TrimSpace(release), info)
+}
+
+// buildVersion is the version of a program that a plain go build made; info may be nil.
+func buildVersion(release string, info *debug.BuildInfo) string {
+	if info == nil || strings.Contains(release, "+") {
+		return release
 	}
-	return "unknown"
+	vcs := map[string]string{}
+	for _, s := range info.Settings {
+		vcs[s.Key] = s.Value
+	}
+	if hash := vcs["vcs.revision"]; hash != "" {
+		release += "+" + hash[:min(len(hash), 7)]
+		if vcs["vcs.modified"] == "true" {
+			release += ".dirty"
+		}
+	}
+	return release
 }

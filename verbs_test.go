@@ -9,10 +9,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -146,6 +148,27 @@ func TestManagedVerbs(t *testing.T) {
 	}
 	if st, err := os.Stat(b.dir + "/var/mender-agent.pem"); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("got mode %v, %v", st.Mode(), err)
+	}
+}
+
+// The server is told the same version that -v says, in every request and in the inventory.
+func TestVersionForServer(t *testing.T) {
+	b := newVerbBoard(t)
+	b.setup()
+	b.server.autoAccept = true
+	var agents []string
+	b.server.fault = func(_ string, _ http.ResponseWriter, r *http.Request) bool {
+		agents = append(agents, r.UserAgent())
+		return false
+	}
+	v := strings.TrimSpace(b.want(0, "", "--version"))
+	b.want(0, "nothing is deployed", "run")
+	inv := b.server.deviceByID(boardID).inventory
+	if !versionForm.MatchString(v) || inv["mender_client_version"] != v || inv["mendlet_version"] != v {
+		t.Errorf("got version %q and inventory %v", v, inv)
+	}
+	if len(agents) < 3 || slices.ContainsFunc(agents, func(a string) bool { return a != "mendlet/"+v }) {
+		t.Errorf("got User-Agent %q, want at least three times %q", agents, "mendlet/"+v)
 	}
 }
 

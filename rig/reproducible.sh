@@ -7,7 +7,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 for d in one another-place; do
 	mkdir -p "$dir/$d"
-	cp -r ./*.go go.mod go.sum Makefile "$dir/$d"
+	cp -r ./*.go go.mod go.sum Makefile VERSION "$dir/$d"
 	make -s -C "$dir/$d" GO="$go" VERSION=reproducible SOURCE_DATE_EPOCH=1 mendlet > /dev/null
 done
 cmp "$dir/one/mendlet" "$dir/another-place/mendlet"
