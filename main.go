@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 )
 
 // release is the version that this source is, or becomes: MAJOR.MINOR.PATCH, and in a source
@@ -86,18 +87,34 @@ type verb struct {
 
 func verbs() []verb {
 	list := []verb{
-		{"install", "FILE|URL|-", "install an artifact", 1, installFlags, func(ctx context.Context, a *app, w []string) error { return a.install(ctx, w[0]) }},
-		{"commit", "", "keep what was installed", 0, stopFlags, func(ctx context.Context, a *app, _ []string) error { return a.commit(ctx) }},
-		{"rollback", "", "go back to what was before", 0, stopFlags, func(ctx context.Context, a *app, _ []string) error { return a.rollback(ctx) }},
-		{"resume", "", "go on with an interrupted install", 0, installFlags, func(ctx context.Context, a *app, _ []string) error { return a.resume(ctx) }},
-		{"show-artifact", "", "name of the installed artifact", 0, nil, func(_ context.Context, a *app, _ []string) error { return a.showArtifact() }},
-		{"show-provides", "", "all that the installed artifacts provide", 0, nil, func(_ context.Context, a *app, _ []string) error { return a.showProvides() }},
-		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, func(_ context.Context, a *app, _ []string) error { return a.status() }},
-		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, jsonFlag, func(ctx context.Context, a *app, w []string) error { return a.plan(ctx, w[0]) }},
-		{"show", "FILE|URL|-", "what is in an artifact, fully verified", 1, jsonFlag, func(ctx context.Context, a *app, w []string) error { return a.show(ctx, w[0]) }},
-		{"env", "print [-n] [NAME…] | set NAME=VALUE…", "the boot environment", -1, nil, func(_ context.Context, a *app, w []string) error { return a.env(w) }},
+		{"install", "FILE|URL|-", "install an artifact", 1, installFlags, oneWord((*app).install)},
+		{"commit", "", "keep what was installed", 0, stopFlags, noWord((*app).commit)},
+		{"rollback", "", "go back to what was before", 0, stopFlags, noWord((*app).rollback)},
+		{"resume", "", "go on with an interrupted install", 0, installFlags, noWord((*app).resume)},
+		{"show-artifact", "", "name of the installed artifact", 0, nil, atOnce((*app).showArtifact)},
+		{"show-provides", "", "all that the installed artifacts provide", 0, nil, atOnce((*app).showProvides)},
+		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, atOnce((*app).status)},
+		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, jsonFlag, oneWord((*app).plan)},
+		{"show", "FILE|URL|-", "what is in an artifact, fully verified", 1, jsonFlag, oneWord((*app).show)},
+		{"env", "print [-n] [NAME…] | set NAME=VALUE…", "the boot environment", -1, nil,
+			func(_ context.Context, a *app, w []string) error { return a.env(w) }},
 	}
-	return slices.Concat(list, packVerbs(), netVerbs())
+	return slices.Concat(list, packVerbs(), netVerbs(), []verb{
+		{"help", "[VERB]", "what there is, or the options of a verb", 0, nil, nil}, // both are dispatch's
+		{"version", "", "the version of this program", 0, nil, nil},
+	})
+}
+
+func oneWord(f func(*app, context.Context, string) error) func(context.Context, *app, []string) error {
+	return func(ctx context.Context, a *app, words []string) error { return f(a, ctx, words[0]) }
+}
+
+func noWord(f func(*app, context.Context) error) func(context.Context, *app, []string) error {
+	return func(ctx context.Context, a *app, _ []string) error { return f(a, ctx) }
+}
+
+func atOnce(f func(*app) error) func(context.Context, *app, []string) error {
+	return func(_ context.Context, a *app, _ []string) error { return f(a) }
 }
 
 func jsonFlag(fs *flag.FlagSet, o *options) {
@@ -105,19 +122,27 @@ func jsonFlag(fs *flag.FlagSet, o *options) {
 }
 
 func stopFlags(fs *flag.FlagSet, o *options) {
-	fs.Func("stop-before", "`STATE` to stop before; repeatable", func(s string) error {
+	var states []string
+	for _, s := range stopPoints {
+		states = append(states, string(s))
+	}
+	fs.Func("stop-before", "stop before this `STATE`, for 'mendlet resume' to go on; repeatable: "+strings.Join(states, ", "), func(s string) error {
 		o.stopBefore = append(o.stopBefore, s)
 		return nil
 	})
-	fs.BoolVar(&o.rebootExitCode, "reboot-exit-code", false, "exit with 4 when a reboot is needed")
+	fs.BoolVar(&o.rebootExitCode, "reboot-exit-code", false, "exit with 4 when a reboot is needed, not with 0")
 }
 
 func installFlags(fs *flag.FlagSet, o *options) {
 	stopFlags(fs, o)
 	fs.BoolVar(&o.write.writeAll, "write-all", false, "write blocks that are already there, too")
 	fs.BoolVar(&o.write.noReadBack, "no-read-back", false, "do not read the slot back")
-	fs.StringVar(&o.progress, "progress", "", "`HOW` to show progress: bar, lines, json, none")
+	progressFlag(fs, o)
 	o.net.downloadFlags(fs)
+}
+
+func progressFlag(fs *flag.FlagSet, o *options) {
+	fs.StringVar(&o.progress, "progress", "", "`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
 }
 
 func globalFlags(fs *flag.FlagSet, o *options) {
@@ -213,35 +238,121 @@ func (r *patientReader) Read(p []byte) (int, error) {
 func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.Reader, out io.Writer) error {
 	fs := newFlagSet(o)
 	if err := fs.Parse(args[1:]); err != nil {
-		return usageError("%w; 'mendlet --help' lists what there is", err)
+		return unknownOption(fs, "", err)
+	}
+	words := fs.Args()
+	if len(words) > 0 && words[0] == "help" {
+		if o.help = len(words) == 1 || words[1] == "help" || strings.HasPrefix(words[1], "-"); !o.help {
+			words = []string{words[1], "--help"}
+		}
 	}
 	switch {
 	case o.help, o.version:
 		general(o, out)
 		return nil
-	case fs.NArg() == 0:
+	case len(words) == 0:
 		return usageError("no verb; 'mendlet --help' lists what there is")
 	}
-	all := verbs()
-	i := slices.IndexFunc(all, func(v verb) bool { return v.name == fs.Arg(0) })
-	if hint := leftOut(fs.Arg(0)); i < 0 && hint != "" {
-		return withHint(usageError("this mendlet was built without the verb %q", fs.Arg(0)), "%s", hint)
-	} else if i < 0 {
-		return usageError("unknown verb %q; 'mendlet --help' lists what there is", fs.Arg(0))
-	}
-	words, err := parseVerb(all[i], fs.Args()[1:], o)
+	v, err := findVerb(words[0])
 	if err != nil {
 		return err
 	}
-	if o.help {
-		return verbHelp(all[i], out)
+	if words, err = parseVerb(v, words[1:], o); err != nil {
+		return err
+	}
+	o.version = o.version || v.name == "version"
+	switch {
+	case o.help:
+		return verbHelp(v, out)
+	case o.version:
+		general(o, out)
+		return nil
 	}
 	a, err := newApp(o, lg, in, out)
 	if err != nil {
 		return err
 	}
 	defer a.closeState()
-	return all[i].run(ctx, a, words)
+	return v.run(ctx, a, words)
+}
+
+func findVerb(name string) (verb, error) {
+	var names []string
+	for _, v := range verbs() {
+		if v.name == name {
+			return v, nil
+		}
+		names = append(names, v.name)
+	}
+	if hint := leftOut(name); hint != "" {
+		return verb{}, withHint(usageError("this mendlet was built without the verb %q", name), "%s", hint)
+	}
+	err := usageError("unknown verb %q; 'mendlet --help' lists what there is", name)
+	if near := closest(name, names); near != "" {
+		err = withHint(err, "did you mean 'mendlet %s'?", near)
+	}
+	return verb{}, err
+}
+
+// unknownOption is what to say of an error from parsing the options of a verb, or before one.
+func unknownOption(fs *flag.FlagSet, verb string, err error) error {
+	prefix, see := "", "'mendlet --help' lists what there is"
+	if verb != "" {
+		prefix, see = verb+": ", fmt.Sprintf("see 'mendlet %s --help'", verb)
+	}
+	given, unknown := strings.CutPrefix(err.Error(), "flag provided but not defined: -")
+	if !unknown {
+		return usageError("%s%w; %s", prefix, err, see)
+	}
+	var names []string
+	fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
+	err = usageError("%sunknown option %q; %s", prefix, dashed(given), see)
+	if near := closest(given, names); near != "" {
+		err = withHint(err, "did you mean %s?", dashed(near))
+	}
+	return err
+}
+
+// dashed is an option's name as it is written.
+func dashed(name string) string { return strings.Repeat("-", min(len(name), 2)) + name }
+
+// closest is the name that takes the fewest slips of the hand to become word; "" if that is
+// more than one in three letters.
+func closest(word string, names []string) (near string) {
+	best := 1 + min(len(word)/3, 3)
+	for _, n := range names {
+		if len(word) > 2*len(n) { // far, and no reason to count
+			continue
+		}
+		if d := slips(word, n); d < best {
+			near, best = n, d
+		}
+	}
+	return near
+}
+
+// slips counts the letters to add, leave out, change or swap with the next one until a is b.
+func slips(a, b string) int {
+	var before []int // the row two up
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		next := make([]int, len(b)+1)
+		next[0] = i
+		for j := 1; j <= len(b); j++ {
+			next[j] = min(row[j], next[j-1], row[j-1]) + 1
+			if a[i-1] == b[j-1] {
+				next[j] = row[j-1]
+			}
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				next[j] = min(next[j], before[j-2]+1)
+			}
+		}
+		before, row = row, next
+	}
+	return row[len(b)]
 }
 
 func newFlagSet(o *options) *flag.FlagSet {
@@ -264,21 +375,48 @@ func general(o *options, out io.Writer) {
 }
 
 func verbHelp(v verb, out io.Writer) error {
-	fmt.Fprintf(out, "usage: mendlet %s [options] %s\n%s\n", v.name, v.words, v.help)
-	fs := flag.NewFlagSet(v.name, flag.ContinueOnError)
+	fmt.Fprintf(out, "usage: mendlet %s\n%s\n", strings.TrimSpace(v.name+" [options] "+v.words), v.help)
 	if v.flags != nil {
-		v.flags(fs, &options{})
+		fs := flag.NewFlagSet(v.name, flag.ContinueOnError)
+		v.flags(fs, &options{write: defaultWriteOptions()})
 		fmt.Fprintln(out, "\nOptions:")
-		fs.VisitAll(func(f *flag.Flag) {
-			arg, text := flag.UnquoteUsage(f)
-			dashes := "--"
-			if len(f.Name) == 1 {
-				dashes = "-"
-			}
-			fmt.Fprintf(out, "  %-26s %s\n", strings.TrimSpace(dashes+f.Name+" "+arg), text)
-		})
+		flagHelp(out, fs)
 	}
+	fmt.Fprintln(out, "\n'mendlet --help' lists the options that go with every verb.")
 	return nil
+}
+
+// flagHelp prints each option with all its names, which have the same text, and its default.
+func flagHelp(out io.Writer, fs *flag.FlagSet) {
+	names := map[string][]string{}
+	fs.VisitAll(func(f *flag.Flag) { names[f.Usage] = append(names[f.Usage], f.Name) })
+	fs.VisitAll(func(f *flag.Flag) {
+		all := names[f.Usage]
+		if all[0] != f.Name {
+			return
+		}
+		slices.SortStableFunc(all, func(a, b string) int { return len(a) - len(b) })
+		for i, n := range all {
+			all[i] = dashed(n)
+		}
+		value, text := flag.UnquoteUsage(f)
+		if d := f.DefValue; d != "" && d != "0" && d != "0s" && d != "false" {
+			text += " (" + strings.ReplaceAll(strings.Replace(d, "m0s", "m", 1), "h0m", "h") + ")"
+		}
+		line := fmt.Sprintf("  %-26s", strings.TrimSpace(strings.Join(all, ", ")+" "+value))
+		if len(line) > 28 {
+			fmt.Fprintln(out, line)
+			line = strings.Repeat(" ", 28)
+		}
+		for word := range strings.FieldsSeq(text) {
+			if utf8.RuneCountInString(line+" "+word) > 80 {
+				fmt.Fprintln(out, line)
+				line = strings.Repeat(" ", 28)
+			}
+			line += " " + word
+		}
+		fmt.Fprintln(out, line)
+	})
 }
 
 // parseVerb takes options before and after the words, as Mender's own client does; "--"
@@ -294,7 +432,7 @@ func parseVerb(v verb, args []string, o *options) ([]string, error) {
 	var words []string
 	for len(args) > 0 {
 		if err := fs.Parse(args); err != nil {
-			return nil, usageError("%s: %w; see 'mendlet %s --help'", v.name, err, v.name)
+			return nil, unknownOption(fs, v.name, err)
 		}
 		rest := fs.Args()
 		if n := len(args) - len(rest); n > 0 && args[n-1] == "--" {
@@ -307,7 +445,8 @@ func parseVerb(v verb, args []string, o *options) ([]string, error) {
 		args = rest
 	}
 	if len(words) != v.args && !o.help {
-		return nil, usageError("%s: got %d words, want %d; usage: mendlet %s [options] %s", v.name, len(words), v.args, v.name, v.words)
+		return nil, usageError("%s: got %d words, want %d; usage: mendlet %s",
+			v.name, len(words), v.args, strings.TrimSpace(v.name+" [options] "+v.words))
 	}
 	return words, nil
 }

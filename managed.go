@@ -45,7 +45,7 @@ type netFlags struct {
 const appliedConfig = "/var/lib/mender-configure/device-config.json"
 
 func (n *netFlags) downloadFlags(fs *flag.FlagSet) {
-	fs.Func("limit-rate", "download at most this many `BYTES` per second; k and M may follow", func(s string) (err error) {
+	fs.Func("limit-rate", "download at most this many `BYTES` per second; k and M may follow (no limit)", func(s string) (err error) {
 		n.limitRate, err = parseRate(s)
 		return err
 	})
@@ -74,27 +74,30 @@ func keyFlags(fs *flag.FlagSet, o *options) {
 
 func bootstrapFlags(fs *flag.FlagSet, o *options) {
 	keyFlags(fs, o)
-	fs.BoolVar(&o.net.force, "F", false, "make a new key")
-	fs.BoolVar(&o.net.force, "forcebootstrap", false, "make a new key")
+	for _, name := range []string{"F", "forcebootstrap"} {
+		fs.BoolVar(&o.net.force, name, false, "make a new key, even if there is one: the server sees a new device then, "+
+			"which has to be accepted again, and the old one stays there without a device")
+	}
 }
 
 func runFlags(fs *flag.FlagSet, o *options) {
 	bootstrapFlags(fs, o)
 	o.net.downloadFlags(fs)
 	fs.DurationVar(&o.net.deadline, "deadline", time.Hour, "give up for this run after this `TIME` without a byte of progress")
-	fs.DurationVar(&o.net.splay, "splay", 0, "wait first: a part of this `TIME` that is the same for this device every time")
+	fs.DurationVar(&o.net.splay, "splay", 0,
+		"wait first: a part of this `TIME` that is the same for this device every time (do not wait)")
 	fs.BoolVar(&o.net.noReboot, "no-reboot", false, "never restart the machine; exit with 4 when it is needed")
-	fs.StringVar(&o.progress, "progress", "", "`HOW` to show progress: bar, lines, json, none")
+	progressFlag(fs, o)
 }
 
 func netVerbs() []verb {
 	return []verb{
-		{"run", "", "poll the server once, do what it says, exit", 0, runFlags, func(ctx context.Context, a *app, _ []string) error { return a.run(ctx) }},
-		{"daemon", "", "the same in a loop", 0, runFlags, func(ctx context.Context, a *app, _ []string) error { return a.daemon(ctx) }},
-		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags, func(ctx context.Context, a *app, _ []string) error { return a.checkUpdate(ctx) }},
-		{"send-inventory", "", "send the inventory now", 0, keyFlags, func(ctx context.Context, a *app, _ []string) error { return a.inventoryNow(ctx) }},
-		{"bootstrap", "", "make the device key and introduce the device", 0, bootstrapFlags, func(ctx context.Context, a *app, _ []string) error { return a.bootstrap(ctx) }},
-		{"setup", "", "write mender.conf from options", 0, setupVerbFlags, func(_ context.Context, a *app, _ []string) error { return a.setup() }},
+		{"run", "", "poll the server once, do what it says, exit", 0, runFlags, noWord((*app).run)},
+		{"daemon", "", "the same in a loop", 0, runFlags, noWord((*app).daemon)},
+		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags, noWord((*app).checkUpdate)},
+		{"send-inventory", "", "send the inventory now", 0, keyFlags, noWord((*app).inventoryNow)},
+		{"bootstrap", "", "make the device key and introduce the device", 0, bootstrapFlags, noWord((*app).bootstrap)},
+		{"setup", "", "write mender.conf from options; its other keys stay", 0, setupVerbFlags, atOnce((*app).setup)},
 	}
 }
 

@@ -36,12 +36,13 @@ const (
 const packUsage = `usage: mendlet pack -n NAME -c DEVICE_TYPE -f FILE [OPTION]… -o FILE|-
        mendlet pack --bootstrap -n NAME -c DEVICE_TYPE [OPTION]… -o FILE|-
 
-Writes an artifact. The same input gives the same bytes. Options marked + can be repeated.
+Writes an artifact. The same input gives the same bytes.
 
 Examples:
   mendlet pack -n release-2 -c board -f rootfs.ext4 -o release-2.mender
   mendlet pack -T single-file -n app-3 -c board -f app -m meta.json -k key.pem -o app-3.mender
 
+Options:
 `
 
 // packOptions are named as mender-artifact's.
@@ -92,37 +93,19 @@ func pairFlag(m map[string]oneOrMore) func(string) error {
 	}
 }
 
-// flags declares the options and gives the help text, a line for each with all its names.
-func (o *packOptions) flags(fs *flag.FlagSet) string {
-	var help strings.Builder
-	line := func(names []string, text string) {
-		for i, n := range names {
-			names[i] = strings.Repeat("-", min(len(n), 2)) + n
-		}
-		all := strings.Join(names, ", ")
-		if strings.Contains(text, "`") {
-			var value string
-			value, text = flag.UnquoteUsage(&flag.Flag{Usage: text})
-			all += " " + value
-		}
-		fmt.Fprintf(&help, "  %s\n        %s\n", all, text)
-	}
+// flags declares the options.
+func (o *packOptions) flags(fs *flag.FlagSet) {
 	text := func(p *string, def, help string, names ...string) {
 		for _, n := range names {
 			fs.StringVar(p, n, def, help)
 		}
-		line(names, help)
 	}
 	list := func(f func(string) error, help string, names ...string) {
 		for _, n := range names {
-			fs.Func(n, help, f)
+			fs.Func(n, help+"; repeatable", f)
 		}
-		line(names, "+ "+help)
 	}
-	yes := func(p *bool, help, name string) {
-		fs.BoolVar(p, name, false, help)
-		line([]string{name}, help)
-	}
+	yes := func(p *bool, help, name string) { fs.BoolVar(p, name, false, help) }
 	o.provides, o.depends = map[string]oneOrMore{}, map[string]oneOrMore{}
 	text(&o.typ, "rootfs-image", "payload `TYPE`: the update module's name", "T", "type")
 	text(&o.name, "", "artifact `NAME`", "n", "artifact-name", "name")
@@ -136,17 +119,16 @@ func (o *packOptions) flags(fs *flag.FlagSet) string {
 	list(listFlag(&o.nameDepends), "`NAME` of an artifact that must be installed", "N", "artifact-name-depends")
 	list(listFlag(&o.groupDepends), "`GROUP` that must be provided", "G", "depends-groups")
 	list(listFlag(&o.clears), "`PATTERN` of provides that the payload clears", "clears-provides")
-	text(&o.softName, "", "`NAME` in the key FS.NAME.version", "software-name")
-	text(&o.softVersion, "", "`VERSION` stored under that key (the artifact's name)", "software-version")
-	text(&o.softFS, "", "`FS` in that key (rootfs-image)", "software-filesystem")
-	text(&o.compression, "gzip", "`KIND`: none, gzip, xz (or lzma, the same)", "compression")
+	text(&o.softName, "", "`NAME` in the key FS.NAME.version of the software version", "software-name")
+	text(&o.softVersion, "", "`VERSION` stored under the key FS.NAME.version (the artifact's name)", "software-version")
+	text(&o.softFS, "", "`FS` in the key FS.NAME.version (rootfs-image)", "software-filesystem")
+	text(&o.compression, "gzip", "`KIND`: none, gzip, xz, or lzma, which is xz", "compression")
 	text(&o.keyFile, "", "private key `FILE` to sign with: RSA or P-256, PEM", "k", "key")
 	text(&o.output, "", "`FILE` to write, - for standard output", "o", "output-path", "output")
 	yes(&o.noVersion, "do not provide a software version, do not clear", "no-default-software-version")
 	yes(&o.noClears, "do not clear earlier software versions", "no-default-clears-provides")
 	yes(&o.noSum, "do not provide rootfs-image.checksum", "no-checksum-provide")
 	yes(&o.bootstrap, "write a bootstrap artifact: provides, and no payload", "bootstrap")
-	return help.String()
 }
 
 // packCommand is mendlet pack.
@@ -155,12 +137,13 @@ func packCommand(args []string, stdout io.Writer, lg *logger) error {
 	fs := flag.NewFlagSet("pack", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.Usage = func() {}
-	help := o.flags(fs)
+	o.flags(fs)
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
-		_, err := io.WriteString(stdout, packUsage+help)
-		return err
+		fmt.Fprint(stdout, packUsage)
+		flagHelp(stdout, fs)
+		return nil
 	} else if err != nil {
-		return usageError("pack: %v", err)
+		return unknownOption(fs, "pack", err)
 	}
 	if fs.NArg() > 0 {
 		return usageError("pack: %q is not an option; payload files are given with -f", fs.Arg(0))

@@ -213,7 +213,7 @@ func TestPackRoundTrip(t *testing.T) {
 
 func TestPackUsage(t *testing.T) {
 	var help bytes.Buffer
-	if err := packCommand([]string{"--help"}, &help, nil); err != nil || !strings.Contains(help.String(), "\n  -n, --artifact-name, --name NAME\n") {
+	if err := packCommand([]string{"--help"}, &help, nil); err != nil || !strings.Contains(help.String(), "\n  -n, --name, --artifact-name NAME\n") {
 		t.Errorf("help: %v\n%s", err, help.String())
 	}
 	img := writeTemp(t, "img", []byte("hi"))

@@ -22,17 +22,20 @@ type setupFlags struct {
 }
 
 func setupVerbFlags(fs *flag.FlagSet, o *options) {
-	s := &o.net.setup
-	fs.StringVar(&s.serverURL, "server-url", "", "`URL` of the Mender server")
+	s, c := &o.net.setup, defaultConfig(defaultPaths())
+	fs.StringVar(&s.serverURL, "server-url", "", "`URL` of the Mender server; it replaces a list of servers")
 	fs.BoolVar(&s.hosted, "hosted-mender", false, "use https://hosted.mender.io")
 	fs.StringVar(&s.serverCert, "server-cert", "", "`FILE` with a certificate to trust")
 	fs.StringVar(&s.tenantToken, "tenant-token", "", "`TOKEN` of the organisation")
 	fs.StringVar(&s.deviceType, "device-type", "", "`NAME` that artifacts for this board are made with")
-	fs.StringVar(&s.partA, "rootfs-part-a", "", "first root partition")
-	fs.StringVar(&s.partB, "rootfs-part-b", "", "second root partition")
-	fs.IntVar(&s.updatePoll, "update-poll", 0, "`SECONDS` between polls")
-	fs.IntVar(&s.inventoryPoll, "inventory-poll", 0, "`SECONDS` between inventories")
-	fs.IntVar(&s.retryPoll, "retry-poll", 0, "longest wait in `SECONDS` after failures")
+	fs.StringVar(&s.partA, "rootfs-part-a", "", "`DEVICE` of the first root partition")
+	fs.StringVar(&s.partB, "rootfs-part-b", "", "`DEVICE` of the second root partition")
+	poll := func(p *int, name, what string, unset int) {
+		fs.IntVar(p, name, 0, fmt.Sprintf("%s, in `SECONDS` (%d if the configuration has none)", what, unset))
+	}
+	poll(&s.updatePoll, "update-poll", "time between polls", c.UpdatePollIntervalSeconds)
+	poll(&s.inventoryPoll, "inventory-poll", "time between inventories", c.InventoryPollIntervalSeconds)
+	poll(&s.retryPoll, "retry-poll", "longest wait after failures", c.RetryPollIntervalSeconds)
 }
 
 // setup lays the options over the keys that the configuration file has already.

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"strings"
+	"testing"
+)
+
+// helpOf is what the program prints for these words, without a device; it must print and end well.
+func helpOf(t *testing.T, words ...string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if code := run(context.Background(), append([]string{"mendlet"}, words...), strings.NewReader(""), &out, &errs); code != exitOK || errs.Len() > 0 {
+		t.Errorf("%q: exit %d, stderr %q", words, code, errs.String())
+	}
+	return out.String()
+}
+
+// verbFlagSets are the options of all verbs by their names, and those of every verb under "".
+func verbFlagSets() map[string]*flag.FlagSet {
+	global := flag.NewFlagSet("", flag.ContinueOnError)
+	globalFlags(global, &options{})
+	sets := map[string]*flag.FlagSet{"": global}
+	for _, v := range verbs() {
+		sets[v.name] = flag.NewFlagSet(v.name, flag.ContinueOnError)
+		if v.flags != nil {
+			v.flags(sets[v.name], &options{})
+		}
+	}
+	if sets["pack"] != nil {
+		new(packOptions).flags(sets["pack"])
+	}
+	return sets
+}
+
+// Each option is in the help of its verb under all its names, with its default; and the help of
+// a verb is the same whichever way it is asked for.
+func TestVerbHelp(t *testing.T) {
+	for name, fs := range verbFlagSets() {
+		if name == "" || name == "help" {
+			continue
+		}
+		help := helpOf(t, name, "--help")
+		if other := helpOf(t, "help", name); other != help {
+			t.Errorf("'help %s' and '%s --help' differ: %q, %q", name, name, other, help)
+		}
+		words := " " + strings.Join(strings.Fields(help), " ") + " "
+		fs.VisitAll(func(f *flag.Flag) {
+			if n := dashed(f.Name); !strings.Contains(words, " "+n+" ") && !strings.Contains(words, " "+n+", ") {
+				t.Errorf("%s: no option %s:\n%s", name, n, help)
+			}
+			value, text := flag.UnquoteUsage(f)
+			if value == "string" || value == "int" || !strings.Contains(words, " "+text+" ") {
+				t.Errorf("%s: option %s has the text %q, value %q:\n%s", name, f.Name, text, value, help)
+			}
+		})
+		for line := range strings.Lines(help) {
+			if len([]rune(line)) > 81 && name != "pack" { // it begins with a long example
+				t.Errorf("%s: line over 80 columns: %q", name, line)
+			}
+		}
+	}
+	for words, want := range map[string][]string{
+		"install": {"Cleanup", "repeatable", "a bar on a terminal, else lines"}, "run": {"(1h)", "accepted again", "-F, --forcebootstrap", "(no limit)"},
+		"bootstrap": {"accepted again"}, "setup": {"(1800 if", "(28800 if", "(300 if"}, "pack": {"(gzip)", "(rootfs-image)"},
+	} {
+		if v, err := findVerb(words); err != nil && leftOut(words) != "" {
+			continue
+		} else if v.name == "install" {
+			for _, s := range stopPoints {
+				want = append(want, string(s))
+			}
+		}
+		help := strings.Join(strings.Fields(helpOf(t, "help", words)), " ")
+		for _, w := range want {
+			if !strings.Contains(help, w) {
+				t.Errorf("help %s: no %q:\n%s", words, w, help)
+			}
+		}
+	}
+	for _, words := range [][]string{{"help"}, {"help", "--help"}, {"help", "help"}, {"-h"}, {"--help", "status"}} {
+		if helpOf(t, words...) != helpOf(t, "--help") {
+			t.Errorf("%q is not --help", words)
+		}
+	}
+	for _, words := range [][]string{{"version"}, {"-v"}, {"status", "--version"}, {"version", "-c", "/nowhere.conf"}} {
+		if out := helpOf(t, words...); out != versionString()+"\n" {
+			t.Errorf("%q: got %q", words, out)
+		}
+	}
+}
+
+func TestDidYouMean(t *testing.T) {
+	for words, want := range map[string]string{
+		"instal": "hint: did you mean 'mendlet install'?", "comit": "'mendlet commit'", "stauts": "'mendlet status'", "help instal": "'mendlet install'",
+		"show_artifact": "'mendlet show-artifact'", "INSTALL": "", "frobnicate": "", "": "", "x": "", "ls": "",
+		"status --jsn": "hint: did you mean --json?", "install --stopbefore": "--stop-before", "--confg x status": "--config", "status --frobnicate": "",
+		"status -x": "", "-" + strings.Repeat("a", 1<<20): "", strings.Repeat("a", 1<<20): "", "status --json=x": "",
+	} {
+		var out, errs bytes.Buffer
+		code := run(context.Background(), append([]string{"mendlet"}, strings.Fields(words)...), strings.NewReader(""), &out, &errs)
+		if code != exitUsage || out.Len() > 0 || !strings.Contains(errs.String(), want) || (want == "") == strings.Contains(errs.String(), "did you mean") {
+			t.Errorf("%.40q: exit %d, stdout %q, stderr %.200q, want %q", words, code, out.String(), errs.String(), want)
+		}
+	}
+	for _, c := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"a", "", 1}, {"", "ab", 2}, {"commit", "commit", 0}, {"comimt", "commit", 1}, {"kitten", "sitting", 3}, {"ab", "ba", 1}} {
+		if got := slips(c.a, c.b); got != c.want {
+			t.Errorf("%q to %q: got %d slips, want %d", c.a, c.b, got, c.want)
+		}
+	}
+}
