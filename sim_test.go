@@ -5,7 +5,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -13,18 +15,24 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // The power-cut simulator: a device of a boot environment in two copies, two slots and a
 // journal, on disks with a volatile cache. Each write and each sync of the program is an
-// operation. A run cuts the power at one of them, decides what the cache loses, boots the
-// device by a model of Mender's U-Boot logic, and lets the program go on, until the update
-// has ended.
+// operation. The power is cut at one of them, which decides what the cache loses; the device
+// boots by a model of Mender's U-Boot logic, and the program goes on, until the update has
+// ended.
+//
+// The life before the cut is lived once and recorded. Most cuts leave what another one has
+// left: a device is only followed up to a state that is known to end well (see simState), in
+// "make test-all" every one to its end.
 
 // powerCut is what an operation panics with: the program's death, at once and for good.
 type powerCut struct{}
@@ -37,8 +45,16 @@ type simWrite struct {
 }
 
 type simFile struct {
-	name             string
+	path, name       string
 	durable, current []byte
+}
+
+// moment is a device before an operation: all that outlives a power cut there, and all that
+// may.
+type moment struct {
+	durable map[string][]byte // contents by path, which nobody changes any more
+	pending []simWrite
+	flight  *simWrite // the operation itself, if it is a write
 }
 
 // world is the device's hardware.
@@ -53,6 +69,8 @@ type world struct {
 	corrupt func(op int, f *simFile, data []byte)
 	lying   map[string]bool // files whose syncs do nothing
 	trace   []string
+	record  bool // moments
+	moments []moment
 }
 
 type simStorage struct {
@@ -76,17 +94,25 @@ func (s simStorage) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-func (s simStorage) op(sync bool) error {
+// op counts an operation: a write, or a sync, which has none in flight.
+func (s simStorage) op(flight *simWrite) error {
 	s.w.ops++
 	kind := "write"
-	if sync {
+	if flight == nil {
 		kind = "sync"
 	}
 	s.w.trace = append(s.w.trace, kind+" "+s.f.name)
+	if s.w.record {
+		m := moment{map[string][]byte{}, slices.Clone(s.w.pending), flight}
+		for path, f := range s.w.files {
+			m.durable[path] = f.durable
+		}
+		s.w.moments = append(s.w.moments, m)
+	}
 	if s.w.fault != nil {
 		s.w.mu.Unlock() // it may look at the device
 		defer s.w.mu.Lock()
-		return s.w.fault(s.w.ops, s.f, sync)
+		return s.w.fault(s.w.ops, s.f, flight == nil)
 	}
 	return nil
 }
@@ -97,15 +123,17 @@ func (s simStorage) WriteAt(p []byte, off int64) (int, error) {
 	if off+int64(len(p)) > s.Size() {
 		return 0, syscall.ENOSPC
 	}
-	if err := s.op(false); err != nil {
+	flight := simWrite{s.f, off, bytes.Clone(p)}
+	if err := s.op(&flight); err != nil {
 		return 0, &os.PathError{Op: "write", Path: s.f.name, Err: err}
 	}
-	data := bytes.Clone(p)
 	if s.w.ops == s.w.cutAt {
-		s.w.flight = &simWrite{s.f, off, data}
+		s.w.flight = &flight
 		panic(powerCut{})
 	}
+	data := flight.data
 	if s.w.corrupt != nil {
+		data = bytes.Clone(data)
 		s.w.corrupt(s.w.ops, s.f, data)
 	}
 	copy(s.f.current[off:], data)
@@ -116,7 +144,7 @@ func (s simStorage) WriteAt(p []byte, off int64) (int, error) {
 func (s simStorage) Sync() error {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	if err := s.op(true); err != nil {
+	if err := s.op(nil); err != nil {
 		return &os.PathError{Op: "sync", Path: s.f.name, Err: err}
 	}
 	if s.w.ops == s.w.cutAt {
@@ -132,7 +160,11 @@ func (s simStorage) Sync() error {
 		}
 	}
 	s.w.pending = rest
-	copy(s.f.durable, s.f.current)
+	if s.w.record {
+		s.f.durable = bytes.Clone(s.f.current) // a moment holds the old one
+	} else {
+		copy(s.f.durable, s.f.current)
+	}
 	return nil
 }
 
@@ -194,7 +226,10 @@ type simDevice struct {
 
 const simEnvSize = 1024
 
-var simEnvPath = "/sim/env"
+var (
+	simEnvPath = "/sim/env"
+	simJournal = "/sim/journal"
+)
 
 // simLayout makes the real files that a simulated device needs, once for many devices.
 func simLayout(t testing.TB) string {
@@ -258,7 +293,7 @@ func readSimEnv(b []byte) (vars map[string]string, cur int) {
 func newSimDevice(t testing.TB, dir string, images map[string][]byte) *simDevice {
 	d := &simDevice{t: t, w: &world{files: map[string]*simFile{}}, dir: dir, root: filepath.Join(dir, "root"), booted: "A", images: map[string]string{}}
 	file := func(name string, content []byte) {
-		d.w.files[name] = &simFile{name: filepath.Base(name), durable: bytes.Clone(content), current: bytes.Clone(content)}
+		d.w.files[name] = &simFile{path: name, name: filepath.Base(name), durable: bytes.Clone(content), current: bytes.Clone(content)}
 	}
 	vars := map[string]string{"mender_boot_part": "2", "mender_boot_part_hex": "2", "upgrade_available": "0", "bootcount": "0",
 		"bootlimit": "1", "mender_check_saveenv_canary": "1", "mender_saveenv_canary": "1", "other": "kept"}
@@ -272,8 +307,8 @@ func newSimDevice(t testing.TB, dir string, images map[string][]byte) *simDevice
 	junk := make([]byte, slotSize)
 	rand.New(rand.NewSource(7)).Read(junk)
 	file(filepath.Join(dir, "p3"), junk)
-	file("/sim/journal", make([]byte, journalSize))
-	j, _, _, _, err := readJournal(simStorage{d.w, d.w.files["/sim/journal"]})
+	file(simJournal, make([]byte, journalSize))
+	j, _, _, _, err := readJournal(simStorage{d.w, d.w.files[simJournal]})
 	if err == nil {
 		err = j.save(&record{Provides: map[string]string{"artifact_name": "old"}})
 	}
@@ -309,7 +344,7 @@ func (d *simDevice) saveEnv(vars map[string]string) {
 	_, cur := readSimEnv(f.current)
 	img := simEnvImage(f.current[cur*simEnvSize+4]+1, vars)
 	copy(f.current[(1-cur)*simEnvSize:], img)
-	copy(f.durable, f.current)
+	f.durable = bytes.Clone(f.current)
 }
 
 // boot is Mender's U-Boot logic (bootcount, bootlimit 1, altbootcmd). It returns an error
@@ -357,7 +392,7 @@ func (d *simDevice) start() *app {
 	o := &options{log: "stderr", quiet: true, progress: "none", write: writeOptions{block: 4096, head: 4096, syncEvery: 3 * 4096, keepEvery: 2 * 4096}}
 	a := &app{c: c, o: o, out: io.Discard, lg: &logger{level: levelFatal}, m: &machine{open: d.w.open, running: d.booted, root: d.root}}
 	a.openJournal = func(string, *logger) (*journalFile, *record, error) {
-		st, err := d.w.open("/sim/journal", openWrite)
+		st, err := d.w.open(simJournal, openWrite)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -377,7 +412,7 @@ func (d *simDevice) start() *app {
 
 // peek reads the journal as it is on the medium.
 func (d *simDevice) peek() (*record, error) {
-	_, rec, damaged, _, err := readJournal(simStorage{d.w, d.w.files["/sim/journal"]})
+	_, rec, damaged, _, err := readJournal(simStorage{d.w, d.w.files[simJournal]})
 	return rec, errors.Join(damaged, err)
 }
 
@@ -412,6 +447,7 @@ func (d *simDevice) life(artifact, name string) (settled bool, err error) {
 		err = d.start().commit(ctx)
 		if d.late != nil {
 			d.late()
+			d.late = nil
 		}
 		return false, err
 	case rec.Update != nil:
@@ -422,21 +458,106 @@ func (d *simDevice) life(artifact, name string) (settled bool, err error) {
 	return true, nil
 }
 
+// maxBoots is how often a device boots at most until an update has its verdict.
+const maxBoots = 8
+
 // settle boots and lives until the update has its verdict and the device runs what its
 // boot environment says.
 func (d *simDevice) settle(artifact, name string) error {
+	_, err := d.settleUnless(artifact, name, nil)
+	return err
+}
+
+// settleUnless stops when the device comes into a state from which all is known to end well.
+func (d *simDevice) settleUnless(artifact, name string, known simStates) (met bool, err error) {
 	var last error
-	for range 8 {
+	var way []simState
+	for range maxBoots {
+		if known != nil {
+			way = append(way, d.state(name))
+			if known.meets(way) {
+				return true, nil
+			}
+		}
 		if err := d.boot(); err != nil {
-			return fmt.Errorf("after %v: %w", last, err)
+			return false, fmt.Errorf("after %v: %w", last, err)
 		}
 		settled, err := d.life(artifact, name)
 		if last = err; settled {
-			return nil
+			known.add(way, 1)
+			return false, nil
 		}
 	}
 	rec, _ := d.peek()
-	return fmt.Errorf("not settled after 8 boots; journal %+v; last error: %v", rec.Update, last)
+	return false, fmt.Errorf("not settled after %d boots; journal %+v; last error: %v", maxBoots, rec.Update, last)
+}
+
+// simState is the hash of all that decides what becomes of a device without power and of the
+// update that it is in: slots, boot environment, and the journal but for its times.
+type simState [sha256.Size]byte
+
+// simStates says how many boots an update takes from states that are known to end well. It
+// belongs to one exploration, which ends with the first that does not.
+type simStates map[simState]int
+
+// meets reports whether the last state of the way is known, and short enough.
+func (s simStates) meets(way []simState) bool {
+	left, ok := s[way[len(way)-1]]
+	if ok = ok && len(way)-1+left <= maxBoots; ok {
+		s.add(way[:len(way)-1], left+1)
+	}
+	return ok
+}
+
+// add notes the states of a way, the last of which took so many boots.
+func (s simStates) add(way []simState, boots int) {
+	for i := range way {
+		s[way[len(way)-1-i]] = boots + i
+	}
+}
+
+// state of a device that is about to boot, on its way to an update.
+func (d *simDevice) state(update string) (s simState) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s, %s ran\n", update, d.booted)
+	for _, path := range sortedKeys(d.w.files) {
+		content := d.w.files[path].current
+		if path == simJournal {
+			content = timeless(content)
+		}
+		fmt.Fprintf(h, "%s %d\n", path, len(content))
+		h.Write(content)
+	}
+	return simState(h.Sum(nil))
+}
+
+// timeless is what a journal says: its records, newest first, without their times. A copy
+// that is not good says nothing, whatever is in it.
+func timeless(journal []byte) []byte {
+	var seqs [2]uint64
+	var said [2]string
+	for i := range 2 {
+		b := journal[i*journalCopySize : (i+1)*journalCopySize]
+		seq, format, body, err := parseJournalCopy(b)
+		var r record
+		if err == nil {
+			err = json.Unmarshal(body, &r)
+		}
+		if err != nil {
+			said[i] = fmt.Sprintf("bad, empty %v\n", len(bytes.Trim(b, "\x00")) == 0)
+			continue
+		}
+		r.Time = time.Time{}
+		if r.Last != nil {
+			r.Last.Time = time.Time{}
+		}
+		text, _ := json.Marshal(r)
+		seqs[i], said[i] = seq, fmt.Sprintf("%d %s\n", format, text)
+	}
+	if seqs[1] > seqs[0] {
+		said[0], said[1] = said[1], said[0]
+	}
+	return []byte(said[0] + said[1])
 }
 
 // check asserts what must hold once an update to "new" has ended.
@@ -501,72 +622,115 @@ func tears(rng *rand.Rand) []int {
 	return []int{0, 1, 5, 511, 512, 513, 1024, 4095, rng.Intn(4096), 1 << 20}
 }
 
-// crash runs the update with a cut at operation k and reports whether it got that far.
-func (s *simSetup) crash(t testing.TB, k int, mode string, torn int, seed int64, prep func(d *simDevice)) (reached bool, err error) {
+// device is one to explore: prep says what is special about it.
+func (s *simSetup) device(t testing.TB, prep func(d *simDevice)) *simDevice {
 	d := newSimDevice(t, s.dir, s.images)
 	if prep != nil {
 		prep(d)
 	}
-	d.w.cutAt = k
-	// The first life and all that follow, until the cut comes or all is done.
-	cut := d.powered(func() { err = d.settle(s.artifacts["new"], "new") })
-	if !cut {
-		if err == nil {
-			err = d.check("new")
-		}
-		return false, err
-	}
-	d.w.lose(mode, torn, rand.New(rand.NewSource(seed)))
-	if err := d.settle(s.artifacts["new"], "new"); err != nil {
-		return true, err
-	}
-	if err := d.check("new"); err != nil {
-		return true, err
-	}
-	// The idle slot takes the next update.
-	if err := d.settle(s.artifacts["next"], "next"); err != nil {
-		return true, fmt.Errorf("next update: %w", err)
-	}
-	if err := d.check("next"); err != nil {
-		return true, fmt.Errorf("next update: %w", err)
-	}
-	if rec, _ := d.peek(); rec.Last.Result != "committed" {
-		return true, fmt.Errorf("next update: %+v", rec.Last)
-	}
-	return true, nil
+	return d
 }
 
-// explore cuts at every operation in every way. It returns how many states were tried and
-// the first fault found.
-func (s *simSetup) explore(t testing.TB, prep func(d *simDevice)) (states int, err error) {
+// record lives the update once without a cut. It returns what a cut may meet.
+func (s *simSetup) record(t testing.TB, prep func(d *simDevice)) ([]moment, error) {
+	d := s.device(t, prep)
+	d.w.record = true
+	err := d.settle(s.artifacts["new"], "new")
+	if err == nil {
+		err = d.check("new")
+	}
+	return d.w.moments, err
+}
+
+// cut takes the power away at a moment.
+func (d *simDevice) cut(m moment, mode string, torn int, rng *rand.Rand) {
+	ours := func(e simWrite) simWrite { return simWrite{d.w.files[e.f.path], e.off, e.data} }
+	for path, content := range m.durable {
+		copy(d.w.files[path].durable, content)
+	}
+	d.w.pending = nil
+	for _, e := range m.pending {
+		d.w.pending = append(d.w.pending, ours(e))
+	}
+	if m.flight != nil {
+		e := ours(*m.flight)
+		d.w.flight = &e
+	}
+	d.w.lose(mode, torn, rng)
+}
+
+// outlive lets a device that lost its power go on. The update has to end well, and the idle slot
+// has to take the next one.
+func (s *simSetup) outlive(d *simDevice, known simStates) error {
+	if met, err := d.settleUnless(s.artifacts["new"], "new", known); met || err != nil {
+		return err
+	}
+	if err := d.check("new"); err != nil {
+		return err
+	}
+	if met, err := d.settleUnless(s.artifacts["next"], "next", known); err != nil {
+		return fmt.Errorf("next update: %w", err)
+	} else if met {
+		return nil
+	}
+	if err := d.check("next"); err != nil {
+		return fmt.Errorf("next update: %w", err)
+	}
+	if rec, _ := d.peek(); rec.Last.Result != "committed" {
+		return fmt.Errorf("next update: %+v", rec.Last)
+	}
+	return nil
+}
+
+// found is what an exploration has seen: crash states, and how many of them differ.
+type found struct{ states, differ int }
+
+func (f found) String() string {
+	return fmt.Sprintf("%d crash states, of which %d differ", f.states, f.differ)
+}
+
+// explore cuts at every operation in every way. It returns the first fault found.
+func (s *simSetup) explore(t testing.TB, prep func(d *simDevice)) (found, error) {
+	if exhaustive() {
+		return s.exploreUnless(t, prep, nil)
+	}
+	return s.exploreUnless(t, prep, simStates{})
+}
+
+func (s *simSetup) exploreUnless(t testing.TB, prep func(d *simDevice), known simStates) (f found, err error) {
+	moments, err := s.record(t, prep)
+	if err != nil {
+		return f, fmt.Errorf("without a cut: %w", err)
+	}
+	crashes := map[simState]bool{}
 	rng := rand.New(rand.NewSource(42))
-	for k := 1; ; k++ {
+	for i, m := range moments {
 		for _, mode := range lossModes {
 			for _, torn := range tears(rng) {
 				seed := rng.Int63()
-				reached, err := s.crash(t, k, mode, torn, seed, prep)
-				if err != nil {
-					return states, fmt.Errorf("cut at operation %d, mode %s, torn after %d, seed %d: %w", k, mode, torn, seed, err)
+				d := s.device(t, prep)
+				d.cut(m, mode, torn, rand.New(rand.NewSource(seed)))
+				crashes[d.state("")] = true
+				f = found{f.states + 1, len(crashes)}
+				if err := s.outlive(d, known); err != nil {
+					return f, fmt.Errorf("cut at operation %d, mode %s, torn after %d, seed %d: %w", i+1, mode, torn, seed, err)
 				}
-				if !reached {
-					return states, nil
-				}
-				states++
 			}
 		}
 	}
+	return f, nil
 }
 
 func TestPowerCutAtEveryOperation(t *testing.T) {
 	t.Parallel()
 	s := newSimSetup(t)
-	states, err := s.explore(t, nil)
+	seen, err := s.explore(t, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d crash states", states)
-	if states < 1000 && !testing.Short() {
-		t.Errorf("only %d crash states: the simulator does not see the program's writes", states)
+	t.Log(seen)
+	if seen.states < 1000 && !testing.Short() {
+		t.Errorf("%v: the simulator does not see the program's writes", seen)
 	}
 }
 
@@ -574,11 +738,11 @@ func TestPowerCutAtEveryOperation(t *testing.T) {
 func TestPowerCutWithImageThatDoesNotBoot(t *testing.T) {
 	t.Parallel()
 	s := newSimSetup(t)
-	states, err := s.explore(t, func(d *simDevice) { d.bad = "new" })
+	seen, err := s.explore(t, func(d *simDevice) { d.bad = "new" })
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d crash states", states)
+	t.Log(seen)
 }
 
 // The idle slot holds the image already, but in the cache of the disk only: nothing is written to it
@@ -586,7 +750,7 @@ func TestPowerCutWithImageThatDoesNotBoot(t *testing.T) {
 func TestPowerCutWithImageThatIsThere(t *testing.T) {
 	t.Parallel()
 	s := newSimSetup(t)
-	states, err := s.explore(t, func(d *simDevice) {
+	seen, err := s.explore(t, func(d *simDevice) {
 		f := d.w.files[filepath.Join(s.dir, "p3")]
 		copy(f.current, s.images["new"])
 		d.w.pending = append(d.w.pending, simWrite{f, 0, s.images["new"]})
@@ -594,11 +758,12 @@ func TestPowerCutWithImageThatIsThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d crash states", states)
+	t.Log(seen)
 }
 
 // errors at each operation, once or from then on until the next boot.
 func TestErrorAtEveryOperation(t *testing.T) {
+	t.Parallel()
 	s := newSimSetup(t)
 	states := 0
 	for _, errno := range []error{syscall.EIO, syscall.ENOSPC} {
@@ -634,6 +799,7 @@ func TestErrorAtEveryOperation(t *testing.T) {
 
 // fwup#138, field case 24: a write that succeeds and puts something else on the medium.
 func TestSilentCorruptionOfEveryWrite(t *testing.T) {
+	t.Parallel()
 	s := newSimSetup(t)
 	for k := 1; ; k++ {
 		d := newSimDevice(t, s.dir, s.images)
@@ -714,11 +880,58 @@ func TestSimulatorFindsWrongOrders(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newSimSetup(t)
-			states, err := s.explore(t, prep)
+			seen, err := s.exploreUnless(t, prep, simStates{})
 			if err == nil {
-				t.Fatalf("nothing found in %d crash states", states)
+				t.Fatalf("nothing found in %v", seen)
 			}
-			t.Logf("found after %d states: %v", states, err)
+			t.Logf("found after %v: %v", seen, err)
+			if !exhaustive() {
+				return
+			}
+			if all, err := s.exploreUnless(t, prep, nil); err == nil || all != seen {
+				t.Errorf("every state followed to its end: %v, %v, want the same", all, err)
+			}
 		})
+	}
+}
+
+// What decides the future makes another state, and nothing else does.
+func TestSimState(t *testing.T) {
+	t.Parallel()
+	s := newSimSetup(t)
+	state := func(what string, at int, edit func(r *record)) simState {
+		d := s.device(t, nil)
+		d.journal(func(r *record) {
+			r.Last = &verdict{Artifact: "old", Result: "committed", Time: time.Unix(1, 0)}
+			edit(r)
+		})
+		if what != "" {
+			d.w.files[what].current[at] ^= 1
+		}
+		return d.state("new")
+	}
+	same := func(*record) {}
+	plain := state("", 0, same)
+	for _, c := range []struct {
+		what string
+		at   int
+		edit func(r *record)
+		same bool
+	}{
+		{"", 0, same, true},
+		{"", 0, func(r *record) { r.Time = r.Time.Add(time.Hour) }, true},
+		{"", 0, func(r *record) { r.Last.Time = r.Last.Time.Add(time.Hour) }, true},
+		{"", 0, func(r *record) { r.Last.Result = "failed" }, false},
+		{"", 0, func(r *record) { r.Update = &update{Step: stepInstall} }, false},
+		{simJournal, 20, same, false},
+		{simJournal, journalCopySize + 20, same, false},
+		{simJournal, journalCopySize - 1, same, true}, // behind the JSON
+		{simEnvPath, simEnvSize + 9, same, false},
+		{filepath.Join(s.dir, "p2"), 0, same, false},
+		{filepath.Join(s.dir, "p3"), 32000, same, false},
+	} {
+		if got := state(c.what, c.at, c.edit) == plain; got != c.same {
+			t.Errorf("byte %d of %q changed, or the record: the same state is %v, want %v", c.at, c.what, got, c.same)
+		}
 	}
 }
