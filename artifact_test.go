@@ -5,10 +5,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"crypto"
-	"crypto/ecdsa"
 	"crypto/sha256"
-	"encoding/base64"
 	"fmt"
 	"io"
 	"maps"
@@ -487,116 +484,6 @@ func TestHeaderAccepted(t *testing.T) {
 	if a.Name != "rel" || a.Group != "g" || a.MetaData != nil || a.Provides != nil || a.Clears == nil ||
 		fmt.Sprint(a.Depends) != "map[more:[1 2] one:[1]]" {
 		t.Errorf("got %+v", a)
-	}
-}
-
-// MEN-9055, mender-artifact 6ef1fdfd, field case 2: signatures of wrong length and form.
-func TestSignatures(t *testing.T) {
-	rk, ek := newKeys(t)
-	_, rsaPub := keyPair(t, "PRIVATE KEY", rk)
-	_, ecPub := keyPair(t, "PRIVATE KEY", ek)
-	_, other := keyPair(t, "PRIVATE KEY", func() *ecdsa.PrivateKey { _, e := newKeys(t); return e }())
-	keys, err := loadVerifyKeys([]string{rsaPub, other, ecPub})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b64 := base64.StdEncoding.EncodeToString
-	raw := func(m []byte) []byte {
-		sig, err := signManifest(ek, true, m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, _ := base64.StdEncoding.DecodeString(string(sig))
-		return b
-	}
-	for _, c := range []struct {
-		name string
-		want string // path of the key; "" refused
-		sign func(m []byte) string
-	}{
-		{"RSA", rsaPub, func(m []byte) string { s, _ := signManifest(rk, false, m); return string(s) }},
-		{"ECDSA, 64 bytes", ecPub, func(m []byte) string { return b64(raw(m)) }},
-		{"ECDSA, DER", ecPub, func(m []byte) string {
-			d := sha256.Sum256(m)
-			s, _ := ek.Sign(nil, d[:], crypto.SHA256)
-			return b64(s)
-		}},
-		{"none", "", nil},
-		{"empty", "", func([]byte) string { return "" }},
-		{"63 bytes", "", func(m []byte) string { return b64(raw(m)[:63]) }},
-		{"65 bytes", "", func(m []byte) string { return b64(append(raw(m), 0)) }},
-		{"71 bytes", "", func(m []byte) string { return b64(append(raw(m), 0, 0, 0, 0, 0, 0, 0)) }},
-		{"64 zeros", "", func(m []byte) string { return b64(make([]byte, 64)) }},
-		{"line feed", "", func(m []byte) string { return b64(raw(m)) + "\n" }},
-		{"line feed inside", "", func(m []byte) string { s := b64(raw(m)); return s[:40] + "\n" + s[40:] }},
-		{"no padding", "", func(m []byte) string { return strings.TrimRight(b64(raw(m)), "=") }},
-		{"garbage", "", func(m []byte) string { return "!!!!" }},
-		{"of another manifest", "", func(m []byte) string { return b64(raw(append(slices.Clone(m), 'x'))) }},
-		{"too large", "", func(m []byte) string { return strings.Repeat("A", maxSig+1) }},
-	} {
-		k := newKit("mod", tarMember{name: "a", body: []byte("x")})
-		if c.sign != nil {
-			k.sign = func(m []byte) []byte { return []byte(c.sign(m)) }
-		}
-		b := k.build(t)
-		a, err := openArtifact(bytes.NewReader(b), artifactOptions{keys: keys})
-		if c.want == "" && exitCode(err) != exitRefused || c.want != "" && (err != nil || a.SignedBy != c.want || !a.Signed) {
-			t.Errorf("%s: %v", c.name, err)
-		}
-		if c.want != "" {
-			if a, err := openArtifact(bytes.NewReader(b), artifactOptions{}); err != nil || a.SignedBy != "" || !a.Signed {
-				t.Errorf("%s, no keys: %v", c.name, err)
-			}
-		}
-	}
-}
-
-// The signature comes before anything of the header is believed.
-func TestSignatureBeforeHeader(t *testing.T) {
-	keys, err := loadVerifyKeys([]string{fixtures + "ec.pub"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := newKit("../../bin/sh", tarMember{name: "a", body: []byte("x")})
-	k.sign = func([]byte) []byte { return []byte(base64.StdEncoding.EncodeToString(make([]byte, 64))) }
-	if _, err := openArtifact(bytes.NewReader(k.build(t)), artifactOptions{keys: keys}); err == nil || !strings.Contains(err.Error(), "manifest.sig") {
-		t.Errorf("got %v, want the signature refused", err)
-	}
-}
-
-// Field case 11: signed by a key that is not trusted any more.
-func TestSignedFixtures(t *testing.T) {
-	for _, c := range []struct{ artifact, keys, by string }{
-		{"rootfs-signed-rsa", "rsa.pub", "rsa.pub"}, {"rootfs-signed-ecdsa", "ec.pub", "ec.pub"},
-		{"rootfs-signed-ecdsa", "other.pub rsa.pub ec.pub", "ec.pub"}, {"module-scripts-signed", "ec.pub", "ec.pub"},
-		{"rootfs-signed-rsa", "other.pub", ""}, {"rootfs-signed-rsa", "ec.pub", ""}, {"rootfs-signed-ecdsa", "rsa.pub other.pub", ""},
-		{"rootfs-gzip", "rsa.pub", ""},
-	} {
-		var paths []string
-		for _, k := range strings.Fields(c.keys) {
-			paths = append(paths, fixtures+k)
-		}
-		keys, err := loadVerifyKeys(paths)
-		if err != nil {
-			t.Fatal(err)
-		}
-		a, _, err := readAll(fixture(t, c.artifact+".mender"), artifactOptions{keys: keys})
-		if c.by == "" && exitCode(err) != exitRefused || c.by != "" && (err != nil || a.SignedBy != fixtures+c.by) {
-			t.Errorf("%s with %s: %v", c.artifact, c.keys, err)
-		}
-	}
-}
-
-// A key that cannot be loaded is an error, never "no keys".
-func TestLoadVerifyKeys(t *testing.T) {
-	private, _ := keyPair(t, "PRIVATE KEY", func() *ecdsa.PrivateKey { _, e := newKeys(t); return e }())
-	for _, path := range []string{"/nonexistent", writeTemp(t, "k", nil), writeTemp(t, "k", []byte("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")), private} {
-		if keys, err := loadVerifyKeys([]string{fixtures + "ec.pub", path}); exitCode(err) != exitRefused || keys != nil {
-			t.Errorf("%s: %v", path, err)
-		}
-	}
-	if keys, err := loadVerifyKeys(nil); err != nil || keys != nil {
-		t.Errorf("no paths: %v, %v", keys, err)
 	}
 }
 

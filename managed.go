@@ -90,6 +90,11 @@ func runFlags(fs *flag.FlagSet, o *options) {
 	progressFlag(fs, o)
 }
 
+// recovery and leftOut: see nonet.go.
+const recovery = false
+
+func leftOut(string) string { return "" }
+
 func netVerbs() []verb {
 	return []verb{
 		{"run", "", "poll the server once, do what it says, exit", 0, runFlags, noWord((*app).run)},

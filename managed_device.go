@@ -10,10 +10,8 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
@@ -101,23 +99,17 @@ func loadDeviceKey(path string, passphrase []byte, lg *logger) (crypto.Signer, e
 	return key, nil
 }
 
-// parseDeviceKey takes the first private key of a PEM text; openssl puts EC PARAMETERS
-// before one.
+// parseDeviceKey takes the first private key of a PEM text.
 func parseDeviceKey(text, passphrase []byte) (crypto.Signer, error) {
-	for {
-		var b *pem.Block
-		if b, text = pem.Decode(text); b == nil {
-			return nil, errors.New("no PEM private key in it")
-		}
-		if !strings.HasSuffix(b.Type, "PRIVATE KEY") {
-			continue
-		}
-		der, err := decryptBlock(b, passphrase)
-		if err != nil {
-			return nil, err
-		}
-		return parsePrivateKey(b.Type, der)
+	b, err := privateBlock(text)
+	if err != nil {
+		return nil, err
 	}
+	der, err := decryptBlock(b, passphrase)
+	if err != nil {
+		return nil, err
+	}
+	return parsePrivateKey(b.Type, der)
 }
 
 // decryptBlock knows the encryption of RFC 1423 (DEK-Info; DES, 3DES and AES in CBC mode).
@@ -135,33 +127,6 @@ func decryptBlock(b *pem.Block, passphrase []byte) ([]byte, error) {
 		return nil, errors.New("encrypted, and no passphrase was given: want --passphrase-file")
 	}
 	return x509.DecryptPEMBlock(b, passphrase) //nolint:staticcheck
-}
-
-func parsePrivateKey(kind string, der []byte) (crypto.Signer, error) {
-	var key any
-	var err error
-	switch kind {
-	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(der)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(der)
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(der)
-	default:
-		err = fmt.Errorf("got a PEM block %q, want PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY", kind)
-	}
-	if err != nil {
-		return nil, err
-	}
-	switch k := key.(type) {
-	case *rsa.PrivateKey:
-		return k, nil
-	case *ecdsa.PrivateKey:
-		return k, nil
-	case ed25519.PrivateKey:
-		return k, nil
-	}
-	return nil, fmt.Errorf("got a key of type %T, want RSA, ECDSA or Ed25519", key)
 }
 
 // readPassphrase reads the first line of a file, or of stdin for "-".

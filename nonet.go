@@ -9,10 +9,12 @@ import (
 	"errors"
 	"flag"
 	"io"
-	"math/big"
 )
 
 // The recovery build: files and standard input only, without HTTP and TLS, and without pack.
+
+// recovery is said where a branch is for one build only; the compiler leaves the other one out.
+const recovery = true
 
 type netFlags struct{}
 
@@ -26,10 +28,6 @@ func (a *app) urlSource(name string) *source {
 	}}
 }
 
-func packVerbs() []verb { return nil }
-
-var packTools packers
-
 // leftOut is the hint for a verb of other builds.
 func leftOut(name string) string {
 	switch name {
@@ -39,12 +37,4 @@ func leftOut(name string) string {
 		return "it takes a mendlet with network support; install an artifact from a file or standard input with this one"
 	}
 	return ""
-}
-
-func checkPoint(curve string, point []byte) error { return bigCheckPoint(curve, point) }
-
-func verifyRSA(n []byte, e int, digest, sig []byte) bool { return bigVerifyRSA(n, e, digest, sig) }
-
-func verifyECDSA(curve string, point, digest []byte, r, s *big.Int) bool {
-	return bigVerifyECDSA(curve, point, digest, r, s)
 }

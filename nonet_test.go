@@ -6,52 +6,10 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/x509"
-	"encoding/pem"
-	"io"
-	"os"
 	"strings"
 	"testing"
-
-	"github.com/ulikunitz/xz"
 )
-
-// The tests of a recovery build make artifacts with what the program has not.
-func init() {
-	packTools = packers{
-		gzip: func(w io.Writer) (flushWriter, error) { return gzip.NewWriterLevel(w, gzip.BestCompression) },
-		xz: func(w io.Writer) (io.WriteCloser, error) {
-			return xz.WriterConfig{DictCap: packDict, BlockSize: packBlock, CheckSum: xz.CRC64}.NewWriter(w)
-		},
-		loadKey: testLoadKey,
-	}
-}
-
-func testLoadKey(path string) (crypto.Signer, bool, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, false, err
-	}
-	block, _ := pem.Decode(text)
-	var key any
-	switch block.Type {
-	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
-	default:
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	_, ec := key.(*ecdsa.PrivateKey)
-	return key.(crypto.Signer), ec, nil
-}
 
 // A verb that another build has is refused as such.
 func TestLeftOutVerbs(t *testing.T) {

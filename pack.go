@@ -6,20 +6,32 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"compress/gzip"
+	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ulikunitz/xz"
 )
 
 // What pack writes can be entered again every packFlush bytes of the data tar (gzip, as
@@ -45,6 +57,16 @@ Examples:
 Options:
 `
 
+// packVerbs is the verb pack. The recovery build has none, so nothing below is linked into it; its
+// tests make artifacts with what is below all the same.
+func packVerbs() []verb {
+	if recovery {
+		return nil
+	}
+	return []verb{{"pack", "…", "make an artifact; see 'mendlet pack --help'", -1, nil,
+		func(_ context.Context, a *app, w []string) error { return packCommand(w, a.out, a.lg) }}}
+}
+
 // packOptions are named as mender-artifact's.
 type packOptions struct {
 	typ, name, metaFile, group            string
@@ -56,21 +78,7 @@ type packOptions struct {
 	noVersion, noClears, noSum, bootstrap bool
 
 	mtime time.Time
-	key   crypto.Signer
-	ec    bool // the key is one of ECDSA
-}
-
-// packers are what pack takes from packtools.go. The recovery build has none, as being there
-// they would be linked for their initializers, and no verb pack; its tests bring their own.
-type packers struct {
-	gzip    func(io.Writer) (flushWriter, error)
-	xz      func(io.Writer) (io.WriteCloser, error)
-	loadKey func(path string) (key crypto.Signer, ec bool, err error)
-}
-
-type flushWriter interface {
-	io.WriteCloser
-	Flush() error
+	key   crypto.Signer // nil: not signed
 }
 
 // listFlag collects the values of an option that can be repeated.
@@ -209,7 +217,7 @@ func (o *packOptions) write(stdout io.Writer) (n int64, err error) {
 		o.mtime = time.Unix(sec, 0)
 	}
 	if o.keyFile != "" {
-		if o.key, o.ec, err = packTools.loadKey(o.keyFile); err != nil {
+		if o.key, err = loadSigningKey(o.keyFile); err != nil {
 			return 0, err
 		}
 	}
@@ -255,14 +263,14 @@ func tempFile(dir string) (*os.File, error) {
 
 // flushing makes a restart point in gzip data after every packFlush bytes.
 type flushing struct {
-	flushWriter
+	*gzip.Writer
 	n int
 }
 
 func (f *flushing) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
-		n, err := f.flushWriter.Write(p[done:min(len(p), done+packFlush-f.n)])
+		n, err := f.Writer.Write(p[done:min(len(p), done+packFlush-f.n)])
 		done += n
 		f.n += n
 		if err != nil {
@@ -286,10 +294,10 @@ func (nopCloser) Close() error { return nil }
 func (o *packOptions) compress(w io.Writer) (io.WriteCloser, error) {
 	switch o.compression {
 	case "gzip":
-		z, err := packTools.gzip(w)
-		return &flushing{flushWriter: z}, err
+		z, err := gzip.NewWriterLevel(w, gzip.BestCompression)
+		return &flushing{Writer: z}, err
 	case "xz":
-		return packTools.xz(w)
+		return xz.WriterConfig{DictCap: packDict, BlockSize: packBlock, CheckSum: xz.CRC64}.NewWriter(w)
 	}
 	return nopCloser{w}, nil
 }
@@ -361,7 +369,7 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 	}
 	members := []scriptFile{{"version", []byte(version)}, {"manifest", manifest}}
 	if o.key != nil {
-		sig, err := signManifest(o.key, o.ec, manifest)
+		sig, err := signManifest(o.key, manifest)
 		if err != nil {
 			return 0, err
 		}
@@ -389,22 +397,102 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 	return count.n, err
 }
 
+// loadSigningKey reads an RSA or P-256 private key from PEM, not encrypted, in any of the forms
+// that parsePrivateKey knows.
+func loadSigningKey(path string) (crypto.Signer, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
+	key, err := parseSigningKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("signing key %q: %w", path, err)
+	}
+	return key, nil
+}
+
+func parseSigningKey(text []byte) (crypto.Signer, error) {
+	block, err := privateBlock(text)
+	if err != nil {
+		return nil, err
+	}
+	if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
+		return nil, withHint(errors.New("encrypted; want a key without a passphrase"),
+			"openssl pkey -in KEY -out PLAIN writes one")
+	}
+	key, err := parsePrivateKey(block.Type, block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	switch k := key.(type) {
+	case *rsa.PrivateKey: // as devices will check its public half
+		if err := checkRSA(&k.PublicKey); err != nil {
+			return nil, err
+		}
+		return k, nil
+	case *ecdsa.PrivateKey:
+		if k.Curve == elliptic.P256() {
+			return k, nil
+		}
+		return nil, fmt.Errorf("got an ECDSA key on %s, want P-256 or RSA", k.Curve.Params().Name)
+	}
+	return nil, fmt.Errorf("got a key of type %T, want RSA or ECDSA on P-256", key)
+}
+
+// privateBlock is the first private key of a PEM text; openssl puts EC PARAMETERS before one.
+func privateBlock(text []byte) (*pem.Block, error) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			return block, nil
+		}
+	}
+	return nil, errors.New("no PEM private key in it")
+}
+
+// parsePrivateKey reads PKCS #1, SEC 1 or PKCS #8, as the PEM type says: RSA, ECDSA or Ed25519.
+func parsePrivateKey(kind string, der []byte) (crypto.Signer, error) {
+	var key any
+	var err error
+	switch kind {
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(der)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(der)
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(der)
+	default:
+		err = fmt.Errorf("got a PEM block %q, want PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY", kind)
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		return k, nil
+	case *ecdsa.PrivateKey:
+		return k, nil
+	case ed25519.PrivateKey:
+		return k, nil
+	}
+	return nil, fmt.Errorf("got a key of type %T, want RSA, ECDSA or Ed25519", key)
+}
+
 // signManifest makes the content of manifest.sig. The same key and manifest give the same
 // signature: ECDSA without a source of randomness is that of RFC 6979.
-func signManifest(key crypto.Signer, ec bool, manifest []byte) ([]byte, error) {
+func signManifest(key crypto.Signer, manifest []byte) ([]byte, error) {
 	digest := sha256.Sum256(manifest)
 	sig, err := key.Sign(nil, digest[:], crypto.SHA256)
 	if err != nil {
 		return nil, err
 	}
-	if ec {
-		r, s, err := parseECSignature(sig)
-		if err != nil {
+	if _, ok := key.(*ecdsa.PrivateKey); ok { // DER; stored are r and s of 32 bytes each
+		var v struct{ R, S *big.Int }
+		if _, err := asn1.Unmarshal(sig, &v); err != nil {
 			return nil, err
 		}
 		sig = make([]byte, 64)
-		r.FillBytes(sig[:32])
-		s.FillBytes(sig[32:])
+		v.R.FillBytes(sig[:32])
+		v.S.FillBytes(sig[32:])
 	}
 	return base64.StdEncoding.AppendEncode(nil, sig), nil
 }

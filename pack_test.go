@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -208,6 +209,40 @@ func TestPackRoundTrip(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Private keys in every form that openssl writes; others are refused with what is wanted.
+func TestSigningKeys(t *testing.T) {
+	needTool(t, "openssl")
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, words := range []string{
+		"genpkey -algorithm RSA -out " + at("rsa8"), "rsa -in " + at("rsa8") + " -traditional -out " + at("rsa1"),
+		"ecparam -name prime256v1 -genkey -out " + at("ec1"), "pkcs8 -topk8 -nocrypt -in " + at("ec1") + " -out " + at("ec8"),
+		"pkcs8 -topk8 -in " + at("ec1") + " -passout pass:x -out " + at("locked8"),
+		"rsa -in " + at("rsa8") + " -traditional -aes128 -passout pass:x -out " + at("locked1"),
+		"ecparam -name secp384r1 -genkey -out " + at("p384"), "genpkey -algorithm ed25519 -out " + at("ed"),
+		"genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:512 -out " + at("small"),
+		"pkey -in " + at("rsa8") + " -pubout -out " + at("public"), "ecparam -name prime256v1 -out " + at("params"),
+	} {
+		runTool(t, "", "openssl", strings.Fields(words)...)
+	}
+	writeFile(t, at("text"), "no key")
+	for name, want := range map[string]string{
+		"rsa1": "", "rsa8": "", "ec1": "", "ec8": "", "locked1": "encrypted", "locked8": "encrypted", "p384": "P-384", "ed": "want RSA or ECDSA on P-256",
+		"small": "512", "public": "no PEM private key", "params": "no PEM private key", "text": "no PEM private key", "missing": "no such file",
+	} {
+		key, err := loadSigningKey(at(name))
+		if want == "" && (err != nil || key == nil) || want != "" && (err == nil || key != nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), at(name))) {
+			t.Errorf("%s: got %v, want %q", name, err, want)
+		}
+	}
+	for _, pair := range [][2]string{{"rsa1", "rsa8"}, {"ec1", "ec8"}} {
+		a, _ := loadSigningKey(at(pair[0]))
+		if b, _ := loadSigningKey(at(pair[1])); !a.(interface{ Equal(crypto.PrivateKey) bool }).Equal(b) {
+			t.Errorf("%q are not the same key", pair)
+		}
 	}
 }
 

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"os"
+	"strings"
+)
+
+// An artifact's signature is over SHA-256 of its manifest: RSA by PKCS #1 v1.5, or ECDSA,
+// which mender-artifact writes as r and s of 32 bytes each and which may also come in DER.
+// It is stored in base64 without line breaks. The standard library reads keys and verifies.
+
+// maxRSA bounds RSA moduli, in bits: the time to verify grows with the square of the size.
+const maxRSA = 16384
+
+// verifyKey is a public key that artifacts may be signed with.
+type verifyKey struct {
+	path string
+	key  crypto.PublicKey // *rsa.PublicKey or *ecdsa.PublicKey
+}
+
+// loadVerifyKeys reads PEM files of type PUBLIC KEY. One that cannot be loaded is an error:
+// going on without it could mean going on without any check.
+func loadVerifyKeys(paths []string) ([]verifyKey, error) {
+	var keys []verifyKey
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, refuse("key to verify artifacts with: %w", err)
+		}
+		block, _ := pem.Decode(text)
+		if block == nil || block.Type != "PUBLIC KEY" {
+			return nil, withHint(refuse("key %q: want PEM of type PUBLIC KEY", path),
+				"openssl pkey -in PRIVATE -pubout writes one")
+		}
+		key, err := parsePublicKey(block.Bytes)
+		if err != nil {
+			return nil, refuse("key %q: %w", path, err)
+		}
+		keys = append(keys, verifyKey{path, key})
+	}
+	return keys, nil
+}
+
+// parsePublicKey reads a SubjectPublicKeyInfo (RFC 5280, 4.1) of RSA, or of ECDSA on P-224,
+// P-256, P-384 or P-521.
+func parsePublicKey(der []byte) (crypto.PublicKey, error) {
+	key, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, err
+	}
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		return k, checkRSA(k)
+	case *ecdsa.PublicKey:
+		return k, nil
+	}
+	return nil, fmt.Errorf("got a key of type %T, want RSA or ECDSA", key)
+}
+
+// checkRSA refuses, when the key is read, what crypto/rsa would refuse at each signature, and
+// moduli over maxRSA. The smallest size is not left to crypto/rsa: GODEBUG can lift its rule.
+func checkRSA(k *rsa.PublicKey) error {
+	if bits := k.N.BitLen(); bits < 1024 || bits > maxRSA || k.N.Bit(0) == 0 {
+		return fmt.Errorf("rsa modulus of %d bits, last bit %d: want an odd one of 1024 to %d bits", bits, k.N.Bit(0), maxRSA)
+	}
+	if k.E < 3 || k.E&1 == 0 || k.E > 1<<31-1 {
+		return fmt.Errorf("rsa exponent %d: want an odd one from 3 to 2147483647", k.E)
+	}
+	return nil
+}
+
+// verifySignature gives the path of the first key that verifies sig.
+func verifySignature(keys []verifyKey, manifest, sig []byte) (path string, err error) {
+	raw, err := base64.StdEncoding.Strict().DecodeString(string(sig))
+	if err != nil || bytes.ContainsAny(sig, "\r\n") || len(raw) == 0 {
+		return "", refuse("manifest.sig: %d bytes %q are not base64 without line breaks", len(sig), clip(sig))
+	}
+	digest := sha256.Sum256(manifest)
+	var tried []string
+	for _, k := range keys {
+		if verifies(k.key, digest[:], raw) {
+			return k.path, nil
+		}
+		tried = append(tried, k.path)
+	}
+	return "", refuse("manifest.sig: signature of %d bytes was not made by key %q", len(raw), strings.Join(tried, ", "))
+}
+
+// verifies says whether a key that parsePublicKey took made sig over digest, a SHA-256.
+func verifies(key crypto.PublicKey, digest, sig []byte) bool {
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(k, crypto.SHA256, digest, sig) == nil
+	case *ecdsa.PublicKey:
+		if ecdsa.VerifyASN1(k, digest, sig) {
+			return true
+		}
+		// MEN-9055: exactly 64 bytes, else the split would be anywhere.
+		if len(sig) != 64 || k.Curve != elliptic.P256() {
+			return false
+		}
+		r, s := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
+		return ecdsa.Verify(k, digest, r, s)
+	}
+	return false
+}
