@@ -30,9 +30,7 @@ const (
 	maxHeader   = 16 << 20 // stored, and also unpacked
 	maxScript   = 4 << 20
 	maxInfo     = 1 << 20 // header-info, type-info, meta-data
-	maxMembers  = 1000    // in one tar
 	maxName     = 100     // a file's name in the manifest
-	maxTail     = 16 << 20
 )
 
 type artifactOptions struct {
@@ -568,7 +566,7 @@ func (a *artifact) nextFile() (*payloadFile, error) {
 			return nil, a.fail(err)
 		}
 	}
-	for _, name := range sortedKeys(a.manifest) {
+	for _, name := range slices.Sorted(maps.Keys(a.manifest)) {
 		return nil, a.fail(fmt.Errorf("%q is in the manifest and not in the payload", name))
 	}
 	return nil, io.EOF
@@ -686,13 +684,29 @@ func (a *artifact) resumePayload(p restartPoint, window []byte, r io.Reader, nam
 	return f, nil
 }
 
+// drain reads the artifact to its end, so that all of it is verified.
+func (a *artifact) drain() error {
+	for {
+		f, err := a.nextFile()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, f); err != nil {
+			return err
+		}
+	}
+}
+
 // checkDepends says whether the artifact is for this device. provides is what the device
 // has stored, artifact_name and artifact_group among it.
 func (a *artifact) checkDepends(deviceType string, provides map[string]string) error {
 	if !slices.Contains(a.DeviceTypes, deviceType) {
 		return refuse("artifact %q is for device type %q; this device is %q", a.Name, strings.Join(a.DeviceTypes, ", "), deviceType)
 	}
-	for _, key := range sortedKeys(a.Depends) {
+	for _, key := range slices.Sorted(maps.Keys(a.Depends)) {
 		got, ok := provides[key]
 		if !ok {
 			return refuse("artifact %q depends on %s %q; this device provides no %s", a.Name, key, a.Depends[key], key)

@@ -9,6 +9,12 @@ import (
 	"io"
 )
 
+// What a tar may ask for.
+const (
+	maxMembers = 1000     // in one tar
+	maxTail    = 16 << 20 // bytes of zeros behind it
+)
+
 // counter counts what is read through it.
 type counter struct {
 	r io.Reader

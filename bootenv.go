@@ -566,32 +566,6 @@ func openLockFile(file string) (*os.File, error) {
 	return f, err
 }
 
-// openBootEnv finds the environment that c.BootEnv asks for. "auto" is native where
-// fw_env.config names block devices or files, since only then every step is under control;
-// no valid copy there is an error of that environment, and not a reason to let a tool build
-// a new one on its defaults.
-func openBootEnv(c *config, open envOpen, lg *logger) (bootEnv, error) {
-	switch c.BootEnv {
-	case "auto", "":
-		return autoBootEnv(c, open, lg)
-	case "native":
-		copies, err := readEnvConfig(c.FwEnvConfig)
-		if err != nil {
-			return nil, err
-		}
-		if d := charDevice(copies); d != "" {
-			return nil, withHint(refuse("boot environment: %q is a character device (raw MTD or UBI), which BootEnv native cannot write", d),
-				"set BootEnv to fw_setenv, and have fw_printenv and fw_setenv in PATH")
-		}
-		return newNativeEnv(c.FwEnvConfig, copies, open, lg), nil
-	case "fw_setenv":
-		return findFwTools(c)
-	case "grub":
-		return findTools(c, "grub-mender-grubenv-print", "grub-mender-grubenv-set")
-	}
-	return nil, refuse("BootEnv %q in the configuration: want auto, native, fw_setenv or grub", c.BootEnv)
-}
-
 func autoBootEnv(c *config, open envOpen, lg *logger) (bootEnv, error) {
 	if c.BootUtilitiesGetNextActivePart != "" && filepath.Base(c.BootUtilitiesGetNextActivePart) != "fw_printenv" {
 		return findTools(c, "", "") // someone chose it with care

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -232,7 +233,7 @@ func printEnv(env bootEnv, names []string, bare bool, out io.Writer) (missing []
 		return nil, err
 	}
 	if len(names) == 0 {
-		names = sortedKeys(there)
+		names = slices.Sorted(maps.Keys(there))
 	}
 	var b strings.Builder
 	for _, n := range names {
@@ -391,4 +392,30 @@ func parseFwScript(text string) []envVar {
 		}
 	}
 	return vars
+}
+
+// openBootEnv finds the environment that c.BootEnv asks for. "auto" is native where
+// fw_env.config names block devices or files, since only then every step is under control;
+// no valid copy there is an error of that environment, and not a reason to let a tool build
+// a new one on its defaults.
+func openBootEnv(c *config, open envOpen, lg *logger) (bootEnv, error) {
+	switch c.BootEnv {
+	case "auto", "":
+		return autoBootEnv(c, open, lg)
+	case "native":
+		copies, err := readEnvConfig(c.FwEnvConfig)
+		if err != nil {
+			return nil, err
+		}
+		if d := charDevice(copies); d != "" {
+			return nil, withHint(refuse("boot environment: %q is a character device (raw MTD or UBI), which BootEnv native cannot write", d),
+				"set BootEnv to fw_setenv, and have fw_printenv and fw_setenv in PATH")
+		}
+		return newNativeEnv(c.FwEnvConfig, copies, open, lg), nil
+	case "fw_setenv":
+		return findFwTools(c)
+	case "grub":
+		return findTools(c, "grub-mender-grubenv-print", "grub-mender-grubenv-set")
+	}
+	return nil, refuse("BootEnv %q in the configuration: want auto, native, fw_setenv or grub", c.BootEnv)
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"time"
@@ -158,4 +159,12 @@ func (l *logger) fail(err error) {
 	if h := hintOf(err); h != "" {
 		l.errorf("hint: %s", h)
 	}
+}
+
+// noEOF is for an end that comes too early.
+func noEOF(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }

@@ -7,11 +7,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// The verbs that only look: status, plan, show, env print.
+// inspector has the verbs that only look: status, plan, show, env print.
+type inspector struct{ *app }
 
 // report is what status and plan say, for people and as JSON.
 type report struct {
@@ -43,7 +46,7 @@ type updateReport struct {
 var bootVars = []string{varBootPart, varBootPartHex, varUpgrade, varBootcount, "bootlimit", varCanaryCheck, varCanary}
 
 // lookAround fills in what the machine says.
-func (a *app) lookAround(r *report) (*slots, map[string]string, error) {
+func (r *report) lookAround(a *app) (*slots, map[string]string, error) {
 	env, err := openBootEnv(a.c, a.m.open, a.lg)
 	if err != nil {
 		return nil, nil, err
@@ -80,7 +83,7 @@ func (a *app) lookAround(r *report) (*slots, map[string]string, error) {
 	return s, vars, nil
 }
 
-func (a *app) status() error {
+func (a inspector) status() error {
 	rec, err := peekJournal(a.c.paths.ds, a.lg)
 	if err != nil {
 		return err
@@ -95,7 +98,7 @@ func (a *app) status() error {
 		}
 	}
 	if a.c.RootfsPartA != "" || a.c.RootfsPartB != "" {
-		if _, _, err := a.lookAround(r); err != nil {
+		if _, _, err := r.lookAround(a.app); err != nil {
 			r.Problem = err.Error()
 		}
 	}
@@ -106,18 +109,7 @@ func (a *app) status() error {
 	return nil
 }
 
-// nameUnsaved gives a device without a stored name the one that install would give it.
-func (a *app) nameUnsaved() {
-	if a.rec.Provides["artifact_name"] != "" {
-		return
-	}
-	var err error
-	if a.rec.Provides, err = a.readBootstrap(a.c.paths.in(a.c.paths.ds, "bootstrap.mender")); err != nil {
-		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
-	}
-}
-
-func (a *app) printJSON(v any) error {
+func (a inspector) printJSON(v any) error {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err == nil {
 		_, err = fmt.Fprintf(a.out, "%s\n", text)
@@ -134,7 +126,7 @@ func (r *report) print(w io.Writer) {
 	}
 	if r.EnvFrom != "" {
 		fmt.Fprintf(w, "boot environment: %s\n", r.EnvFrom)
-		for _, k := range sortedKeys(r.Env) {
+		for _, k := range slices.Sorted(maps.Keys(r.Env)) {
 			fmt.Fprintf(w, "  %s=%s\n", k, r.Env[k])
 		}
 	}
@@ -142,7 +134,7 @@ func (r *report) print(w io.Writer) {
 		fmt.Fprintf(w, "problem: %s\n", r.Problem)
 	}
 	fmt.Fprintln(w, "provides:")
-	for _, k := range sortedKeys(r.Provides) {
+	for _, k := range slices.Sorted(maps.Keys(r.Provides)) {
 		fmt.Fprintf(w, "  %s=%s\n", k, r.Provides[k])
 	}
 	if u := r.Update; u != nil {
@@ -178,7 +170,7 @@ type planReport struct {
 }
 
 // plan makes every check of install that needs only the header, and changes nothing.
-func (a *app) plan(ctx context.Context, source string) error {
+func (a inspector) plan(ctx context.Context, source string) error {
 	rec, err := peekJournal(a.c.paths.ds, a.lg)
 	if err != nil {
 		return err
@@ -233,8 +225,8 @@ func signatureText(art *artifact) string {
 	return "none"
 }
 
-func (a *app) planRootfs(p *planReport, art *artifact, no func(error)) {
-	s, vars, err := a.lookAround(p.report)
+func (a inspector) planRootfs(p *planReport, art *artifact, no func(error)) {
+	s, vars, err := p.lookAround(a.app)
 	if err != nil {
 		no(err)
 		return
@@ -300,7 +292,7 @@ func orNone(s string) string {
 }
 
 // show prints what is in an artifact after reading it to its end.
-func (a *app) show(ctx context.Context, source string) error {
+func (a inspector) show(ctx context.Context, source string) error {
 	a.src = a.source(source)
 	art, err := a.fetch(ctx)
 	if err != nil {
@@ -309,7 +301,7 @@ func (a *app) show(ctx context.Context, source string) error {
 	return showCommand(art, a.o.json, a.out)
 }
 
-func (a *app) env(words []string) error {
+func (a inspector) env(words []string) error {
 	if len(words) > 0 && (words[0] == "-h" || words[0] == "--help") {
 		_, err := fmt.Fprintln(a.out, "usage: mendlet env print [-n] [NAME…]\n       mendlet env set NAME=VALUE…   (NAME= removes it)")
 		return err
@@ -406,10 +398,10 @@ func (s *shown) text() string {
 		line("signature", "none")
 	}
 	line("manifest", "sha256 %s", s.Manifest)
-	for _, k := range sortedKeys(s.Depends) {
+	for _, k := range slices.Sorted(maps.Keys(s.Depends)) {
 		line("depends", "%s = %s", k, strings.Join(s.Depends[k], " or "))
 	}
-	for _, k := range sortedKeys(s.Provides) {
+	for _, k := range slices.Sorted(maps.Keys(s.Provides)) {
 		line("provides", "%s = %s", k, s.Provides[k])
 	}
 	switch {

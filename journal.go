@@ -63,6 +63,17 @@ type netState struct {
 	V1Only        string    `json:"v1_only,omitempty"`     // server without the v2 route
 }
 
+// net is the part that managed mode has for itself; nil where there is no record.
+func (r *record) net() *netState {
+	if r == nil {
+		return nil
+	}
+	if r.Net == nil {
+		r.Net = &netState{}
+	}
+	return r.Net
+}
+
 // journalFile is an open journal. It is not safe for use by several goroutines.
 type journalFile struct {
 	st     storage
@@ -389,4 +400,14 @@ type sourceID struct {
 	Name string `json:"name"` // path, or URL without its query, which may hold a signature
 	Size int64  `json:"size"` // bytes; -1 if not known
 	Tag  string `json:"tag"`  // ETag, Last-Modified or the time of the last change
+}
+
+// restartPoint is a place where decompression can be entered again.
+type restartPoint struct {
+	Kind  string // none, gzip, xz, zstd
+	File  int64  // offset in the artifact of the next stored byte
+	Bit   byte   `json:",omitempty"` // gzip: bits of that byte that belong to what comes before, 0 to 7
+	Out   int64  // offset in the data tar of what it decodes to
+	Fresh bool   // a gzip member, an xz block or a zstd frame starts here: nothing before it is needed
+	Check byte   // xz: the integrity check that the stream header named
 }

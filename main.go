@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,19 +18,6 @@ import (
 	"syscall"
 	"unicode/utf8"
 )
-
-// release is the version that this source is, or becomes: MAJOR.MINOR.PATCH, and in a source
-// tarball of what is not tagged "+HASH" too.
-//
-//go:embed VERSION
-var release string
-
-// version is set by the linker: -X main.version=…; else the build information has the commit.
-var version string
-
-// buildTime is set by the linker to the Unix time of the commit or SOURCE_DATE_EPOCH: the
-// clock of a device that runs this cannot be right when it shows less.
-var buildTime string
 
 const usageText = `mendlet installs Mender artifacts on an A/B device, safely at any power cut.
 
@@ -62,42 +48,23 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 nothing in progress, 3 refused 
 changed, 4 done and a reboot is needed, 64 usage, 75 try later.
 `
 
-// options are the flags of all verbs.
-type options struct {
-	config, fallback, logLevel, logFile, log, progress string
-	skipVerify, quiet, help, version                   bool
-	rebootExitCode, json                               bool
-	write                                              writeOptions
-	stopBefore                                         []string
-	net                                                netFlags
-
-	paths   paths
-	trusted string
-	running string
-}
-
-// verb is a command. args says how many words it takes besides its options; -1 hands all
-// words on unparsed.
-type verb struct {
-	name, words, help string
-	args              int
-	flags             func(*flag.FlagSet, *options)
-	run               func(context.Context, *app, []string) error
-}
-
 func verbs() []verb {
 	list := []verb{
-		{"install", "FILE|URL|-", "install an artifact", 1, installFlags, oneWord((*app).install)},
-		{"commit", "", "keep what was installed", 0, stopFlags, noWord((*app).commit)},
-		{"rollback", "", "go back to what was before", 0, stopFlags, noWord((*app).rollback)},
-		{"resume", "", "go on with an interrupted install", 0, installFlags, noWord((*app).resume)},
-		{"show-artifact", "", "name of the installed artifact", 0, nil, atOnce((*app).showArtifact)},
-		{"show-provides", "", "all that the installed artifacts provide", 0, nil, atOnce((*app).showProvides)},
-		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, atOnce((*app).status)},
-		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, jsonFlag, oneWord((*app).plan)},
-		{"show", "FILE|URL|-", "what is in an artifact, fully verified", 1, jsonFlag, oneWord((*app).show)},
+		{"install", "FILE|URL|-", "install an artifact", 1, installFlags, oneWord(standalone.install)},
+		{"commit", "", "keep what was installed", 0, stopFlags, noWord(standalone.commit)},
+		{"rollback", "", "go back to what was before", 0, stopFlags, noWord(standalone.rollback)},
+		{"resume", "", "go on with an interrupted install", 0, installFlags, noWord(standalone.resume)},
+		{"show-artifact", "", "name of the installed artifact", 0, nil, atOnce(standalone.showArtifact)},
+		{"show-provides", "", "all that the installed artifacts provide", 0, nil, atOnce(standalone.showProvides)},
+		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, atOnce(inspector.status)},
+		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, jsonFlag, oneWord(inspector.plan)},
+		{"show", "FILE|URL|-", "what is in an artifact, fully verified", 1, jsonFlag, oneWord(inspector.show)},
 		{"env", "print [-n] [NAME…] | set NAME=VALUE…", "the boot environment", -1, nil,
-			func(_ context.Context, a *app, w []string) error { return a.env(w) }},
+			func(_ context.Context, a *app, w []string) error { return inspector{a}.env(w) }},
+	}
+	if !recovery {
+		list = append(list, verb{"setup", "", "write mender.conf from options; its other keys stay", 0, setupFlag,
+			func(_ context.Context, a *app, _ []string) error { return a.o.setup.write(a.o.mainConfig(), a.c) }})
 	}
 	return slices.Concat(list, packVerbs(), netVerbs(), []verb{
 		{"help", "[VERB]", "what there is, or the options of a verb", 0, nil, nil}, // both are dispatch's
@@ -105,17 +72,19 @@ func verbs() []verb {
 	})
 }
 
-func oneWord(f func(*app, context.Context, string) error) func(context.Context, *app, []string) error {
-	return func(ctx context.Context, a *app, words []string) error { return f(a, ctx, words[0]) }
+func oneWord[T ~struct{ *app }](f func(T, context.Context, string) error) func(context.Context, *app, []string) error {
+	return func(ctx context.Context, a *app, words []string) error { return f(T{a}, ctx, words[0]) }
 }
 
-func noWord(f func(*app, context.Context) error) func(context.Context, *app, []string) error {
-	return func(ctx context.Context, a *app, _ []string) error { return f(a, ctx) }
+func noWord[T ~struct{ *app }](f func(T, context.Context) error) func(context.Context, *app, []string) error {
+	return func(ctx context.Context, a *app, _ []string) error { return f(T{a}, ctx) }
 }
 
-func atOnce(f func(*app) error) func(context.Context, *app, []string) error {
-	return func(_ context.Context, a *app, _ []string) error { return f(a) }
+func atOnce[T ~struct{ *app }](f func(T) error) func(context.Context, *app, []string) error {
+	return func(_ context.Context, a *app, _ []string) error { return f(T{a}) }
 }
+
+func setupFlag(fs *flag.FlagSet, o *options) { o.setup.register(fs) }
 
 func jsonFlag(fs *flag.FlagSet, o *options) {
 	fs.BoolVar(&o.json, "json", false, "print JSON")
@@ -451,21 +420,6 @@ func parseVerb(v verb, args []string, o *options) ([]string, error) {
 	return words, nil
 }
 
-func (o *options) mainConfig() string {
-	if o.config != "" {
-		return o.config
-	}
-	return o.paths.in(o.paths.conf, "mender.conf")
-}
-
-func (o *options) fallbackConfig() string {
-	if o.fallback != "" {
-		return o.fallback
-	}
-	p := defaultPaths()
-	return p.in(p.ds, "mender.conf")
-}
-
 func newApp(o *options, lg *logger, in io.Reader, out io.Writer) (*app, error) {
 	running := strings.ToLower(o.running)
 	if !slices.Contains([]string{"", "a", "b", "none"}, running) {
@@ -488,7 +442,7 @@ func newApp(o *options, lg *logger, in io.Reader, out io.Writer) (*app, error) {
 	}
 	c.SkipVerify = c.SkipVerify || o.skipVerify
 	c.extraRoots = o.trusted
-	return &app{c: c, lg: lg, o: o, in: in, out: out, openJournal: openJournal,
+	return &app{c: c, lg: lg, o: o, in: in, out: out, openJournal: openJournal, urlSource: urlSource,
 		m: &machine{running: running, open: openStorage}}, nil
 }
 
@@ -524,32 +478,4 @@ func setUpLog(o *options, lg *logger) (err error) {
 		lg.sinks = append(lg.sinks, writerSink(f))
 	}
 	return nil
-}
-
-// versionString is a release, "0.1.0", or what comes before it, "0.1.0+d8f7ea9", with ".dirty"
-// behind it where files were changed since: build metadata as semver.org, 10, has it.
-func versionString() string {
-	if version != "" {
-		return version
-	}
-	info, _ := debug.ReadBuildInfo()
-	return buildVersion(strings.TrimSpace(release), info)
-}
-
-// buildVersion is the version of a program that a plain go build made; info may be nil.
-func buildVersion(release string, info *debug.BuildInfo) string {
-	if info == nil || strings.Contains(release, "+") {
-		return release
-	}
-	vcs := map[string]string{}
-	for _, s := range info.Settings {
-		vcs[s.Key] = s.Value
-	}
-	if hash := vcs["vcs.revision"]; hash != "" {
-		release += "+" + hash[:min(len(hash), 7)]
-		if vcs["vcs.modified"] == "true" {
-			release += ".dirty"
-		}
-	}
-	return release
 }

@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand"
 	"os"
 	"os/exec"
@@ -70,7 +71,7 @@ func (b *imageBoard) setEnv(t testing.TB, vars map[string]string) {
 		all[k] = v
 	}
 	var list []string
-	for _, k := range sortedKeys(all) {
+	for _, k := range slices.Sorted(maps.Keys(all)) {
 		list = append(list, k+"="+all[k])
 	}
 	writeFile(t, filepath.Join(b.dir, "env"), string(envBytes(boardEnvSize, 8, 0, list...))+string(envBytes(boardEnvSize, 7, 0, list...)))
@@ -641,7 +642,7 @@ func TestInstallCloseError(t *testing.T) {
 		}
 		return st, err
 	}
-	err := a.install(t.Context(), s.artifacts["new"])
+	err := standalone{a}.install(t.Context(), s.artifacts["new"])
 	if exitCode(err) != exitFailed || !strings.Contains(err.Error(), "closing") || !strings.Contains(err.Error(), "input/output error") {
 		t.Errorf("got %v", err)
 	}

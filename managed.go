@@ -26,47 +26,8 @@ import (
 // Managed mode: what a Mender server has deployed is installed and reported. One run is one
 // process that ends; a daemon is the same thing in a loop.
 
-// netFlags are the options of the verbs that use the network.
-type netFlags struct {
-	limitRate  int64
-	deadline   time.Duration
-	splay      time.Duration
-	noReboot   bool
-	force      bool
-	passphrase string
-	setup      setupFlags
-
-	// For tests: other times and clocks.
-	tuneDownload func(*downloadOptions)
-	tuneNet      func(*netOptions)
-}
-
 // appliedConfig is the file in which mender-configure keeps what it has applied.
 const appliedConfig = "/var/lib/mender-configure/device-config.json"
-
-func (n *netFlags) downloadFlags(fs *flag.FlagSet) {
-	fs.Func("limit-rate", "download at most this many `BYTES` per second; k and M may follow (no limit)", func(s string) (err error) {
-		n.limitRate, err = parseRate(s)
-		return err
-	})
-}
-
-func parseRate(s string) (int64, error) {
-	unit := int64(1)
-	if len(s) > 0 {
-		switch s[len(s)-1] {
-		case 'k', 'K':
-			unit, s = 1000, s[:len(s)-1]
-		case 'M':
-			unit, s = 1000000, s[:len(s)-1]
-		}
-	}
-	v, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || v < 1 || v > 1<<40/unit {
-		return 0, fmt.Errorf("rate %q: want a number above 0, with k or M behind it or not", s)
-	}
-	return v * unit, nil
-}
 
 func keyFlags(fs *flag.FlagSet, o *options) {
 	fs.StringVar(&o.net.passphrase, "passphrase-file", "", "`FILE` (or -) with the passphrase of the device key")
@@ -96,13 +57,15 @@ const recovery = false
 func leftOut(string) string { return "" }
 
 func netVerbs() []verb {
+	plain := func(run func(context.Context, *app) error) func(context.Context, *app, []string) error {
+		return func(ctx context.Context, a *app, _ []string) error { return run(ctx, a) }
+	}
 	return []verb{
-		{"run", "", "poll the server once, do what it says, exit", 0, runFlags, noWord((*app).run)},
-		{"daemon", "", "the same in a loop", 0, runFlags, noWord((*app).daemon)},
-		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags, noWord((*app).checkUpdate)},
-		{"send-inventory", "", "send the inventory now", 0, keyFlags, noWord((*app).inventoryNow)},
-		{"bootstrap", "", "make the device key and introduce the device", 0, bootstrapFlags, noWord((*app).bootstrap)},
-		{"setup", "", "write mender.conf from options; its other keys stay", 0, setupVerbFlags, atOnce((*app).setup)},
+		{"run", "", "poll the server once, do what it says, exit", 0, runFlags, plain(runOnce)},
+		{"daemon", "", "the same in a loop", 0, runFlags, plain(runDaemon)},
+		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags, plain(checkUpdate)},
+		{"send-inventory", "", "send the inventory now", 0, keyFlags, plain(inventoryNow)},
+		{"bootstrap", "", "make the device key and introduce the device", 0, bootstrapFlags, plain(bootstrapDevice)},
 	}
 }
 
@@ -125,9 +88,9 @@ func buildMoment() time.Time {
 	return time.Unix(n, 0)
 }
 
-// clock is the floor of the time: no clock that shows less is right. A journal from more
+// timeFloor is the floor of the time: no clock that shows less is right. A journal from more
 // than 20 years after the build was saved under a clock that was wrong.
-func (a *app) clock() time.Time {
+func timeFloor(a *app) time.Time {
 	build := buildMoment()
 	floor := clockFloor(build, append(a.c.verifyKeys(), deviceKeyPath(a.c), a.o.mainConfig())...)
 	if a.rec != nil && a.rec.Time.After(floor) && (build.IsZero() || a.rec.Time.Before(build.AddDate(20, 0, 0))) {
@@ -136,8 +99,8 @@ func (a *app) clock() time.Time {
 	return floor
 }
 
-func (a *app) httpClient() (*http.Client, error) {
-	o := netOptions{floor: a.clock(), version: versionString(), lg: a.lg}
+func newClient(a *app) (*http.Client, error) {
+	o := netOptions{floor: timeFloor(a), version: versionString(), lg: a.lg}
 	if a.o.net.tuneNet != nil {
 		a.o.net.tuneNet(&o)
 	}
@@ -145,18 +108,19 @@ func (a *app) httpClient() (*http.Client, error) {
 }
 
 // urlSource is install's way to the network: without authentication.
-func (a *app) urlSource(url string) *source {
+func urlSource(a *app, url string) *source {
 	return &source{name: url, open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
-		hc, err := a.httpClient()
+		hc, err := newClient(a)
 		if err != nil {
 			return nil, sourceID{}, err
 		}
-		return a.openHTTP(ctx, hc, url, off, want, nil)
+		return openHTTP(ctx, a, hc, url, off, want, nil)
 	}}
 }
 
 // openHTTP downloads url from off on.
-func (a *app) openHTTP(ctx context.Context, hc *http.Client, url string, off int64, want sourceID, relink func(context.Context) (string, error)) (io.ReadCloser, sourceID, error) {
+func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, off int64, want sourceID,
+	relink func(context.Context) (string, error)) (io.ReadCloser, sourceID, error) {
 	o := downloadOptions{retries: a.c.RetryDownloadCount, limitRate: a.o.net.limitRate, lg: a.lg, offset: off, relink: relink}
 	if off > 0 {
 		o.size = max(want.Size, 0)
@@ -174,7 +138,7 @@ func (a *app) openHTTP(ctx context.Context, hc *http.Client, url string, off int
 	return d, sourceID{Name: d.URLKey, Size: d.Size, Tag: cmp.Or(d.ETag, d.LastModified)}, nil
 }
 
-func (a *app) newSession() *session { return &session{a: a, kick: func() {}} }
+func newSession(a *app) *session { return &session{a: a, kick: func() {}} }
 
 // ready makes what it takes to talk to the server. An update that has broken that, such as
 // a configuration without a server, counts as one that cannot reach it any more.
@@ -195,43 +159,32 @@ func (s *session) ready() error {
 		return err
 	}
 	a.o.net.force = false // once per process
-	if s.hc, err = a.httpClient(); err != nil {
+	if s.hc, err = newClient(a); err != nil {
 		return err
 	}
-	s.api = newAPIClient(a.c, s.hc, a.identity, key, a.lg)
-	if n := a.net(); n != nil {
+	s.api = newAPIClient(a.c, s.hc, func(ctx context.Context) (string, error) { return deviceIdentity(ctx, a) }, key, a.lg)
+	if n := a.rec.net(); n != nil {
 		s.api.v1Only = n.V1Only
 	}
 	return nil
 }
 
-func (a *app) identity(ctx context.Context) (string, error) {
+func deviceIdentity(ctx context.Context, a *app) (string, error) {
 	return readIdentity(ctx, a.c, a.m.path("/sys"), a.lg)
 }
 
-// net is the part of the record that managed mode has for itself.
-func (a *app) net() *netState {
-	if a.rec == nil {
-		return nil
-	}
-	if a.rec.Net == nil {
-		a.rec.Net = &netState{}
-	}
-	return a.rec.Net
-}
-
-// run is one round: what is open in the journal first, then inventory and poll. The
+// runOnce is one round: what is open in the journal first, then inventory and poll. The
 // journal's lock and wait come before the splay, so that a cron of every minute does not
 // pile up processes; an update in progress does not wait for its part of the hour.
-func (a *app) run(ctx context.Context) error {
+func runOnce(ctx context.Context, a *app) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	if err := a.notBefore(); err != nil {
+	if err := notBefore(a); err != nil {
 		return err
 	}
 	if d := a.o.net.splay; d > 0 && a.rec.Update == nil {
-		id, err := a.identity(ctx)
+		id, err := deviceIdentity(ctx, a)
 		if err != nil {
 			return err
 		}
@@ -239,14 +192,14 @@ func (a *app) run(ctx context.Context) error {
 			return tryLater("interrupted: %w", err)
 		}
 	}
-	return a.round(ctx, a.newSession(), true)
+	return newSession(a).timedRound(ctx, true)
 }
 
 // notBefore is an error while a wait after failures lasts. A wait beyond what is ever asked
 // for was journaled under another clock and does not count.
-func (a *app) notBefore() error {
-	if wait := time.Until(a.net().NextTry); wait > 0 && wait <= maxRetryAfter {
-		return tryLater("not before %s (%s): the last try failed or the server asked for it", a.net().NextTry.Format(time.RFC3339), wait.Round(time.Second))
+func notBefore(a *app) error {
+	if wait := time.Until(a.rec.net().NextTry); wait > 0 && wait <= maxRetryAfter {
+		return tryLater("not before %s (%s): the last try failed or the server asked for it", a.rec.net().NextTry.Format(time.RFC3339), wait.Round(time.Second))
 	}
 	return nil
 }
@@ -254,13 +207,15 @@ func (a *app) notBefore() error {
 // errDeadline ends a run that makes no progress.
 var errDeadline = tryLater("no progress before the deadline")
 
-func (a *app) round(outer context.Context, s *session, poll bool) error {
+// timedRound is a round that ends when nothing has come in for the deadline's time.
+func (s *session) timedRound(outer context.Context, poll bool) error {
+	a := s.a
 	ctx, stop := context.WithCancelCause(outer)
 	defer stop(nil)
 	watch := time.AfterFunc(a.o.net.deadline, func() { stop(errDeadline) })
 	defer watch.Stop()
 	s.kick = func() { watch.Reset(a.o.net.deadline) }
-	a.net().NextTry = time.Time{} // this is the next try; whatever it saves says so
+	a.rec.net().NextTry = time.Time{} // this is the next try; whatever it saves says so
 	last := a.rec.Last
 	err := s.round(ctx, poll)
 	return s.settleAccounts(outer, err, a.rec.Last != last)
@@ -269,7 +224,7 @@ func (a *app) round(outer context.Context, s *session, poll bool) error {
 // settleAccounts journals when the next try may be made after a failure between us and the
 // server. ended: the failure is that of a deployment, which has had its verdict.
 func (s *session) settleAccounts(outer context.Context, err error, ended bool) error {
-	n := s.a.net()
+	n := s.a.rec.net()
 	if s.api != nil {
 		n.V1Only = s.api.v1Only
 	}
@@ -454,7 +409,7 @@ func (s *session) newFlow(ctx context.Context) (*flow, error) {
 		}
 	}
 	// A flow shields its steps from signals, but one that waits to go down must heed them.
-	f.reboot = func(context.Context) error { return s.a.rebootMachine(ctx) }
+	f.reboot = func(context.Context) error { return rebootMachine(ctx, s.a) }
 	if s.a.restart != nil {
 		f.reboot = s.a.restart
 	}
@@ -503,7 +458,7 @@ func (s *session) open(ctx context.Context, off int64, want sourceID) (io.ReadCl
 		err := s.refresh(ctx)
 		return s.dep.URI, err
 	}
-	d, id, err := s.a.openHTTP(ctx, s.hc, s.dep.URI, off, want, relink)
+	d, id, err := openHTTP(ctx, s.a, s.hc, s.dep.URI, off, want, relink)
 	if err != nil {
 		return nil, id, err
 	}
@@ -595,7 +550,7 @@ func (s *session) finish(ctx context.Context, _ bool) error {
 	v := s.a.rec.Last
 	err := s.bounded(ctx, s.report(ctx, v))
 	if err != nil && exitCode(err) != exitTempFail {
-		s.a.net().Untold = v
+		s.a.rec.net().Untold = v
 	}
 	return err
 }
@@ -631,7 +586,7 @@ func (s *session) report(ctx context.Context, v *verdict) error {
 // overdue tells the server a verdict that could not be told in its time: before the next
 // question, whose other provides would make the server end that deployment as it sees fit.
 func (s *session) overdue(ctx context.Context) error {
-	n := s.a.net()
+	n := s.a.rec.net()
 	if n.Untold == nil {
 		return nil
 	}
@@ -647,7 +602,7 @@ func (s *session) overdue(ctx context.Context) error {
 
 // rebootMachine restarts the machine and waits for that to take this process along. A
 // recovery system has its own way to go on: it gets the exit code.
-func (a *app) rebootMachine(ctx context.Context) error {
+func rebootMachine(ctx context.Context, a *app) error {
 	root, err := a.m.rootMount()
 	initramfs := err == nil && ramRoot[root.fstype] && root.fstype != "overlay"
 	if a.o.net.noReboot || initramfs || strings.EqualFold(a.o.running, "none") {
@@ -668,50 +623,50 @@ func (a *app) rebootMachine(ctx context.Context) error {
 	return errors.New("still running 10 minutes after asking for the reboot")
 }
 
-// daemon does a round whenever one is due: polls, retries after failures, inventory.
+// runDaemon does a round whenever one is due: polls, retries after failures, inventory.
 // SIGUSR1 polls now, SIGUSR2 sends the inventory now.
-func (a *app) daemon(ctx context.Context) error {
+func runDaemon(ctx context.Context, a *app) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
-	s := a.newSession()
+	s := newSession(a)
 	poll, inventory := time.Now(), time.Now() // when they are due; monotonic
 	for {
 		wait := min(time.Until(poll), time.Until(inventory))
-		if a.notBefore() != nil {
-			wait = time.Until(a.net().NextTry)
+		if notBefore(a) != nil {
+			wait = time.Until(a.rec.net().NextTry)
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			return nil
 		case sig := <-signals:
-			a.net().NextTry = time.Time{}
+			a.rec.net().NextTry = time.Time{}
 			if poll = time.Now(); sig == syscall.SIGUSR2 {
 				poll, inventory = poll.Add(seconds(a.c.UpdatePollIntervalSeconds)), poll
-				a.net().InventoryHash = ""
+				a.rec.net().InventoryHash = ""
 			}
 		case <-timer.C:
 		}
 		timer.Stop()
-		if a.notBefore() != nil {
+		if notBefore(a) != nil {
 			continue
 		}
 		if time.Until(inventory) <= 0 {
-			a.net().InventoryTime = time.Time{}
+			a.rec.net().InventoryTime = time.Time{}
 		}
 		open := a.rec.Update != nil
-		err := a.round(ctx, s, time.Until(poll) <= 0)
+		err := s.timedRound(ctx, time.Until(poll) <= 0)
 		if err != nil && ctx.Err() == nil {
 			a.lg.fail(err)
 		}
 		if exitCode(err) == exitReboot || len(a.c.Servers) == 0 && a.rec.Update == nil {
 			return err
 		}
-		if !a.net().NextTry.IsZero() || open && a.rec.Update == nil {
+		if !a.rec.net().NextTry.IsZero() || open && a.rec.Update == nil {
 			continue // what was due still is
 		}
 		if time.Until(poll) <= 0 {
@@ -724,13 +679,13 @@ func (a *app) daemon(ctx context.Context) error {
 }
 
 // checkUpdate asks and says; nothing changes, here or on the server.
-func (a *app) checkUpdate(ctx context.Context) error {
+func checkUpdate(ctx context.Context, a *app) error {
 	var err error
 	if a.rec, err = peekJournal(a.c.paths.ds, a.lg); err != nil {
 		return err
 	}
 	a.nameUnsaved()
-	s := a.newSession()
+	s := newSession(a)
 	if err := s.ready(); err != nil {
 		return err
 	}
@@ -753,11 +708,11 @@ func (a *app) checkUpdate(ctx context.Context) error {
 	return nil
 }
 
-func (a *app) inventoryNow(ctx context.Context) error {
+func inventoryNow(ctx context.Context, a *app) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	s := a.newSession()
+	s := newSession(a)
 	if err := s.ready(); err != nil {
 		return err
 	}
@@ -769,7 +724,7 @@ func (a *app) inventoryNow(ctx context.Context) error {
 
 // inventory sends what the device is when that is due and has changed, or when forced.
 func (s *session) inventory(ctx context.Context, force bool) error {
-	a, n := s.a, s.a.net()
+	a, n := s.a, s.a.rec.net()
 	if err := s.ready(); err != nil {
 		return err
 	}
@@ -777,7 +732,7 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 	if due := since < 0 || since >= seconds(a.c.InventoryPollIntervalSeconds); !due && !force {
 		return nil
 	}
-	data, err := collectInventory(ctx, a.c.paths.in(a.c.paths.data, "inventory"), a.builtinInventory(), a.lg)
+	data, err := collectInventory(ctx, a.c.paths.in(a.c.paths.data, "inventory"), builtinInventory(a), a.lg)
 	if err != nil {
 		a.lg.warnf("%v", err)
 		return nil
@@ -809,7 +764,7 @@ func (s *session) configuration(ctx context.Context) error {
 		return nil
 	}
 	hash := inventoryHash(body)
-	if n := s.a.net(); hash != n.ConfigHash {
+	if n := s.a.rec.net(); hash != n.ConfigHash {
 		if err := s.api.expect(ctx, http.MethodPut, apiConfiguration, body); exitCode(err) == exitTempFail {
 			return err
 		} else if err != nil { // not every server has it
@@ -820,7 +775,7 @@ func (s *session) configuration(ctx context.Context) error {
 	return nil
 }
 
-func (a *app) builtinInventory() map[string][]string {
+func builtinInventory(a *app) map[string][]string {
 	data := map[string][]string{
 		"mender_client_version":          {versionString()},
 		"mender_client_version_provider": {"internal"},
@@ -836,15 +791,15 @@ func (a *app) builtinInventory() map[string][]string {
 		data["mendlet_last_update"] = []string{v.Artifact + " " + v.Result}
 	}
 	r := &report{}
-	if _, _, err := a.lookAround(r); err == nil {
+	if _, _, err := r.lookAround(a); err == nil {
 		data["mendlet_slot"] = []string{r.Running}
 		data["mendlet_bootcount"] = []string{r.Env[varBootcount]}
 	}
 	return data
 }
 
-// bootstrap makes the key and introduces the device. Not being accepted yet is no error.
-func (a *app) bootstrap(ctx context.Context) error {
+// bootstrapDevice makes the key and introduces the device. Not being accepted yet is no error.
+func bootstrapDevice(ctx context.Context, a *app) error {
 	if len(a.c.Servers) == 0 {
 		pass, err := readPassphrase(a.o.net.passphrase, a.in)
 		if err != nil {
@@ -853,7 +808,7 @@ func (a *app) bootstrap(ctx context.Context) error {
 		_, err = deviceKey(a.c, pass, a.o.net.force, a.lg)
 		return err
 	}
-	s := a.newSession()
+	s := newSession(a)
 	if err := s.ready(); err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func (d *simDevice) managedRun(ctx context.Context, server string, tune func(*ap
 	if tune != nil {
 		tune(a)
 	}
-	return a.run(ctx)
+	return runOnce(ctx, a)
 }
 
 // settleManaged boots and runs until the deployment has ended.

@@ -13,6 +13,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -868,4 +869,42 @@ func checkContentRange(values []string, off, size int64) (int64, error) {
 func decimal(s string) (int64, error) {
 	n, err := strconv.ParseUint(s, 10, 62)
 	return int64(n), err
+}
+
+// netFlags are the options of the verbs that use the network.
+type netFlags struct {
+	limitRate  int64
+	deadline   time.Duration
+	splay      time.Duration
+	noReboot   bool
+	force      bool
+	passphrase string
+
+	// For tests: other times and clocks.
+	tuneDownload func(*downloadOptions)
+	tuneNet      func(*netOptions)
+}
+
+func (n *netFlags) downloadFlags(fs *flag.FlagSet) {
+	fs.Func("limit-rate", "download at most this many `BYTES` per second; k and M may follow (no limit)", func(s string) (err error) {
+		n.limitRate, err = parseRate(s)
+		return err
+	})
+}
+
+func parseRate(s string) (int64, error) {
+	unit := int64(1)
+	if len(s) > 0 {
+		switch s[len(s)-1] {
+		case 'k', 'K':
+			unit, s = 1000, s[:len(s)-1]
+		case 'M':
+			unit, s = 1000000, s[:len(s)-1]
+		}
+	}
+	v, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || v < 1 || v > 1<<40/unit {
+		return 0, fmt.Errorf("rate %q: want a number above 0, with k or M behind it or not", s)
+	}
+	return v * unit, nil
 }

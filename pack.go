@@ -23,6 +23,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -364,7 +365,7 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 	sum("version", []byte(version))
 	sum(o.suffixed("header.tar"), header)
 	var manifest []byte
-	for _, name := range sortedKeys(sums) {
+	for _, name := range slices.Sorted(maps.Keys(sums)) {
 		manifest = fmt.Appendf(manifest, "%x  %s\n", sums[name], name)
 	}
 	members := []scriptFile{{"version", []byte(version)}, {"manifest", manifest}}
@@ -573,7 +574,7 @@ func (o *packOptions) scriptMembers() ([]scriptFile, error) {
 		bodies[name] = body
 	}
 	var list []scriptFile
-	for _, name := range sortedKeys(bodies) {
+	for _, name := range slices.Sorted(maps.Keys(bodies)) {
 		list = append(list, scriptFile{"scripts/" + name, bodies[name]})
 	}
 	return list, nil

@@ -435,7 +435,7 @@ func TestNoProgressEndsInFailure(t *testing.T) {
 	if rec, _ := d.peek(); err == nil || rec.Update != nil || rec.Last == nil || rec.Last.Result != "failed" {
 		t.Errorf("got %v and %+v, want a failure", err, rec.Last)
 	}
-	if err := d.start().resume(context.Background()); exitCode(err) != exitNothing {
+	if err := (standalone{d.start()}).resume(context.Background()); exitCode(err) != exitNothing {
 		t.Errorf("a second time: got %v, want nothing in progress", err)
 	}
 }

@@ -339,7 +339,7 @@ func (a realArtifact) interruptFile(t *testing.T, image []byte) {
 		t.Fatal(err)
 	}
 	at(8<<20, 10, func() { panic(powerCut{}) })
-	if !d.powered(func() { d.start().install(t.Context(), path) }) {
+	if !d.powered(func() { standalone{d.start()}.install(t.Context(), path) }) {
 		t.Fatal("the install was not cut")
 	}
 	d.w.lose("lose", 0, rand.New(rand.NewSource(1)))
@@ -348,7 +348,7 @@ func (a realArtifact) interruptFile(t *testing.T, image []byte) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	at(16<<20, 12, stop)
-	if err := d.start().resume(ctx); exitCode(err) != exitTempFail {
+	if err := (standalone{d.start()}).resume(ctx); exitCode(err) != exitTempFail {
 		t.Errorf("interrupted: got %v, want exit code %d", err, exitTempFail)
 	}
 	d.w.fault = nil
@@ -365,7 +365,7 @@ func (a realArtifact) interruptFile(t *testing.T, image []byte) {
 		}
 	}
 	said.Reset()
-	if err := d.start().install(t.Context(), path); err != nil {
+	if err := (standalone{d.start()}).install(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
 	saysHowItWentOn(t, a, said.String())

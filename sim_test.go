@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"math/rand"
 	"os"
 	"path/filepath"
@@ -255,7 +256,7 @@ func simLayout(t testing.TB) string {
 func simEnvImage(flag byte, vars map[string]string) []byte {
 	b := make([]byte, simEnvSize)
 	n := 5
-	for _, k := range sortedKeys(vars) {
+	for _, k := range slices.Sorted(maps.Keys(vars)) {
 		n += copy(b[n:], k+"="+vars[k]+"\x00")
 	}
 	b[4] = flag
@@ -435,7 +436,7 @@ func (d *simDevice) powered(f func()) (cut bool) {
 // there is nothing left to do, and what the last command said.
 func (d *simDevice) life(artifact, name string) (settled bool, err error) {
 	ctx := context.Background()
-	if err = d.start().resume(ctx); err != nil && exitCode(err) != exitNothing {
+	if err = (standalone{d.start()}).resume(ctx); err != nil && exitCode(err) != exitNothing {
 		return false, err
 	}
 	rec, perr := d.peek()
@@ -444,7 +445,7 @@ func (d *simDevice) life(artifact, name string) (settled bool, err error) {
 	}
 	switch {
 	case rec.Update != nil && rec.Update.Step == stepCommitWait:
-		err = d.start().commit(ctx)
+		err = standalone{d.start()}.commit(ctx)
 		if d.late != nil {
 			d.late()
 			d.late = nil
@@ -453,7 +454,7 @@ func (d *simDevice) life(artifact, name string) (settled bool, err error) {
 	case rec.Update != nil:
 		return false, err
 	case rec.Last == nil || rec.Last.Artifact != name:
-		return false, d.start().install(ctx, artifact)
+		return false, standalone{d.start()}.install(ctx, artifact)
 	}
 	return true, nil
 }
@@ -520,7 +521,7 @@ func (s simStates) add(way []simState, boots int) {
 func (d *simDevice) state(update string) (s simState) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s, %s ran\n", update, d.booted)
-	for _, path := range sortedKeys(d.w.files) {
+	for _, path := range slices.Sorted(maps.Keys(d.w.files)) {
 		content := d.w.files[path].current
 		if path == simJournal {
 			content = timeless(content)

@@ -489,3 +489,9 @@ func (m *machine) ubiCapacity(name string) int64 {
 	dir := m.path("/sys/class/ubi/" + name)
 	return int64(m.sysInt(dir+"/reserved_ebs")) * int64(m.sysInt(dir+"/usable_eb_size"))
 }
+
+// bootID is a number that the kernel makes up at each boot (random(4)); "" if unknown.
+func (m *machine) bootID() string {
+	id, _ := os.ReadFile(m.path("/proc/sys/kernel/random/boot_id"))
+	return strings.TrimSpace(string(id))
+}

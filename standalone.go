@@ -6,207 +6,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 )
 
-// app is one run of the program: what the flags, the configuration and the machine say.
-type app struct {
-	c   *config
-	m   *machine
-	lg  *logger
-	o   *options
-	out io.Writer // stdout
-	in  io.Reader
-
-	openJournal func(ds string, lg *logger) (*journalFile, *record, error)
-	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
-	restart     func(context.Context) error         // restarts the machine; nil: really
-	src         *source                             // of the artifact being installed
-	fetched     atomic.Int64                        // bytes of it that came over the network, managed
-	j           *journalFile
-	rec         *record
-}
-
-// openState takes the journal for this process and makes sure that the device has a name.
-func (a *app) openState() error {
-	var err error
-	if a.j, a.rec, err = a.openJournal(a.c.paths.ds, a.lg); err != nil {
-		return err
-	}
-	return a.nameDevice()
-}
-
-func (a *app) closeState() {
-	if a.src != nil {
-		a.src.close()
-	}
-	if a.j != nil {
-		a.j.st.Close()
-	}
-}
-
-// unknownName is the artifact name of a device that nothing is known about.
-const unknownName = "unknown"
-
-// nameDevice gives a device without a stored artifact name one: from the bootstrap
-// artifact, else from the artifact_info file of old clients, else "unknown". The bootstrap
-// file is used once and removed in any case.
-func (a *app) nameDevice() error {
-	path := a.c.paths.in(a.c.paths.ds, "bootstrap.mender")
-	if a.rec.Provides["artifact_name"] == "" {
-		provides, err := a.readBootstrap(path)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			a.lg.warnf("bootstrap artifact %q ignored: %v", path, err)
-		}
-		if provides == nil {
-			provides = map[string]string{"artifact_name": a.nameFromInfo()}
-		}
-		a.rec.Provides = provides
-		if err := a.j.save(a.rec); err != nil {
-			return err
-		}
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		a.lg.warnf("%v", err)
-	}
-	return nil
-}
-
-// readBootstrap reads what the bootstrap artifact provides. It is not signed by design: it
-// only says what the image it came with is.
-func (a *app) readBootstrap(path string) (map[string]string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	art, err := openArtifact(f, artifactOptions{lg: a.lg})
-	if err != nil {
-		return nil, err
-	}
-	if !art.Empty {
-		return nil, fmt.Errorf("it has a payload of type %q", art.PayloadType)
-	}
-	if err := a.checkCompatible(art); err != nil {
-		return nil, err
-	}
-	return mergeProvides(nil, art), drain(art)
-}
-
-func (a *app) nameFromInfo() string {
-	text, err := os.ReadFile(a.c.paths.in(a.c.paths.conf, "artifact_info"))
-	if err == nil {
-		for line := range strings.SplitSeq(string(text), "\n") {
-			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "artifact_name="); ok && name != "" {
-				return name
-			}
-		}
-	}
-	return unknownName
-}
-
-// drain reads an artifact to its end, so that all of it is verified.
-func drain(art *artifact) error {
-	for {
-		f, err := art.nextFile()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if _, err := io.Copy(io.Discard, f); err != nil {
-			return err
-		}
-	}
-}
-
-func (a *app) checkCompatible(art *artifact) error {
-	t, err := a.c.deviceType()
-	if err != nil {
-		return err
-	}
-	return art.checkDepends(t, a.rec.Provides)
-}
-
-// newHandler is the handler of a payload type. rootfs-image is built in, and a module of
-// that name is not looked at.
-func (a *app) newHandler(kind string, u *update) (payloadHandler, error) {
-	var h payloadHandler
-	if kind == "rootfs-image" {
-		h = &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src, save: func() error { return a.j.save(a.rec) }}
-	} else {
-		m, err := newModule(a.c, kind, a.lg)
-		if err != nil {
-			return nil, err
-		}
-		t, _ := a.c.deviceType()
-		h = moduleHandler{m, treeValues{a.rec.Provides["artifact_name"], a.rec.Provides["artifact_group"], t}}
-	}
-	if a.wrapHandler != nil {
-		h = a.wrapHandler(h)
-	}
-	return h, nil
-}
-
-// moduleHandler is an update module with what it is told about the device.
-type moduleHandler struct {
-	*module
-	current treeValues
-}
-
-func (h moduleHandler) prepare(_ context.Context, art *artifact) error {
-	return h.makeTree(art, h.current)
-}
-
-func (a *app) writeOptions() writeOptions {
-	w := a.o.write
-	w.progress = a.progress()
-	return w
-}
-
-// newFlow is the flow for the update in the journal, if there is one.
-func (a *app) newFlow() (*flow, error) {
-	f := &flow{c: a.c, m: a.m, lg: a.lg, j: a.j, rec: a.rec, app: a,
-		scripts: newScripts(a.c, a.lg), bootID: a.m.bootID, fetch: a.fetch}
-	for _, s := range a.o.stopBefore {
-		if !slices.Contains(stopPoints, step(s)) {
-			return nil, usageError("--stop-before %q: want one of %v", s, stopPoints)
-		}
-		f.stopBefore = append(f.stopBefore, step(s))
-	}
-	if u := a.rec.Update; u != nil && u.Type != "" {
-		h, err := a.newHandler(u.Type, u)
-		if err != nil {
-			a.lg.errorf("%v", err) // every state of it will fail; a missing module must not wedge the device
-		} else {
-			f.handler = h
-		}
-	}
-	return f, nil
-}
-
-var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, stepFailure, stepCleanup}
-
-// open reads the artifact's header and verifies it.
-func (a *app) openArtifact(r io.Reader) (*artifact, error) {
-	if a.c.broken != nil { // it may name keys that artifacts must be signed with
-		return nil, withHint(refuse("no artifact is opened: %w", a.c.broken), "mend the file, or name another one with -c and -b")
-	}
-	keys, err := loadVerifyKeys(a.c.verifyKeys())
-	if err != nil {
-		return nil, err
-	}
-	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg, buffer: a.o.write.readAhead})
-}
+// standalone has the verbs that a person or a script gives, in the words of Mender's standalone mode.
+type standalone struct{ *app }
 
 // say prints a line of the standalone interface; programs that asked for JSON get none.
-func (a *app) say(format string, args ...any) {
+func (a standalone) say(format string, args ...any) {
 	if a.o.progress != "json" {
 		fmt.Fprintf(a.out, format+"\n", args...)
 	}
@@ -214,7 +25,7 @@ func (a *app) say(format string, args ...any) {
 
 // install is the verb: it opens the artifact, looks for reasons to refuse, and only then
 // begins an update.
-func (a *app) install(ctx context.Context, source string) error {
+func (a standalone) install(ctx context.Context, source string) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
@@ -254,7 +65,7 @@ func (a *app) install(ctx context.Context, source string) error {
 
 // takeUp goes on with an install that was cut off while its bytes came in, if it is of the
 // same source and can be; else it ends that, so that another can begin.
-func (a *app) takeUp(ctx context.Context, source string) (goesOn bool, err error) {
+func (a standalone) takeUp(ctx context.Context, source string) (goesOn bool, err error) {
 	u := a.rec.Update
 	f, err := a.newFlow()
 	if err != nil {
@@ -275,14 +86,14 @@ func (a *app) takeUp(ctx context.Context, source string) (goesOn bool, err error
 	return false, nil
 }
 
-func (a *app) notModified(err error) error {
+func (a standalone) notModified(err error) error {
 	a.say("Streaming failed.\nSystem not modified.")
 	return err
 }
 
 // installEmpty: an artifact without payload only changes what the device provides.
-func (a *app) installEmpty(ctx context.Context, f *flow) error {
-	if err := drain(f.art); err != nil {
+func (a standalone) installEmpty(ctx context.Context, f *flow) error {
+	if err := f.art.drain(); err != nil {
 		a.rec.Update = nil
 		return a.notModified(err)
 	}
@@ -292,25 +103,13 @@ func (a *app) installEmpty(ctx context.Context, f *flow) error {
 	return a.outcome(f, f.advance(ctx))
 }
 
-// fetch opens the artifact from its start: the one of a.src, else of the update in progress.
-func (a *app) fetch(ctx context.Context) (*artifact, error) {
-	if a.src == nil {
-		a.src = a.source(a.rec.Update.Source)
-	}
-	r, err := a.src.from(ctx, 0)
-	if err != nil {
-		return nil, err
-	}
-	return a.openArtifact(r)
-}
-
 // errNothing: exit code 2 of commit, rollback and resume.
 func errNothing() error {
 	return &codedError{code: exitNothing, err: errors.New("no update in progress")}
 }
 
 // pending opens the state and the flow of the standalone update in progress.
-func (a *app) pending() (*flow, *update, error) {
+func (a standalone) pending() (*flow, *update, error) {
 	if err := a.openState(); err != nil {
 		return nil, nil, err
 	}
@@ -326,7 +125,7 @@ func (a *app) pending() (*flow, *update, error) {
 	return f, u, err
 }
 
-func (a *app) commit(ctx context.Context) error {
+func (a standalone) commit(ctx context.Context) error {
 	f, u, err := a.pending()
 	if err != nil {
 		return err
@@ -347,7 +146,7 @@ func (a *app) commit(ctx context.Context) error {
 
 // booted refuses the commit of an image that has not been booted: that is an early command
 // and not a failed update, so nothing changes.
-func (a *app) booted(u *update) error {
+func (a standalone) booted(u *update) error {
 	if u.Type != "rootfs-image" {
 		return nil
 	}
@@ -358,7 +157,7 @@ func (a *app) booted(u *update) error {
 	return nil
 }
 
-func (a *app) rollback(ctx context.Context) error {
+func (a standalone) rollback(ctx context.Context) error {
 	f, u, err := a.pending()
 	if err != nil {
 		return err
@@ -383,7 +182,7 @@ func (a *app) rollback(ctx context.Context) error {
 	return a.outcome(f, f.advance(ctx))
 }
 
-func (a *app) resume(ctx context.Context) error {
+func (a standalone) resume(ctx context.Context) error {
 	f, u, err := a.pending()
 	if err != nil {
 		return err
@@ -394,7 +193,7 @@ func (a *app) resume(ctx context.Context) error {
 
 // outcome says how a run ended, in the words of Mender's standalone mode, and turns it into
 // an exit code.
-func (a *app) outcome(f *flow, p *pause) error {
+func (a standalone) outcome(f *flow, p *pause) error {
 	if p != nil && p.err != nil {
 		return p.err
 	}
@@ -431,7 +230,7 @@ func (f *flow) well(u *update, p *pause) bool {
 }
 
 // sayDone says what the run has done, or what it failed to do.
-func (a *app) sayDone(did deeds, p *pause) {
+func (a standalone) sayDone(did deeds, p *pause) {
 	if did.autoCommit && (did.committed || did.failed) {
 		a.say("Update Module doesn't support rollback. Committing immediately.")
 	}
@@ -453,7 +252,7 @@ func (a *app) sayDone(did deeds, p *pause) {
 }
 
 // sayState says, in one line, what has become of the system.
-func (a *app) sayState(did deeds, u *update, p *pause) {
+func (a standalone) sayState(did deeds, u *update, p *pause) {
 	var line []string
 	add := func(when bool, text string) {
 		if when {
@@ -480,12 +279,12 @@ func (a *app) sayState(did deeds, u *update, p *pause) {
 	}
 }
 
-func (a *app) rootfsOf(u *update) (*rootfs, bool) {
+func (a standalone) rootfsOf(u *update) (*rootfs, bool) {
 	return &rootfs{c: a.c, m: a.m, u: u, lg: a.lg}, u.Type == "rootfs-image"
 }
 
 // showArtifact and showProvides only read; they work while another mendlet runs.
-func (a *app) showArtifact() error {
+func (a standalone) showArtifact() error {
 	p, err := a.provides()
 	if err == nil {
 		fmt.Fprintln(a.out, p["artifact_name"])
@@ -493,9 +292,9 @@ func (a *app) showArtifact() error {
 	return err
 }
 
-func (a *app) showProvides() error {
+func (a standalone) showProvides() error {
 	p, err := a.provides()
-	for _, k := range sortedKeys(p) {
+	for _, k := range slices.Sorted(maps.Keys(p)) {
 		fmt.Fprintf(a.out, "%s=%s\n", k, p[k])
 	}
 	return err
@@ -503,7 +302,7 @@ func (a *app) showProvides() error {
 
 // provides reads what is installed. A device that has no name yet gets it now, if nobody
 // else holds the journal.
-func (a *app) provides() (map[string]string, error) {
+func (a standalone) provides() (map[string]string, error) {
 	rec, err := peekJournal(a.c.paths.ds, a.lg)
 	if err != nil || rec.Provides["artifact_name"] != "" {
 		return rec.Provides, err
@@ -512,28 +311,4 @@ func (a *app) provides() (map[string]string, error) {
 		return a.rec.Provides, nil
 	}
 	return map[string]string{"artifact_name": a.nameFromInfo()}, nil
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	var keys []string
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-// source finds what a person named.
-func (a *app) source(name string) *source {
-	switch {
-	case name == "-":
-		return &source{name: name, once: true, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
-			return io.NopCloser(a.in), sourceID{Name: name, Size: -1}, nil
-		}}
-	case isURL(name):
-		return a.urlSource(name)
-	}
-	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
-		return openFile(name, off, want)
-	}}
 }

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -27,21 +26,19 @@ var errLoop = errors.New("the update went through too many steps")
 // flow is one run through the steps of an update. What differs between a standalone and a
 // managed update is data: update.Managed, and whether there is someone to report to.
 type flow struct {
-	c       *config
-	m       *machine
 	lg      *logger
 	j       *journalFile
 	rec     *record
-	opt     writeOptions
 	handler payloadHandler
 	scripts *scripts
 	art     *artifact
-	app     *app
 	ended   *update // the update of this run, once it has left the journal
 	did     deeds
 
 	stopBefore []step
-	fetch      func(ctx context.Context) (*artifact, error)   // managed: opens what is deployed
+	newHandler func(kind string, u *update) (payloadHandler, error)
+	deviceType func() (string, error)
+	fetch      func(ctx context.Context) (*artifact, error)   // opens the artifact from its start
 	tell       func(ctx context.Context, status string) error // managed: reports a status
 	finish     func(ctx context.Context, success bool) error  // managed: final status and log
 	relogin    func(ctx context.Context) error                // managed: a new authentication before the commit
@@ -283,7 +280,7 @@ func (f *flow) stream(ctx context.Context) error {
 			return err
 		}
 		if u.Type == "" {
-			return drain(f.art)
+			return f.art.drain()
 		}
 		err := f.handler.download(ctx, f.art)
 		if !errors.Is(err, errStartOver) {
@@ -757,17 +754,15 @@ func (f *flow) restartAt() step {
 	return u.Step
 }
 
-// bootID is a number that the kernel makes up at each boot (random(4)); "" if unknown.
-func (m *machine) bootID() string {
-	id, _ := os.ReadFile(m.path("/proc/sys/kernel/random/boot_id"))
-	return strings.TrimSpace(string(id))
-}
-
 // take makes the artifact the one of the update, after every check that can be made before
 // something changes. Its scripts are put in place.
 func (f *flow) take(ctx context.Context, art *artifact) error {
-	u, a := f.rec.Update, f.app
-	if err := a.checkCompatible(art); err != nil {
+	u := f.rec.Update
+	t, err := f.deviceType()
+	if err == nil {
+		err = art.checkDepends(t, f.rec.Provides)
+	}
+	if err != nil {
 		return err
 	}
 	f.art = art
@@ -782,7 +777,7 @@ func (f *flow) take(ctx context.Context, art *artifact) error {
 		return err
 	}
 	if !art.Empty {
-		h, err := a.newHandler(art.PayloadType, u)
+		h, err := f.newHandler(art.PayloadType, u)
 		if err != nil {
 			return err
 		}
@@ -819,3 +814,5 @@ type payloadHandler interface {
 	// install or commit goes on instead of being rolled back.
 	resumable() bool
 }
+
+var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, stepFailure, stepCleanup}

@@ -91,15 +91,17 @@ type progress struct {
 	tenth int64
 }
 
-func (a *app) progress() func(done, total int64) {
-	p := &progress{mode: a.o.progress, w: os.Stderr, lg: a.lg, first: -1, tenth: -1}
+// newProgress gives what the writer calls; nil where nothing is to be shown. bar: a terminal may
+// have one. out is where a program reads JSON.
+func newProgress(mode string, quiet, bar bool, out io.Writer, lg *logger) func(done, total int64) {
+	p := &progress{mode: mode, w: os.Stderr, lg: lg, first: -1, tenth: -1}
 	switch {
 	case p.mode == "json":
-		p.w = a.out
-	case a.o.quiet || p.mode == "none":
+		p.w = out
+	case quiet || p.mode == "none":
 		return nil
 	case p.mode == "":
-		if p.mode = "lines"; isTerminal(os.Stderr) && a.o.log == "stderr" {
+		if p.mode = "lines"; bar && isTerminal(os.Stderr) {
 			p.mode = "bar"
 		}
 	}

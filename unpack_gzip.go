@@ -10,9 +10,6 @@ import (
 	"io"
 )
 
-// gzipWindow is how far back deflate can refer (RFC 1951, 2).
-const gzipWindow = 32 << 10
-
 // gunzip unpacks gzip members (RFC 1952) one after the other. It can be entered at a member
 // and at each block within.
 type gunzip struct {

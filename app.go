@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync/atomic"
+)
+
+// release is the version that this source is, or becomes: MAJOR.MINOR.PATCH, and in a source
+// tarball of what is not tagged "+HASH" too.
+//
+//go:embed VERSION
+var release string
+
+// version is set by the linker: -X main.version=…; else the build information has the commit.
+var version string
+
+// buildTime is set by the linker to the Unix time of the commit or SOURCE_DATE_EPOCH: the
+// clock of a device that runs this cannot be right when it shows less.
+var buildTime string
+
+// options are the flags of all verbs.
+type options struct {
+	config, fallback, logLevel, logFile, log, progress string
+	skipVerify, quiet, help, version                   bool
+	rebootExitCode, json                               bool
+	write                                              writeOptions
+	stopBefore                                         []string
+	net                                                netFlags
+	setup                                              setupFlags
+
+	paths   paths
+	trusted string
+	running string
+}
+
+// verb is a command. args says how many words it takes besides its options; -1 hands all
+// words on unparsed.
+type verb struct {
+	name, words, help string
+	args              int
+	flags             func(*flag.FlagSet, *options)
+	run               func(context.Context, *app, []string) error
+}
+
+func (o *options) mainConfig() string {
+	if o.config != "" {
+		return o.config
+	}
+	return o.paths.in(o.paths.conf, "mender.conf")
+}
+
+func (o *options) fallbackConfig() string {
+	if o.fallback != "" {
+		return o.fallback
+	}
+	p := defaultPaths()
+	return p.in(p.ds, "mender.conf")
+}
+
+// versionString is a release, "0.1.0", or what comes before it, "0.1.0+d8f7ea9", with ".dirty"
+// behind it where files were changed since: build metadata as semver.org, 10, has it.
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	info, _ := debug.ReadBuildInfo()
+	return buildVersion(strings.TrimSpace(release), info)
+}
+
+// buildVersion is the version of a program that a plain go build made; info may be nil.
+func buildVersion(release string, info *debug.BuildInfo) string {
+	if info == nil || strings.Contains(release, "+") {
+		return release
+	}
+	vcs := map[string]string{}
+	for _, s := range info.Settings {
+		vcs[s.Key] = s.Value
+	}
+	if hash := vcs["vcs.revision"]; hash != "" {
+		release += "+" + hash[:min(len(hash), 7)]
+		if vcs["vcs.modified"] == "true" {
+			release += ".dirty"
+		}
+	}
+	return release
+}
+
+// app is one run of the program: what the flags, the configuration and the machine say.
+type app struct {
+	c   *config
+	m   *machine
+	lg  *logger
+	o   *options
+	out io.Writer // stdout
+	in  io.Reader
+
+	openJournal func(ds string, lg *logger) (*journalFile, *record, error)
+	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
+	restart     func(context.Context) error         // restarts the machine; nil: really
+	urlSource   func(a *app, url string) *source
+	src         *source      // of the artifact being installed
+	fetched     atomic.Int64 // bytes of it that came over the network, managed
+	j           *journalFile
+	rec         *record
+}
+
+// openState takes the journal for this process and makes sure that the device has a name.
+func (a *app) openState() error {
+	var err error
+	if a.j, a.rec, err = a.openJournal(a.c.paths.ds, a.lg); err != nil {
+		return err
+	}
+	return a.nameDevice()
+}
+
+func (a *app) closeState() {
+	if a.src != nil {
+		a.src.close()
+	}
+	if a.j != nil {
+		a.j.st.Close()
+	}
+}
+
+// unknownName is the artifact name of a device that nothing is known about.
+const unknownName = "unknown"
+
+// nameDevice gives a device without a stored artifact name one: from the bootstrap
+// artifact, else from the artifact_info file of old clients, else "unknown". The bootstrap
+// file is used once and removed in any case.
+func (a *app) nameDevice() error {
+	path := a.c.paths.in(a.c.paths.ds, "bootstrap.mender")
+	if a.rec.Provides["artifact_name"] == "" {
+		provides, err := a.readBootstrap(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			a.lg.warnf("bootstrap artifact %q ignored: %v", path, err)
+		}
+		if provides == nil {
+			provides = map[string]string{"artifact_name": a.nameFromInfo()}
+		}
+		a.rec.Provides = provides
+		if err := a.j.save(a.rec); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		a.lg.warnf("%v", err)
+	}
+	return nil
+}
+
+// readBootstrap reads what the bootstrap artifact provides. It is not signed by design: it
+// only says what the image it came with is.
+func (a *app) readBootstrap(path string) (map[string]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	art, err := openArtifact(f, artifactOptions{lg: a.lg})
+	if err != nil {
+		return nil, err
+	}
+	if !art.Empty {
+		return nil, fmt.Errorf("it has a payload of type %q", art.PayloadType)
+	}
+	if err := a.checkCompatible(art); err != nil {
+		return nil, err
+	}
+	return mergeProvides(nil, art), art.drain()
+}
+
+func (a *app) nameFromInfo() string {
+	text, err := os.ReadFile(a.c.paths.in(a.c.paths.conf, "artifact_info"))
+	if err == nil {
+		for line := range strings.SplitSeq(string(text), "\n") {
+			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "artifact_name="); ok && name != "" {
+				return name
+			}
+		}
+	}
+	return unknownName
+}
+
+func (a *app) checkCompatible(art *artifact) error {
+	t, err := a.c.deviceType()
+	if err != nil {
+		return err
+	}
+	return art.checkDepends(t, a.rec.Provides)
+}
+
+// newHandler is the handler of a payload type. rootfs-image is built in, and a module of
+// that name is not looked at.
+func (a *app) newHandler(kind string, u *update) (payloadHandler, error) {
+	var h payloadHandler
+	if kind == "rootfs-image" {
+		h = &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src, save: func() error { return a.j.save(a.rec) }}
+	} else {
+		m, err := newModule(a.c, kind, a.lg)
+		if err != nil {
+			return nil, err
+		}
+		t, _ := a.c.deviceType()
+		h = moduleHandler{m, treeValues{a.rec.Provides["artifact_name"], a.rec.Provides["artifact_group"], t}}
+	}
+	if a.wrapHandler != nil {
+		h = a.wrapHandler(h)
+	}
+	return h, nil
+}
+
+// moduleHandler is an update module with what it is told about the device.
+type moduleHandler struct {
+	*module
+	current treeValues
+}
+
+func (h moduleHandler) prepare(_ context.Context, art *artifact) error {
+	return h.makeTree(art, h.current)
+}
+
+func (a *app) writeOptions() writeOptions {
+	w := a.o.write
+	w.progress = newProgress(a.o.progress, a.o.quiet, a.o.log == "stderr", a.out, a.lg)
+	return w
+}
+
+// newFlow is the flow for the update in the journal, if there is one.
+func (a *app) newFlow() (*flow, error) {
+	f := &flow{lg: a.lg, j: a.j, rec: a.rec, newHandler: a.newHandler, deviceType: a.c.deviceType,
+		scripts: newScripts(a.c, a.lg), bootID: a.m.bootID, fetch: a.fetch}
+	for _, s := range a.o.stopBefore {
+		if !slices.Contains(stopPoints, step(s)) {
+			return nil, usageError("--stop-before %q: want one of %v", s, stopPoints)
+		}
+		f.stopBefore = append(f.stopBefore, step(s))
+	}
+	if u := a.rec.Update; u != nil && u.Type != "" {
+		h, err := a.newHandler(u.Type, u)
+		if err != nil {
+			a.lg.errorf("%v", err) // every state of it will fail; a missing module must not wedge the device
+		} else {
+			f.handler = h
+		}
+	}
+	return f, nil
+}
+
+// open reads the artifact's header and verifies it.
+func (a *app) openArtifact(r io.Reader) (*artifact, error) {
+	if a.c.broken != nil { // it may name keys that artifacts must be signed with
+		return nil, withHint(refuse("no artifact is opened: %w", a.c.broken), "mend the file, or name another one with -c and -b")
+	}
+	keys, err := loadVerifyKeys(a.c.verifyKeys())
+	if err != nil {
+		return nil, err
+	}
+	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg, buffer: a.o.write.readAhead})
+}
+
+// fetch opens the artifact from its start: the one of a.src, else of the update in progress.
+func (a *app) fetch(ctx context.Context) (*artifact, error) {
+	if a.src == nil {
+		a.src = a.source(a.rec.Update.Source)
+	}
+	r, err := a.src.from(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	return a.openArtifact(r)
+}
+
+// source finds what a person named.
+func (a *app) source(name string) *source {
+	switch {
+	case name == "-":
+		return &source{name: name, once: true, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
+			return io.NopCloser(a.in), sourceID{Name: name, Size: -1}, nil
+		}}
+	case isURL(name):
+		return a.urlSource(a, name)
+	}
+	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+		return openFile(name, off, want)
+	}}
+}
+
+// nameUnsaved gives a device without a stored name the one that install would give it.
+func (a *app) nameUnsaved() {
+	if a.rec.Provides["artifact_name"] != "" {
+		return
+	}
+	var err error
+	if a.rec.Provides, err = a.readBootstrap(a.c.paths.in(a.c.paths.ds, "bootstrap.mender")); err != nil {
+		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
+	}
+}
