@@ -566,41 +566,6 @@ func openLockFile(file string) (*os.File, error) {
 	return f, err
 }
 
-func autoBootEnv(c *config, open envOpen, lg *logger) (bootEnv, error) {
-	if c.BootUtilitiesGetNextActivePart != "" && filepath.Base(c.BootUtilitiesGetNextActivePart) != "fw_printenv" {
-		return findTools(c, "", "") // someone chose it with care
-	}
-	copies, cerr := readEnvConfig(c.FwEnvConfig)
-	if cerr == nil {
-		if d := charDevice(copies); d != "" {
-			env, err := findFwTools(c)
-			if err != nil {
-				return nil, refuse("boot environment: %q is a character device (raw MTD or UBI), which is left to the tools: %w", d, err)
-			}
-			return env, nil
-		}
-		if canOpenAny(copies, open) {
-			return newNativeEnv(c.FwEnvConfig, copies, open, lg), nil
-		}
-	}
-	grub, gerr := openBootEnv(&config{BootEnv: "grub"}, open, lg)
-	if gerr == nil {
-		return grub, nil
-	}
-	if cerr == nil {
-		return newNativeEnv(c.FwEnvConfig, copies, open, lg), nil // its first use says what is missing
-	}
-	if !errors.Is(cerr, fs.ErrNotExist) {
-		return nil, cerr // the tools would read the same file
-	}
-	env, ferr := findFwTools(c)
-	if ferr == nil {
-		return env, nil
-	}
-	return nil, withHint(refuse("no boot environment found; tried: native: %w; grub: %w; fw_setenv: %w", cerr, gerr, ferr),
-		"write %q with a line DEVICE OFFSET SIZE for each copy of the U-Boot environment, or set FwEnvConfig or BootEnv in the configuration", c.FwEnvConfig)
-}
-
 func readEnvConfig(file string) ([]envCopy, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
