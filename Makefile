@@ -17,16 +17,56 @@ BUILD = CGO_ENABLED=0 $(GO) build $(GOFLAGS) -gcflags=all=-l $(HOT:%='-gcflags=%
 	-tags '$(TAGS)$(EXTRATAGS)' -ldflags '$(LDFLAGS)'
 TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softfloat linux/riscv64/
 
-.PHONY: all test test-cross demo bench bench-peers install install-modules clean cross nonet size fuzz rig reproducible mendlet
+# What finds mistakes by reading the code. It is not in go.mod, as the program does not need it.
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.PHONY: all mendlet check fmt vet staticcheck test test-race test-nonet test-32 test-bench test-cross demo bench \
+	bench-peers install install-modules cross nonet size fuzz reproducible packages rig clean
 
 all: mendlet
 
 mendlet:
 	$(BUILD) -o mendlet .
 
+# What a change must pass before it is sent; CONTRIBUTING.md says what else.
+check: fmt vet staticcheck test
+
+fmt:
+	@gofmt -l *.go rig | { ! grep .; } || { echo "not formatted; gofmt -w mends it"; exit 1; }
+
+vet:
+	$(GO) vet ./...
+	$(GO) vet -tags nonet ./...
+	GOARCH=arm $(GO) vet ./...
+	cd rig/bench && $(GO) vet .
+	cd rig/driver && $(GO) vet .
+
+# What one build does not use another may: both are looked at together.
+staticcheck:
+	printf 'net:\nnonet: -tags=nonet\n' | $(GO) run $(STATICCHECK) -matrix ./...
+	cd rig/bench && $(GO) run $(STATICCHECK) .
+	cd rig/driver && $(GO) run $(STATICCHECK) .
+
 test:
 	$(GO) vet ./...
 	$(GO) test $(GOFLAGS) $(TESTFLAGS) ./...
+
+test-race:
+	$(GO) test -race -short -timeout 40m .
+
+# The recovery build runs the same tests, less the network's.
+test-nonet:
+	$(GO) test -tags nonet -short -timeout 30m ./...
+
+# The tests as a program for 32 bits, and an image of 5 GiB in it.
+test-32:
+	@[ "$$($(GO) env GOHOSTARCH)" = amd64 ] || { echo "skipped: not amd64"; exit 0; }; set -ex; \
+	export GOARCH=386 CGO_ENABLED=0; \
+	$(GO) test -short -timeout 30m .; $(GO) test -run TestBeyond4GiB .
+
+# The comparison with other updaters has tests of its own.
+test-bench:
+	cd rig/bench && $(GO) test .
 
 demo: mendlet
 	@sh rig/demo.sh ./mendlet testdata
@@ -76,6 +116,10 @@ reproducible:
 FUZZTIME ?= 10s
 fuzz:
 	@sh rig/fuzz.sh '$(GO)' $(FUZZTIME)
+
+# Debian packages that the tests want; needs root. Tests say what they skip without them.
+packages:
+	@sh rig/packages.sh
 
 # A/B device in QEMU with real U-Boot and kernel; needs root and Debian.
 rig:

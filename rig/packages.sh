@@ -1,0 +1,14 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Installs the Debian packages that the tests want. rig/build.sh and rig/bench-peers.sh install what
+# they alone need.
+set -eu
+if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+	echo "skipped: not root or no apt-get"
+	exit 0
+fi
+apt-get update -qq || echo "apt-get update failed; going on with what is here"
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	mender-artifact mender-client libubootenv-tool u-boot-tools openssl busybox-static xz-utils zstd \
+	gdisk fdisk mount e2fsprogs util-linux strace qemu-user-static rpm jq > /dev/null ||
+	echo "some packages are missing: their tests will say what they skip"
