@@ -271,9 +271,6 @@ func parseManifest(text []byte) (map[string][32]byte, error) {
 // unprintable tells blanks and control characters.
 func unprintable(r rune) bool { return r <= ' ' || r == 0x7f }
 
-// clip shortens what goes into a message.
-func clip(b []byte) []byte { return b[:min(len(b), 120)] }
-
 // readHeader unpacks and parses the header tar.
 func (a *artifact) readHeader(stored []byte, kind string) error {
 	in := newInput(bytes.NewReader(stored), 0, 32<<10)

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -194,15 +193,6 @@ func compressionOf(name, stem string) (kind string, ok bool) {
 	return kind, ok
 }
 
-func allZero(p []byte) bool {
-	for _, c := range p {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // source is where an artifact comes from: a file, a URL, a deployment, standard input.
 type source struct {
 	name string
@@ -214,12 +204,6 @@ type source struct {
 	id   sourceID
 	in   io.ReadCloser // what was opened last
 }
-
-// errChanged: other bytes stand where those of before stood. What was fetched is of no use.
-var errChanged = errors.New("the artifact at the source has changed")
-
-// errStartOver: what an interrupted install left cannot be gone on with.
-var errStartOver = errors.New("the install starts over")
 
 // from opens the source at off; the reader before it is closed.
 func (s *source) from(ctx context.Context, off int64) (io.Reader, error) {

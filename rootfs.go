@@ -15,16 +15,6 @@ import (
 	"syscall"
 )
 
-// The names of Mender's boot environment contract.
-const (
-	varBootPart    = "mender_boot_part"
-	varBootPartHex = "mender_boot_part_hex"
-	varUpgrade     = "upgrade_available"
-	varBootcount   = "bootcount"
-	varCanaryCheck = "mender_check_saveenv_canary"
-	varCanary      = "mender_saveenv_canary"
-)
-
 // rootfs is the payload handler of type rootfs-image: an image for the idle slot.
 type rootfs struct {
 	c    *config

@@ -29,11 +29,7 @@ func (a standalone) install(ctx context.Context, source string) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	if source != "-" && !isURL(source) {
-		if abs, err := filepath.Abs(source); err == nil {
-			source = abs // a later run may have another working directory
-		}
-	}
+	source = lasting(source)
 	if u := a.rec.Update; u != nil && !u.Managed && u.Step == stepDownload {
 		if goesOn, err := a.takeUp(ctx, source); goesOn || err != nil {
 			return err

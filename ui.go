@@ -157,5 +157,3 @@ func (p *progress) speed(now time.Time, done, total int64) (rate float64, left t
 	}
 	return rate, left
 }
-
-func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }

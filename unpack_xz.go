@@ -149,7 +149,7 @@ func (z *unxz) blockHeader(n int) error {
 	if _, err := io.ReadFull(r, filter[:]); err != nil || filter[0] != 0x21 || filter[1] != 1 || filter[2] > 40 {
 		return bad("want the one filter LZMA2 and no other")
 	}
-	if pad := h[n-4-r.Len() : n-4]; !allZero(pad) {
+	if pad := h[n-4-r.Len() : n-4]; bytes.Count(pad, []byte{0}) < len(pad) {
 		return bad("padding is not zero")
 	}
 	z.now = restartPoint{Kind: "xz", File: at, Out: z.out, Fresh: true, Check: z.check}
@@ -207,7 +207,7 @@ func (z *unxz) blockEnd() error {
 	if _, err := io.ReadFull(z.in, end); err != nil {
 		return noEOF(err)
 	}
-	if !allZero(end[:pad]) {
+	if bytes.Count(end[:pad], []byte{0}) < int(pad) {
 		return fmt.Errorf("offset %d: padding of the xz block is not zero", z.in.offset())
 	}
 	if z.check == xzCRC32 && binary.LittleEndian.Uint32(end[pad:]) != z.crc {
