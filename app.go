@@ -456,3 +456,27 @@ func closest(word string, names []string) (near string) {
 	}
 	return near
 }
+
+// slips counts the letters to add, leave out, change or swap with the next one until a is b.
+func slips(a, b string) int {
+	var before []int // the row two up
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		next := make([]int, len(b)+1)
+		next[0] = i
+		for j := 1; j <= len(b); j++ {
+			next[j] = min(row[j], next[j-1], row[j-1]) + 1
+			if a[i-1] == b[j-1] {
+				next[j] = row[j-1]
+			}
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				next[j] = min(next[j], before[j-2]+1)
+			}
+		}
+		before, row = row, next
+	}
+	return row[len(b)]
+}
