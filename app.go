@@ -135,7 +135,7 @@ func (a *app) closeState() {
 		a.src.close()
 	}
 	if a.j != nil {
-		a.j.st.Close()
+		a.j.close()
 	}
 }
 
@@ -405,7 +405,7 @@ func newApp(o *options, lg *logger, in io.Reader, out io.Writer,
 	c.SkipVerify = c.SkipVerify || o.skipVerify
 	c.extraRoots = o.trusted
 	return &app{c: c, lg: lg, o: o, in: in, out: out, openJournal: openJournal, urlSource: urlSource,
-		m: &machine{running: running, open: openStorage}}, nil
+		m: newMachine(running)}, nil
 }
 
 func setUpLog(o *options, lg *logger) (err error) {
@@ -479,4 +479,20 @@ func slips(a, b string) int {
 		before, row = row, next
 	}
 	return row[len(b)]
+}
+
+// stopPoints are what --stop-before takes.
+var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, stepFailure, stepCleanup}
+
+// provides reads what is installed. A device that has no name yet gets it now, if nobody
+// else holds the journal.
+func (a *app) provides() (map[string]string, error) {
+	rec, err := peekJournal(a.c.paths.ds, a.lg)
+	if err != nil || rec.Provides["artifact_name"] != "" {
+		return rec.Provides, err
+	}
+	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, "bootstrap.mender")); serr == nil && a.openState() == nil {
+		return a.rec.Provides, nil
+	}
+	return map[string]string{"artifact_name": a.nameFromInfo()}, nil
 }

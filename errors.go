@@ -182,3 +182,19 @@ var errStartOver = errors.New("the install starts over")
 
 // errAborted: the server says that the deployment was aborted (409).
 var errAborted = errors.New("the deployment was aborted on the server")
+
+// writerSink prefixes each line for people, as "mendlet: warning: …".
+func writerSink(w io.Writer) logSink {
+	return func(level logLevel, msg string) {
+		tag := ""
+		if level != levelInfo && !strings.HasPrefix(msg, "hint: ") {
+			tag = levelNames[level] + ": "
+		}
+		fmt.Fprintf(w, "mendlet: %s%s\n", tag, msg)
+	}
+}
+
+// newLogger writes to w, and no debugging.
+func newLogger(w io.Writer) *logger {
+	return &logger{level: levelInfo, sinks: []logSink{writerSink(w)}}
+}

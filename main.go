@@ -149,7 +149,7 @@ func main() {
 
 // run is the whole program but for what belongs to the process: it returns the exit code.
 func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
-	lg := &logger{level: levelInfo, sinks: []logSink{writerSink(errw)}}
+	lg := newLogger(errw)
 	o := newOptions()
 	if name := filepath.Base(args[0]); name == "fw_printenv" || name == "fw_setenv" {
 		c, err := loadConfig(o.paths, configFile{path: o.mainConfig()}, configFile{path: o.fallbackConfig()}, nil)
@@ -158,7 +158,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 			return exitCode(err)
 		}
 		lg.level = levelWarning
-		return fwCommand(name, args[1:], c, openStorage, in, out, errw, lg)
+		return fwCommand(name, args[1:], c, in, out, errw, lg)
 	}
 	err := dispatch(ctx, args, o, lg, &patientReader{ctx: ctx, src: in}, out)
 	if errors.Is(err, context.Canceled) && exitCode(err) == exitFailed {
@@ -282,7 +282,7 @@ func verbHelp(v verb, out io.Writer) error {
 	fmt.Fprintf(out, "usage: mendlet %s\n%s\n", strings.TrimSpace(v.name+" [options] "+v.words), v.help)
 	if v.flags != nil {
 		fs := flag.NewFlagSet(v.name, flag.ContinueOnError)
-		v.flags(fs, &options{write: defaultWriteOptions()})
+		v.flags(fs, newOptions())
 		fmt.Fprintln(out, "\nOptions:")
 		flagHelp(out, fs)
 	}

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -294,17 +292,4 @@ func (a standalone) showProvides() error {
 		fmt.Fprintf(a.out, "%s=%s\n", k, p[k])
 	}
 	return err
-}
-
-// provides reads what is installed. A device that has no name yet gets it now, if nobody
-// else holds the journal.
-func (a standalone) provides() (map[string]string, error) {
-	rec, err := peekJournal(a.c.paths.ds, a.lg)
-	if err != nil || rec.Provides["artifact_name"] != "" {
-		return rec.Provides, err
-	}
-	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, "bootstrap.mender")); serr == nil && a.openState() == nil {
-		return a.rec.Provides, nil
-	}
-	return map[string]string{"artifact_name": a.nameFromInfo()}, nil
 }

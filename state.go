@@ -811,5 +811,3 @@ type payloadHandler interface {
 	// install or commit goes on instead of being rolled back.
 	resumable() bool
 }
-
-var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, stepFailure, stepCleanup}
