@@ -163,11 +163,11 @@ func (in *input) need(n int) ([]byte, error) {
 const gzipWindow = 32 << 10
 
 // unpacker decompresses one section of the input. Read gives io.EOF only where the
-// compressed data ends as it must. restart gives the latest point at or before what Read
-// has given.
+// compressed data ends as it must. latestRestart gives the latest point at or before
+// what Read has given.
 type unpacker interface {
 	io.Reader
-	restart() (restartPoint, bool)
+	latestRestart() (restartPoint, bool)
 }
 
 // unpackLimits bound what compressed data may ask for, in bytes.

@@ -183,7 +183,7 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 		start = int64(len(w.head))
 	}
 	if r.again() && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
-		w.checkpoint, w.mark = r.keepCheckpoint, a.restart
+		w.checkpoint, w.mark = r.keepCheckpoint, a.latestRestart
 	}
 	if err := r.stream(ctx, w, a, start); err != nil {
 		var target *targetError
