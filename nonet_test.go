@@ -20,7 +20,8 @@ func TestLeftOutVerbs(t *testing.T) {
 		"what":        "unknown verb \"what\"",
 	} {
 		var out, errw bytes.Buffer
-		code := run(context.Background(), append([]string{"mendlet"}, strings.Fields(words)...), strings.NewReader(""), &out, &errw)
+		args := append([]string{"mendlet"}, strings.Fields(words)...)
+		code := run(context.Background(), args, strings.NewReader(""), &out, &errw)
 		if code != exitUsage || !strings.Contains(errw.String(), want) {
 			t.Errorf("%s: got exit code %d, %q, want %d, %q", words, code, errw.String(), exitUsage, want)
 		}

@@ -121,23 +121,31 @@ func TestPackTypeInfo(t *testing.T) {
 	const sum = `"rootfs-image.checksum":"98ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4"`
 	const all = `"artifact_group","rootfs_image_checksum","rootfs-image.*"`
 	for args, want := range map[string]string{
-		"":                              `{"artifact_provides":{` + sum + `,"rootfs-image.version":"rel"},"clears_artifact_provides":[` + all + `]`,
-		"--software-name sn":            `{"artifact_provides":{` + sum + `,"rootfs-image.sn.version":"rel"},"clears_artifact_provides":["rootfs-image.sn.*"]`,
-		"--software-filesystem fs":      `{"artifact_provides":{"fs.version":"rel",` + sum + `},"clears_artifact_provides":["fs.*"]`,
+		"": `{"artifact_provides":{` + sum + `,"rootfs-image.version":"rel"},` +
+			`"clears_artifact_provides":[` + all + `]`,
+		"--software-name sn": `{"artifact_provides":{` + sum + `,"rootfs-image.sn.version":"rel"},` +
+			`"clears_artifact_provides":["rootfs-image.sn.*"]`,
+		"--software-filesystem fs": `{"artifact_provides":{"fs.version":"rel",` + sum + `},` +
+			`"clears_artifact_provides":["fs.*"]`,
 		"--no-default-software-version": `{"artifact_provides":{` + sum + `}`,
 		"--no-default-clears-provides":  `{"artifact_provides":{` + sum + `,"rootfs-image.version":"rel"}`,
-		"--no-checksum-provide --clears-provides x* -dk:v": `{"artifact_depends":{"k":"v"},"artifact_provides":{"rootfs-image.version":"rel"},"clears_artifact_provides":["x*",` + all + `]`,
-		"-p rootfs-image.version:zz":                       `{"artifact_provides":{` + sum + `,"rootfs-image.version":"zz"},"clears_artifact_provides":[` + all + `]`,
-		"-T mod -p a:b:c":                                  `{"artifact_provides":{"a":"b:c","rootfs-image.mod.version":"rel"},"clears_artifact_provides":["rootfs-image.mod.*"]`,
-		"-T mod --software-name sn --software-version 9":   `{"artifact_provides":{"rootfs-image.sn.version":"9"},"clears_artifact_provides":["rootfs-image.sn.*"]`,
-		"-T mod --no-default-software-version":             `{`,
+		"--no-checksum-provide --clears-provides x* -dk:v": `{"artifact_depends":{"k":"v"},"artifact_provides":{"rootfs-image.version":"rel"},` +
+			`"clears_artifact_provides":["x*",` + all + `]`,
+		"-p rootfs-image.version:zz": `{"artifact_provides":{` + sum + `,"rootfs-image.version":"zz"},` +
+			`"clears_artifact_provides":[` + all + `]`,
+		"-T mod -p a:b:c": `{"artifact_provides":{"a":"b:c","rootfs-image.mod.version":"rel"},` +
+			`"clears_artifact_provides":["rootfs-image.mod.*"]`,
+		"-T mod --software-name sn --software-version 9": `{"artifact_provides":{"rootfs-image.sn.version":"9"},` +
+			`"clears_artifact_provides":["rootfs-image.sn.*"]`,
+		"-T mod --no-default-software-version": `{`,
 	} {
 		args = strings.ReplaceAll(args, "-dk:v", "-d k:v")
 		typ := "rootfs-image"
 		if strings.Contains(args, "-T mod") {
 			typ = "mod"
 		}
-		a, _, err := readAll(packed(t, append(strings.Fields(args), "-n", "rel", "-c", "dev", "-f", img)...), artifactOptions{})
+		made := packed(t, append(strings.Fields(args), "-n", "rel", "-c", "dev", "-f", img)...)
+		a, _, err := readAll(made, artifactOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -248,7 +256,8 @@ func TestSigningKeys(t *testing.T) {
 
 func TestPackUsage(t *testing.T) {
 	var help bytes.Buffer
-	if err := packCommand([]string{"--help"}, &help, nil); err != nil || !strings.Contains(help.String(), "\n  -n, --name, --artifact-name NAME\n") {
+	err := packCommand([]string{"--help"}, &help, nil)
+	if err != nil || !strings.Contains(help.String(), "\n  -n, --name, --artifact-name NAME\n") {
 		t.Errorf("help: %v\n%s", err, help.String())
 	}
 	img := writeTemp(t, "img", []byte("hi"))
@@ -256,21 +265,26 @@ func TestPackUsage(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out")
 	for _, args := range []string{
 		"", "-n rel -c dev", "-n rel -c dev -f " + img, "-n rel -f " + img + " -o " + out, "-n rel -c dev -o " + out,
-		"-n rel -c dev -o " + out + " -T ../x -f " + img, "-n rel -c dev -T -x -o " + out, "-n rel -c dev -T m -f " + img + " -f " + img + " -o " + out,
-		"-n rel -c dev --compression zip -f " + img + " -o " + out, "--bootstrap -n rel -c dev -f " + img + " -o " + out,
-		"-n rel -c dev -f " + img + " -o " + out + " surplus", "-n rel -c dev -p novalue -f " + img + " -o " + out, "--what",
+		"-n rel -c dev -o " + out + " -T ../x -f " + img, "-n rel -c dev -T -x -o " + out,
+		"-n rel -c dev -T m -f " + img + " -f " + img + " -o " + out,
+		"-n rel -c dev --compression zip -f " + img + " -o " + out,
+		"--bootstrap -n rel -c dev -f " + img + " -o " + out,
+		"-n rel -c dev -f " + img + " -o " + out + " surplus",
+		"-n rel -c dev -p novalue -f " + img + " -o " + out, "--what",
 	} {
 		if err := packCommand(strings.Fields(args), os.Stdout, nil); exitCode(err) != exitUsage {
 			t.Errorf("pack %s: %v, want a usage error", args, err)
 		}
 	}
-	if err := packCommand([]string{"-n", "rel", "-c", "dev", "-f", bad, "-o", out}, os.Stdout, nil); exitCode(err) != exitUsage {
+	err = packCommand([]string{"-n", "rel", "-c", "dev", "-f", bad, "-o", out}, os.Stdout, nil)
+	if exitCode(err) != exitUsage {
 		t.Errorf("pack %q: %v", bad, err)
 	}
 	if _, err := os.Stat(out); err == nil {
 		t.Error("a refused pack left its output")
 	}
-	if err := packCommand([]string{"-n", "rel", "-c", "dev", "-f", img + "-none", "-o", out}, os.Stdout, nil); err == nil {
+	err = packCommand([]string{"-n", "rel", "-c", "dev", "-f", img + "-none", "-o", out}, os.Stdout, nil)
+	if err == nil {
 		t.Error("a missing file was packed")
 	}
 	if l, _ := filepath.Glob(filepath.Join(filepath.Dir(out), "*")); len(l) > 0 {
