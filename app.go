@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"unicode/utf8"
 )
 
 // release is the version that this source is, or becomes: MAJOR.MINOR.PATCH, and in a source
@@ -51,6 +53,10 @@ type verb struct {
 	args              int
 	flags             func(*flag.FlagSet, *options)
 	run               func(context.Context, *app, []string) error
+}
+
+func newOptions() *options {
+	return &options{paths: defaultPaths(), log: "stderr", write: defaultWriteOptions()}
 }
 
 func (o *options) mainConfig() string {
@@ -129,7 +135,7 @@ func (a *app) closeState() {
 		a.src.close()
 	}
 	if a.j != nil {
-		a.j.st.Close()
+		a.j.close()
 	}
 }
 
@@ -282,6 +288,14 @@ func (a *app) fetch(ctx context.Context) (*artifact, error) {
 	return a.openArtifact(r)
 }
 
+// lasting is the name of a source in any working directory.
+func lasting(source string) string {
+	if abs, err := filepath.Abs(source); err == nil && source != "-" && !isURL(source) {
+		return abs
+	}
+	return source
+}
+
 // source finds what a person named.
 func (a *app) source(name string) *source {
 	switch {
@@ -306,4 +320,179 @@ func (a *app) nameUnsaved() {
 	if a.rec.Provides, err = a.readBootstrap(a.c.paths.in(a.c.paths.ds, "bootstrap.mender")); err != nil {
 		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
 	}
+}
+
+func progressFlag(fs *flag.FlagSet, o *options) {
+	fs.StringVar(&o.progress, "progress", "", "`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
+}
+
+// unknownOption is what to say of an error from parsing the options of a verb, or before one.
+func unknownOption(fs *flag.FlagSet, verb string, err error) error {
+	prefix, see := "", "'mendlet --help' lists what there is"
+	if verb != "" {
+		prefix, see = verb+": ", fmt.Sprintf("see 'mendlet %s --help'", verb)
+	}
+	given, unknown := strings.CutPrefix(err.Error(), "flag provided but not defined: -")
+	if !unknown {
+		return usageError("%s%w; %s", prefix, err, see)
+	}
+	var names []string
+	fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
+	err = usageError("%sunknown option %q; %s", prefix, dashed(given), see)
+	if near := closest(given, names); near != "" {
+		err = withHint(err, "did you mean %s?", dashed(near))
+	}
+	return err
+}
+
+// dashed is an option's name as it is written.
+func dashed(name string) string { return strings.Repeat("-", min(len(name), 2)) + name }
+
+// flagHelp prints each option with all its names, which have the same text, and its default.
+func flagHelp(out io.Writer, fs *flag.FlagSet) {
+	names := map[string][]string{}
+	fs.VisitAll(func(f *flag.Flag) { names[f.Usage] = append(names[f.Usage], f.Name) })
+	fs.VisitAll(func(f *flag.Flag) {
+		all := names[f.Usage]
+		if all[0] != f.Name {
+			return
+		}
+		slices.SortStableFunc(all, func(a, b string) int { return len(a) - len(b) })
+		for i, n := range all {
+			all[i] = dashed(n)
+		}
+		value, text := flag.UnquoteUsage(f)
+		if d := f.DefValue; d != "" && d != "0" && d != "0s" && d != "false" {
+			text += " (" + strings.ReplaceAll(strings.Replace(d, "m0s", "m", 1), "h0m", "h") + ")"
+		}
+		line := fmt.Sprintf("  %-26s", strings.TrimSpace(strings.Join(all, ", ")+" "+value))
+		if len(line) > 28 {
+			fmt.Fprintln(out, line)
+			line = strings.Repeat(" ", 28)
+		}
+		for word := range strings.FieldsSeq(text) {
+			if utf8.RuneCountInString(line+" "+word) > 80 {
+				fmt.Fprintln(out, line)
+				line = strings.Repeat(" ", 28)
+			}
+			line += " " + word
+		}
+		fmt.Fprintln(out, line)
+	})
+}
+
+func newApp(o *options, lg *logger, in io.Reader, out io.Writer,
+	urlSource func(*app, string) *source) (*app, error) {
+	running := strings.ToLower(o.running)
+	if !slices.Contains([]string{"", "a", "b", "none"}, running) {
+		return nil, usageError("--running %q: want A, B or none", o.running)
+	}
+	if !slices.Contains([]string{"", "bar", "lines", "json", "none"}, o.progress) {
+		return nil, usageError("--progress %q: want bar, lines, json or none", o.progress)
+	}
+	if err := setUpLog(o, lg); err != nil {
+		return nil, err
+	}
+	c, err := loadConfig(o.paths, configFile{o.mainConfig(), o.config != ""}, configFile{o.fallbackConfig(), o.fallback != ""}, lg)
+	if err != nil {
+		return nil, err
+	}
+	if level, err := parseLevel(c.DaemonLogLevel); err != nil {
+		lg.warnf("DaemonLogLevel: %v", err)
+	} else if o.logLevel == "" && !o.quiet {
+		lg.level = level
+	}
+	c.SkipVerify = c.SkipVerify || o.skipVerify
+	c.extraRoots = o.trusted
+	return &app{c: c, lg: lg, o: o, in: in, out: out, openJournal: openJournal, urlSource: urlSource,
+		m: newMachine(running)}, nil
+}
+
+func setUpLog(o *options, lg *logger) (err error) {
+	if o.quiet {
+		lg.level = levelWarning
+	}
+	if o.logLevel != "" {
+		if lg.level, err = parseLevel(o.logLevel); err != nil {
+			return err
+		}
+	}
+	var sink logSink
+	switch o.log {
+	case "stderr":
+	case "kmsg":
+		sink, err = kmsgSink()
+	case "syslog":
+		sink, err = syslogSink()
+	default:
+		return usageError("--log %q: want stderr, kmsg or syslog", o.log)
+	}
+	if err != nil {
+		lg.warnf("--log %s: %v; logging to stderr", o.log, err)
+	} else if sink != nil {
+		lg.sinks = []logSink{sink}
+	}
+	if o.logFile != "" {
+		f, err := os.OpenFile(o.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+		if err != nil {
+			return fmt.Errorf("log file: %w", err)
+		}
+		lg.sinks = append(lg.sinks, writerSink(f))
+	}
+	return nil
+}
+
+// closest is the name that takes the fewest slips of the hand to become word; "" if that is
+// more than one in three letters.
+func closest(word string, names []string) (near string) {
+	best := 1 + min(len(word)/3, 3)
+	for _, n := range names {
+		if len(word) > 2*len(n) { // far, and no reason to count
+			continue
+		}
+		if d := slips(word, n); d < best {
+			near, best = n, d
+		}
+	}
+	return near
+}
+
+// slips counts the letters to add, leave out, change or swap with the next one until a is b.
+func slips(a, b string) int {
+	var before []int // the row two up
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		next := make([]int, len(b)+1)
+		next[0] = i
+		for j := 1; j <= len(b); j++ {
+			next[j] = min(row[j], next[j-1], row[j-1]) + 1
+			if a[i-1] == b[j-1] {
+				next[j] = row[j-1]
+			}
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				next[j] = min(next[j], before[j-2]+1)
+			}
+		}
+		before, row = row, next
+	}
+	return row[len(b)]
+}
+
+// stopPoints are what --stop-before takes.
+var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, stepFailure, stepCleanup}
+
+// provides reads what is installed. A device that has no name yet gets it now, if nobody
+// else holds the journal.
+func (a *app) provides() (map[string]string, error) {
+	rec, err := peekJournal(a.c.paths.ds, a.lg)
+	if err != nil || rec.Provides["artifact_name"] != "" {
+		return rec.Provides, err
+	}
+	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, "bootstrap.mender")); serr == nil && a.openState() == nil {
+		return a.rec.Provides, nil
+	}
+	return map[string]string{"artifact_name": a.nameFromInfo()}, nil
 }

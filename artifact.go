@@ -271,9 +271,6 @@ func parseManifest(text []byte) (map[string][32]byte, error) {
 // unprintable tells blanks and control characters.
 func unprintable(r rune) bool { return r <= ' ' || r == 0x7f }
 
-// clip shortens what goes into a message.
-func clip(b []byte) []byte { return b[:min(len(b), 120)] }
-
 // readHeader unpacks and parses the header tar.
 func (a *artifact) readHeader(stored []byte, kind string) error {
 	in := newInput(bytes.NewReader(stored), 0, 32<<10)
@@ -645,14 +642,14 @@ func (f *payloadFile) verify(sum [32]byte) error {
 // file if the manifest names none, is not read.
 func (f *payloadFile) skip() { f.done, f.a.ended = true, true }
 
-// restart gives the latest point, at or before what was read of the current payload file, at
-// which resumePayload can go on. Points whose window would reach back before the file's
+// latestRestart gives the latest point, at or before what was read of the current payload file, at which
+// resumePayload can go on. Points whose window would reach back before the file's
 // first byte are left out, so that the window is always part of the file.
-func (a *artifact) restart() (restartPoint, bool) {
+func (a *artifact) latestRestart() (restartPoint, bool) {
 	if a.un == nil || a.file == nil {
 		return restartPoint{}, false
 	}
-	p, ok := a.un.restart()
+	p, ok := a.un.latestRestart()
 	from := a.file.TarOffset
 	if !p.Fresh {
 		from += gzipWindow

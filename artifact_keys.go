@@ -73,8 +73,8 @@ func parsePublicKey(der []byte) (crypto.PublicKey, error) {
 // checkRSA refuses, when the key is read, what crypto/rsa would refuse at each signature, and
 // moduli over maxRSA. The smallest size is not left to crypto/rsa: GODEBUG can lift its rule.
 func checkRSA(k *rsa.PublicKey) error {
-	if bits := k.N.BitLen(); bits < 1024 || bits > maxRSA || k.N.Bit(0) == 0 {
-		return fmt.Errorf("rsa modulus of %d bits, last bit %d: want an odd one of 1024 to %d bits", bits, k.N.Bit(0), maxRSA)
+	if bits, last := k.N.BitLen(), k.N.Bit(0); bits < 1024 || bits > maxRSA || last == 0 {
+		return fmt.Errorf("rsa modulus of %d bits, last bit %d: want an odd one of 1024 to %d bits", bits, last, maxRSA)
 	}
 	if k.E < 3 || k.E&1 == 0 || k.E > 1<<31-1 {
 		return fmt.Errorf("rsa exponent %d: want an odd one from 3 to 2147483647", k.E)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // BenchmarkUnpackZstd is what BenchmarkUnpack is, with the artifact made here: pack writes no zstd.
@@ -47,6 +48,35 @@ tar --format=ustar --owner=0 --group=0 -cf - version manifest header.tar data/00
 		b.Fatal(err)
 	}
 	return out
+}
+
+// benchAgainst unpacks packed, which is size bytes, by an unpacker of our own and by a library's in turn, and reports
+// the speed of the first and its time as a part of the other's: what else the machine does falls on both.
+func benchAgainst(b *testing.B, kind string, packed []byte, size int, library func(io.Reader) (io.Reader, error)) {
+	buf := make([]byte, 64<<10)
+	timed := func(r io.Reader, err error) time.Duration {
+		start, n := time.Now(), 0
+		for err == nil {
+			var k int
+			k, err = r.Read(buf)
+			n += k
+		}
+		if err != io.EOF || n != size {
+			b.Fatal(n, err)
+		}
+		return time.Since(start)
+	}
+	var own, other time.Duration
+	for b.Loop() {
+		in := newInput(bytes.NewReader(packed), 0, inputBuffer)
+		in.section(int64(len(packed)))
+		u, err := newUnpacker(kind, in, unpackLimits{dict: 64 << 20})
+		own += timed(u, err)
+		other += timed(library(bytes.NewReader(packed)))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(size)*float64(b.N)/own.Seconds()/1e6, "MB/s")
+	b.ReportMetric(own.Seconds()/other.Seconds(), "of-the-library's-time")
 }
 
 // BenchmarkVerify is the way from the first byte to the verified header.

@@ -19,6 +19,16 @@ import (
 	"time"
 )
 
+// The names of Mender's boot environment contract.
+const (
+	varBootPart    = "mender_boot_part"
+	varBootPartHex = "mender_boot_part_hex"
+	varUpgrade     = "upgrade_available"
+	varBootcount   = "bootcount"
+	varCanaryCheck = "mender_check_saveenv_canary"
+	varCanary      = "mender_saveenv_canary"
+)
+
 // bootEnv is the set of variables that the boot loader and the system share: which slot to
 // boot, and whether that is a trial.
 type bootEnv interface {

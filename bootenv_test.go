@@ -844,7 +844,8 @@ func TestFwCommand(t *testing.T) {
 		line := strings.NewReplacer("CFG", cfg, "DIR", dir).Replace(c.line)
 		args := strings.Fields(line)
 		var out, errs bytes.Buffer
-		code := fwCommand(args[0], args[1:], defaultConfig(paths{}), openStorage, strings.NewReader(c.stdin), &out, &errs)
+		code := fwCommand(args[0], args[1:], defaultConfig(paths{}), strings.NewReader(c.stdin), &out, &errs,
+			&logger{level: levelWarning, sinks: []logSink{writerSink(&errs)}})
 		if code != c.code || out.String() != c.out || !strings.HasPrefix(errs.String(), c.err) || c.err == "" && errs.Len() > 0 {
 			t.Errorf("%s: got %d, %q, %q, want %d, %q, %q", c.line, code, &out, &errs, c.code, c.out, c.err)
 		}

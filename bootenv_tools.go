@@ -310,9 +310,8 @@ usage: fw_printenv [-c FILE] [-n] [NAME...]
 
 // fwCommand is mendlet called as fw_printenv or fw_setenv (the base name of argv0). It gives
 // the exit code, 0 or 1 as theirs. It is always native: the tools may be links to this.
-func fwCommand(argv0 string, args []string, c *config, open envOpen, in io.Reader, out, errOut io.Writer) int {
+func fwCommand(argv0 string, args []string, c *config, in io.Reader, out, errOut io.Writer, lg *logger) int {
 	set := filepath.Base(argv0) == "fw_setenv"
-	lg := &logger{level: levelWarning, sinks: []logSink{writerSink(errOut)}}
 	f, err := parseFwArgs(set, args)
 	if f.help {
 		io.WriteString(out, fwUsage)
@@ -327,7 +326,7 @@ func fwCommand(argv0 string, args []string, c *config, open envOpen, in io.Reade
 	if f.config != "" {
 		native.FwEnvConfig = f.config
 	}
-	env, err := openBootEnv(&native, open, lg)
+	env, err := openBootEnv(&native, openStorage, lg)
 	if err != nil {
 		lg.fail(err)
 		return exitFailed

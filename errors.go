@@ -168,3 +168,33 @@ func noEOF(err error) error {
 	}
 	return err
 }
+
+// clip shortens what goes into a message.
+func clip(b []byte) []byte { return b[:min(len(b), 120)] }
+
+func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
+
+// errChanged: other bytes stand where those of before stood. What was fetched is of no use.
+var errChanged = errors.New("the artifact at the source has changed")
+
+// errStartOver: what an interrupted install left cannot be gone on with.
+var errStartOver = errors.New("the install starts over")
+
+// errAborted: the server says that the deployment was aborted (409).
+var errAborted = errors.New("the deployment was aborted on the server")
+
+// writerSink prefixes each line for people, as "mendlet: warning: …".
+func writerSink(w io.Writer) logSink {
+	return func(level logLevel, msg string) {
+		tag := ""
+		if level != levelInfo && !strings.HasPrefix(msg, "hint: ") {
+			tag = levelNames[level] + ": "
+		}
+		fmt.Fprintf(w, "mendlet: %s%s\n", tag, msg)
+	}
+}
+
+// newLogger writes to w, and no debugging.
+func newLogger(w io.Writer) *logger {
+	return &logger{level: levelInfo, sinks: []logSink{writerSink(w)}}
+}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -164,11 +163,11 @@ func (in *input) need(n int) ([]byte, error) {
 const gzipWindow = 32 << 10
 
 // unpacker decompresses one section of the input. Read gives io.EOF only where the
-// compressed data ends as it must. restart gives the latest point at or before what Read
-// has given.
+// compressed data ends as it must. latestRestart gives the latest point at or before
+// what Read has given.
 type unpacker interface {
 	io.Reader
-	restart() (restartPoint, bool)
+	latestRestart() (restartPoint, bool)
 }
 
 // unpackLimits bound what compressed data may ask for, in bytes.
@@ -194,15 +193,6 @@ func compressionOf(name, stem string) (kind string, ok bool) {
 	return kind, ok
 }
 
-func allZero(p []byte) bool {
-	for _, c := range p {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // source is where an artifact comes from: a file, a URL, a deployment, standard input.
 type source struct {
 	name string
@@ -214,12 +204,6 @@ type source struct {
 	id   sourceID
 	in   io.ReadCloser // what was opened last
 }
-
-// errChanged: other bytes stand where those of before stood. What was fetched is of no use.
-var errChanged = errors.New("the artifact at the source has changed")
-
-// errStartOver: what an interrupted install left cannot be gone on with.
-var errStartOver = errors.New("the install starts over")
 
 // from opens the source at off; the reader before it is closed.
 func (s *source) from(ctx context.Context, off int64) (io.Reader, error) {
@@ -267,4 +251,21 @@ func openFile(name string, off int64, want sourceID) (io.ReadCloser, sourceID, e
 		return nil, sourceID{}, err
 	}
 	return f, id, nil
+}
+
+// sourceID tells one file from another that has come to stand in its place.
+type sourceID struct {
+	Name string `json:"name"` // path, or URL without its query, which may hold a signature
+	Size int64  `json:"size"` // bytes; -1 if not known
+	Tag  string `json:"tag"`  // ETag, Last-Modified or the time of the last change
+}
+
+// restartPoint is a place where decompression can be entered again.
+type restartPoint struct {
+	Kind  string // none, gzip, xz, zstd
+	File  int64  // offset in the artifact of the next stored byte
+	Bit   byte   `json:",omitempty"` // gzip: bits of that byte that belong to what comes before, 0 to 7
+	Out   int64  // offset in the data tar of what it decodes to
+	Fresh bool   // a gzip member, an xz block or a zstd frame starts here: nothing before it is needed
+	Check byte   // xz: the integrity check that the stream header named
 }

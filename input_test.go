@@ -133,7 +133,7 @@ func pointsOf(t *testing.T, a *artifact, f *payloadFile, n int) []seenPoint {
 	for read := 0; ; {
 		k, err := io.ReadFull(f, buf)
 		read += k
-		if p, ok := a.restart(); ok {
+		if p, ok := a.latestRestart(); ok {
 			if p.Out > f.TarOffset+int64(read) {
 				t.Fatalf("point %+v is after the %d bytes read", p, read)
 			}

@@ -201,6 +201,8 @@ func (j *journalFile) save(rec *record) error {
 	return nil
 }
 
+func (j *journalFile) close() error { return j.st.Close() }
+
 const journalName = "mendlet.state"
 
 // openJournal opens DS/mendlet.state for this process alone, making it when it is absent.
@@ -393,21 +395,4 @@ type checkpoint struct {
 	Check  uint32       `json:"check"` // CRC-32C of the image up to Offset
 	From   restartPoint `json:"from"`  // where the artifact is read again
 	Source sourceID     `json:"source"`
-}
-
-// sourceID tells one file from another that has come to stand in its place.
-type sourceID struct {
-	Name string `json:"name"` // path, or URL without its query, which may hold a signature
-	Size int64  `json:"size"` // bytes; -1 if not known
-	Tag  string `json:"tag"`  // ETag, Last-Modified or the time of the last change
-}
-
-// restartPoint is a place where decompression can be entered again.
-type restartPoint struct {
-	Kind  string // none, gzip, xz, zstd
-	File  int64  // offset in the artifact of the next stored byte
-	Bit   byte   `json:",omitempty"` // gzip: bits of that byte that belong to what comes before, 0 to 7
-	Out   int64  // offset in the data tar of what it decodes to
-	Fresh bool   // a gzip member, an xz block or a zstd frame starts here: nothing before it is needed
-	Check byte   // xz: the integrity check that the stream header named
 }

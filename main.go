@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"unicode/utf8"
 )
 
 const usageText = `mendlet installs Mender artifacts on an A/B device, safely at any power cut.
@@ -110,10 +109,6 @@ func installFlags(fs *flag.FlagSet, o *options) {
 	o.net.downloadFlags(fs)
 }
 
-func progressFlag(fs *flag.FlagSet, o *options) {
-	fs.StringVar(&o.progress, "progress", "", "`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
-}
-
 func globalFlags(fs *flag.FlagSet, o *options) {
 	str := func(p *string, names ...string) {
 		for _, n := range names {
@@ -154,15 +149,16 @@ func main() {
 
 // run is the whole program but for what belongs to the process: it returns the exit code.
 func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
-	lg := &logger{level: levelInfo, sinks: []logSink{writerSink(errw)}}
-	o := &options{paths: defaultPaths(), log: "stderr", write: defaultWriteOptions()}
+	lg := newLogger(errw)
+	o := newOptions()
 	if name := filepath.Base(args[0]); name == "fw_printenv" || name == "fw_setenv" {
 		c, err := loadConfig(o.paths, configFile{path: o.mainConfig()}, configFile{path: o.fallbackConfig()}, nil)
 		if err != nil {
 			lg.fail(err)
 			return exitCode(err)
 		}
-		return fwCommand(name, args[1:], c, openStorage, in, out, errw)
+		lg.level = levelWarning
+		return fwCommand(name, args[1:], c, in, out, errw, lg)
 	}
 	err := dispatch(ctx, args, o, lg, &patientReader{ctx: ctx, src: in}, out)
 	if errors.Is(err, context.Canceled) && exitCode(err) == exitFailed {
@@ -237,7 +233,7 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 		general(o, out)
 		return nil
 	}
-	a, err := newApp(o, lg, in, out)
+	a, err := newApp(o, lg, in, out, urlSource)
 	if err != nil {
 		return err
 	}
@@ -263,67 +259,6 @@ func findVerb(name string) (verb, error) {
 	return verb{}, err
 }
 
-// unknownOption is what to say of an error from parsing the options of a verb, or before one.
-func unknownOption(fs *flag.FlagSet, verb string, err error) error {
-	prefix, see := "", "'mendlet --help' lists what there is"
-	if verb != "" {
-		prefix, see = verb+": ", fmt.Sprintf("see 'mendlet %s --help'", verb)
-	}
-	given, unknown := strings.CutPrefix(err.Error(), "flag provided but not defined: -")
-	if !unknown {
-		return usageError("%s%w; %s", prefix, err, see)
-	}
-	var names []string
-	fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
-	err = usageError("%sunknown option %q; %s", prefix, dashed(given), see)
-	if near := closest(given, names); near != "" {
-		err = withHint(err, "did you mean %s?", dashed(near))
-	}
-	return err
-}
-
-// dashed is an option's name as it is written.
-func dashed(name string) string { return strings.Repeat("-", min(len(name), 2)) + name }
-
-// closest is the name that takes the fewest slips of the hand to become word; "" if that is
-// more than one in three letters.
-func closest(word string, names []string) (near string) {
-	best := 1 + min(len(word)/3, 3)
-	for _, n := range names {
-		if len(word) > 2*len(n) { // far, and no reason to count
-			continue
-		}
-		if d := slips(word, n); d < best {
-			near, best = n, d
-		}
-	}
-	return near
-}
-
-// slips counts the letters to add, leave out, change or swap with the next one until a is b.
-func slips(a, b string) int {
-	var before []int // the row two up
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		next := make([]int, len(b)+1)
-		next[0] = i
-		for j := 1; j <= len(b); j++ {
-			next[j] = min(row[j], next[j-1], row[j-1]) + 1
-			if a[i-1] == b[j-1] {
-				next[j] = row[j-1]
-			}
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				next[j] = min(next[j], before[j-2]+1)
-			}
-		}
-		before, row = row, next
-	}
-	return row[len(b)]
-}
-
 func newFlagSet(o *options) *flag.FlagSet {
 	fs := flag.NewFlagSet("mendlet", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
@@ -347,45 +282,12 @@ func verbHelp(v verb, out io.Writer) error {
 	fmt.Fprintf(out, "usage: mendlet %s\n%s\n", strings.TrimSpace(v.name+" [options] "+v.words), v.help)
 	if v.flags != nil {
 		fs := flag.NewFlagSet(v.name, flag.ContinueOnError)
-		v.flags(fs, &options{write: defaultWriteOptions()})
+		v.flags(fs, newOptions())
 		fmt.Fprintln(out, "\nOptions:")
 		flagHelp(out, fs)
 	}
 	fmt.Fprintln(out, "\n'mendlet --help' lists the options that go with every verb.")
 	return nil
-}
-
-// flagHelp prints each option with all its names, which have the same text, and its default.
-func flagHelp(out io.Writer, fs *flag.FlagSet) {
-	names := map[string][]string{}
-	fs.VisitAll(func(f *flag.Flag) { names[f.Usage] = append(names[f.Usage], f.Name) })
-	fs.VisitAll(func(f *flag.Flag) {
-		all := names[f.Usage]
-		if all[0] != f.Name {
-			return
-		}
-		slices.SortStableFunc(all, func(a, b string) int { return len(a) - len(b) })
-		for i, n := range all {
-			all[i] = dashed(n)
-		}
-		value, text := flag.UnquoteUsage(f)
-		if d := f.DefValue; d != "" && d != "0" && d != "0s" && d != "false" {
-			text += " (" + strings.ReplaceAll(strings.Replace(d, "m0s", "m", 1), "h0m", "h") + ")"
-		}
-		line := fmt.Sprintf("  %-26s", strings.TrimSpace(strings.Join(all, ", ")+" "+value))
-		if len(line) > 28 {
-			fmt.Fprintln(out, line)
-			line = strings.Repeat(" ", 28)
-		}
-		for word := range strings.FieldsSeq(text) {
-			if utf8.RuneCountInString(line+" "+word) > 80 {
-				fmt.Fprintln(out, line)
-				line = strings.Repeat(" ", 28)
-			}
-			line += " " + word
-		}
-		fmt.Fprintln(out, line)
-	})
 }
 
 // parseVerb takes options before and after the words, as Mender's own client does; "--"
@@ -420,62 +322,12 @@ func parseVerb(v verb, args []string, o *options) ([]string, error) {
 	return words, nil
 }
 
-func newApp(o *options, lg *logger, in io.Reader, out io.Writer) (*app, error) {
-	running := strings.ToLower(o.running)
-	if !slices.Contains([]string{"", "a", "b", "none"}, running) {
-		return nil, usageError("--running %q: want A, B or none", o.running)
+// prepareProcess sets what children inherit and what cannot be set for a child alone
+// without a race between threads: the umask, and a PATH where there is none, as in an
+// initramfs. It must run once, before anything else.
+func prepareProcess() {
+	syscall.Umask(0o022)
+	if os.Getenv("PATH") == "" {
+		os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	}
-	if !slices.Contains([]string{"", "bar", "lines", "json", "none"}, o.progress) {
-		return nil, usageError("--progress %q: want bar, lines, json or none", o.progress)
-	}
-	if err := setUpLog(o, lg); err != nil {
-		return nil, err
-	}
-	c, err := loadConfig(o.paths, configFile{o.mainConfig(), o.config != ""}, configFile{o.fallbackConfig(), o.fallback != ""}, lg)
-	if err != nil {
-		return nil, err
-	}
-	if level, err := parseLevel(c.DaemonLogLevel); err != nil {
-		lg.warnf("DaemonLogLevel: %v", err)
-	} else if o.logLevel == "" && !o.quiet {
-		lg.level = level
-	}
-	c.SkipVerify = c.SkipVerify || o.skipVerify
-	c.extraRoots = o.trusted
-	return &app{c: c, lg: lg, o: o, in: in, out: out, openJournal: openJournal, urlSource: urlSource,
-		m: &machine{running: running, open: openStorage}}, nil
-}
-
-func setUpLog(o *options, lg *logger) (err error) {
-	if o.quiet {
-		lg.level = levelWarning
-	}
-	if o.logLevel != "" {
-		if lg.level, err = parseLevel(o.logLevel); err != nil {
-			return err
-		}
-	}
-	var sink logSink
-	switch o.log {
-	case "stderr":
-	case "kmsg":
-		sink, err = kmsgSink()
-	case "syslog":
-		sink, err = syslogSink()
-	default:
-		return usageError("--log %q: want stderr, kmsg or syslog", o.log)
-	}
-	if err != nil {
-		lg.warnf("--log %s: %v; logging to stderr", o.log, err)
-	} else if sink != nil {
-		lg.sinks = []logSink{sink}
-	}
-	if o.logFile != "" {
-		f, err := os.OpenFile(o.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
-		if err != nil {
-			return fmt.Errorf("log file: %w", err)
-		}
-		lg.sinks = append(lg.sinks, writerSink(f))
-	}
-	return nil
 }

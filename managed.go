@@ -793,7 +793,7 @@ func builtinInventory(a *app) map[string][]string {
 	r := &report{}
 	if _, _, err := r.lookAround(a); err == nil {
 		data["mendlet_slot"] = []string{r.Running}
-		data["mendlet_bootcount"] = []string{r.Env[varBootcount]}
+		data["mendlet_bootcount"] = []string{r.Env["bootcount"]}
 	}
 	return data
 }

@@ -648,16 +648,6 @@ type child struct {
 	lg      *logger
 }
 
-// prepareProcess sets what children inherit and what cannot be set for a child alone
-// without a race between threads: the umask, and a PATH where there is none, as in an
-// initramfs. It must run once, before anything else.
-func prepareProcess() {
-	syscall.Umask(0o022)
-	if os.Getenv("PATH") == "" {
-		os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-	}
-}
-
 var errChildTime = errors.New("time is up")
 
 // runChild runs c to its end. When the time is up or ctx is done, the process group gets

@@ -24,7 +24,8 @@ func netVerbs() []verb { return nil }
 
 func urlSource(_ *app, name string) *source {
 	return &source{name: name, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
-		return nil, sourceID{}, withHint(errors.New("this mendlet was built without network support"), "fetch the artifact with another program: wget -O- URL | mendlet install -")
+		return nil, sourceID{}, withHint(errors.New("this mendlet was built without network support"),
+			"fetch the artifact with another program: wget -O- URL | mendlet install -")
 	}}
 }
 
@@ -34,7 +35,8 @@ func leftOut(name string) string {
 	case "pack":
 		return "make artifacts on a build host, with a mendlet with network support or with mender-artifact"
 	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup":
-		return "it takes a mendlet with network support; install an artifact from a file or standard input with this one"
+		return "it takes a mendlet with network support; " +
+			"install an artifact from a file or standard input with this one"
 	}
 	return ""
 }

@@ -566,7 +566,8 @@ func (o *packOptions) scriptMembers() ([]scriptFile, error) {
 		}
 		name := filepath.Base(path)
 		if !isScriptName(name) || len(body) > maxScript {
-			return nil, fmt.Errorf("script %q of %d bytes: want a name such as ArtifactInstall_Enter_00_what, and at most %d bytes", path, len(body), maxScript)
+			return nil, fmt.Errorf("script %q of %d bytes: want a name such as ArtifactInstall_Enter_00_what, "+
+				"and at most %d bytes", path, len(body), maxScript)
 		}
 		if _, ok := bodies[name]; ok {
 			return nil, fmt.Errorf("script %q given twice", name)
@@ -596,7 +597,11 @@ func (o *packOptions) headerInfo() any {
 	if o.groupDepends != nil {
 		depends["artifact_group"] = o.groupDepends
 	}
-	return map[string]any{"payloads": []any{map[string]any{"type": typ}}, "artifact_provides": provides, "artifact_depends": depends}
+	return map[string]any{
+		"payloads":          []any{map[string]any{"type": typ}},
+		"artifact_provides": provides,
+		"artifact_depends":  depends,
+	}
 }
 
 // typeInfo has the same provides and clears by default as mender-artifact's.

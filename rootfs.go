@@ -15,16 +15,6 @@ import (
 	"syscall"
 )
 
-// The names of Mender's boot environment contract.
-const (
-	varBootPart    = "mender_boot_part"
-	varBootPartHex = "mender_boot_part_hex"
-	varUpgrade     = "upgrade_available"
-	varBootcount   = "bootcount"
-	varCanaryCheck = "mender_check_saveenv_canary"
-	varCanary      = "mender_saveenv_canary"
-)
-
 // rootfs is the payload handler of type rootfs-image: an image for the idle slot.
 type rootfs struct {
 	c    *config
@@ -193,7 +183,7 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 		start = int64(len(w.head))
 	}
 	if r.again() && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
-		w.checkpoint, w.mark = r.keepCheckpoint, a.restart
+		w.checkpoint, w.mark = r.keepCheckpoint, a.latestRestart
 	}
 	if err := r.stream(ctx, w, a, start); err != nil {
 		var target *targetError

@@ -23,6 +23,9 @@ type machine struct {
 	open    func(path string, how openMode) (storage, error)
 }
 
+// newMachine is the real one.
+func newMachine(running string) *machine { return &machine{running: running, open: openStorage} }
+
 func (m *machine) path(name string) string { return m.root + name }
 
 // slot is one of the two root partitions.

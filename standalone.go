@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -29,11 +27,7 @@ func (a standalone) install(ctx context.Context, source string) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	if source != "-" && !isURL(source) {
-		if abs, err := filepath.Abs(source); err == nil {
-			source = abs // a later run may have another working directory
-		}
-	}
+	source = lasting(source)
 	if u := a.rec.Update; u != nil && !u.Managed && u.Step == stepDownload {
 		if goesOn, err := a.takeUp(ctx, source); goesOn || err != nil {
 			return err
@@ -298,17 +292,4 @@ func (a standalone) showProvides() error {
 		fmt.Fprintf(a.out, "%s=%s\n", k, p[k])
 	}
 	return err
-}
-
-// provides reads what is installed. A device that has no name yet gets it now, if nobody
-// else holds the journal.
-func (a standalone) provides() (map[string]string, error) {
-	rec, err := peekJournal(a.c.paths.ds, a.lg)
-	if err != nil || rec.Provides["artifact_name"] != "" {
-		return rec.Provides, err
-	}
-	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, "bootstrap.mender")); serr == nil && a.openState() == nil {
-		return a.rec.Provides, nil
-	}
-	return map[string]string{"artifact_name": a.nameFromInfo()}, nil
 }

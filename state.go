@@ -63,9 +63,6 @@ type pause struct {
 	err  error // why, with its exit code; nil: it waits for a person
 }
 
-// errAborted: the server says that the deployment was aborted (409).
-var errAborted = errors.New("the deployment was aborted on the server")
-
 // advance goes on with the update in the journal until it has ended (nil) or has to wait.
 func (f *flow) advance(ctx context.Context) *pause {
 	for u := f.rec.Update; u.Step != stepEnd; {
@@ -814,5 +811,3 @@ type payloadHandler interface {
 	// install or commit goes on instead of being rolled back.
 	resumable() bool
 }
-
-var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, stepFailure, stepCleanup}

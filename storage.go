@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"syscall"
 	"unsafe"
 )
@@ -296,12 +298,26 @@ func writeFileDurably(path string, data []byte, mode os.FileMode) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// ioctl request numbers: direction, size of the argument, type, number. Only the direction
-// bits and their place differ between architectures.
-const (
-	blkGetSize64 = ioctlRead<<ioctlDirShift | wordSize<<16 | 0x12<<8 | 114 // BLKGETSIZE64, linux/fs.h
-	ubiVolUpdate = ioctlWrite<<ioctlDirShift | 8<<16 | 'O'<<8 | 0          // UBI_IOCVOLUP, mtd/ubi-user.h
+// ioctl request numbers: direction, size of the argument, type, number.
+var (
+	blkGetSize64 = ioctlNumber(ioctlRead, wordSize, 0x12, 114) // BLKGETSIZE64, linux/fs.h
+	ubiVolUpdate = ioctlNumber(ioctlWrite, 8, 'O', 0)          // UBI_IOCVOLUP, mtd/ubi-user.h
 )
+
+// Directions as asm-generic/ioctl.h has them.
+const ioctlWrite, ioctlRead = 1, 2
+
+// ioctlNumber puts a request together. MIPS has three bits for the direction, in which reading
+// is the same and writing is 4 (arch/mips/include/uapi/asm/ioctl.h).
+func ioctlNumber(direction, size, kind, number uintptr) uintptr {
+	shift := 30
+	if strings.HasPrefix(runtime.GOARCH, "mips") {
+		if shift = 29; direction == ioctlWrite {
+			direction = 4
+		}
+	}
+	return direction<<shift | size<<16 | kind<<8 | number
+}
 
 // ubiVolume is the storage of a UBI volume under update. UBI marks the volume as being
 // updated until all announced bytes have come, in order; a volume cut off in between cannot

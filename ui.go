@@ -25,17 +25,6 @@ import (
 	"unsafe"
 )
 
-// writerSink prefixes each line for people, as "mendlet: warning: …".
-func writerSink(w io.Writer) logSink {
-	return func(level logLevel, msg string) {
-		tag := ""
-		if level != levelInfo && !strings.HasPrefix(msg, "hint: ") {
-			tag = levelNames[level] + ": "
-		}
-		fmt.Fprintf(w, "mendlet: %s%s\n", tag, msg)
-	}
-}
-
 // syslogSeverity maps a level to the severities of RFC 5424, 6.2.1.
 func syslogSeverity(level logLevel) int {
 	return [...]int{7, 7, 6, 4, 3, 2}[level]
@@ -157,5 +146,3 @@ func (p *progress) speed(now time.Time, done, total int64) (rate float64, left t
 	}
 	return rate, left
 }
-
-func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }

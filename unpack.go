@@ -65,7 +65,7 @@ func (s *stored) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (s *stored) restart() (restartPoint, bool) {
+func (s *stored) latestRestart() (restartPoint, bool) {
 	return restartPoint{Kind: "none", File: s.in.offset(), Out: s.out, Fresh: true}, true
 }
 

@@ -10,38 +10,41 @@ import (
 	"io"
 )
 
+// Gzip and deflate. The decoder is our own for its speed: compress/flate, which fetches its input byte by byte through
+// an interface, takes twice the time (BenchmarkInflate holds one against the other).
+
 // gunzip unpacks gzip members (RFC 1952) one after the other. It can be entered at a member
 // and at each block within.
 type gunzip struct {
-	in      *input
-	fl      *inflater
-	member  bool   // inside a member
-	whole   bool   // the member was seen from its start, so that its trailer can be checked
-	start   int64  // offset in the tar of the member's first byte; -1 if not whole
-	crc     uint32 // of the member so far
-	size    uint32 // of the member so far, modulo 2^32
-	members int    // read to their end
-	err     error
-	now     restartPoint
-	coming  restartPoint // a point in what is unpacked and not yet read; Kind "" when none
+	in        *input
+	inflate   *inflater
+	member    bool   // inside a member
+	fromStart bool   // the member was seen from its start, so that its trailer can be checked
+	start     int64  // offset in the tar of the member's first byte; -1 if not fromStart
+	crc       uint32 // of the member so far
+	size      uint32 // of the member so far, modulo 2^32
+	members   int    // read to their end
+	err       error
+	latest    restartPoint
+	upcoming  restartPoint // a point in what is unpacked and not yet read; Kind "" when none
 }
 
 func newGunzip(in *input, p restartPoint, window []byte) (*gunzip, error) {
-	fl, err := newInflater(in, p.Bit, window, p.Out)
-	return &gunzip{in: in, fl: fl, now: p, member: !p.Fresh, start: -1}, err
+	f, err := newInflater(in, p.Bit, window, p.Out)
+	return &gunzip{in: in, inflate: f, latest: p, member: !p.Fresh, start: -1}, err
 }
 
 func (g *gunzip) Read(p []byte) (int, error) {
-	for g.err == nil && len(g.fl.pending()) == 0 {
+	for g.err == nil && len(g.inflate.pending()) == 0 {
 		g.err = g.unpack()
 	}
 	if g.err != nil { // what was unpacked before it is not to be trusted
 		return 0, g.err
 	}
-	n := copy(p, g.fl.pending())
-	g.fl.begin += n
-	if left := int64(len(g.fl.pending())); g.coming.Kind != "" && g.coming.Out <= g.fl.total-left {
-		g.now, g.coming = g.coming, restartPoint{}
+	n := copy(p, g.inflate.pending())
+	g.inflate.begin += n
+	if left := int64(len(g.inflate.pending())); g.upcoming.Kind != "" && g.upcoming.Out <= g.inflate.total-left {
+		g.latest, g.upcoming = g.upcoming, restartPoint{}
 	}
 	return n, nil
 }
@@ -51,7 +54,7 @@ func (g *gunzip) unpack() error {
 	if !g.member {
 		return g.nextMember()
 	}
-	switch err := g.fl.more(); {
+	switch err := g.inflate.more(); {
 	case err == io.EOF:
 		return g.trailer()
 	case err == errDeflate:
@@ -59,12 +62,12 @@ func (g *gunzip) unpack() error {
 	case err != nil:
 		return err
 	}
-	if g.whole {
-		g.crc = crc32.Update(g.crc, crc32.IEEETable, g.fl.pending())
+	if g.fromStart {
+		g.crc = crc32.Update(g.crc, crc32.IEEETable, g.inflate.pending())
 	}
-	g.size += uint32(len(g.fl.pending()))
-	if f := g.fl; f.blockAt > g.start { // at its start a member is entered by its header
-		g.coming = restartPoint{Kind: "gzip", File: f.block, Bit: f.bit, Out: f.blockAt}
+	g.size += uint32(len(g.inflate.pending()))
+	if f := g.inflate; f.blockAt > g.start { // at its start a member is entered by its header
+		g.upcoming = restartPoint{Kind: "gzip", File: f.block, Bit: f.bit, Out: f.blockAt}
 	}
 	return nil
 }
@@ -106,11 +109,11 @@ func (g *gunzip) nextMember() error {
 			return err
 		}
 	}
-	g.member, g.whole, g.crc, g.size, g.start = true, true, 0, 0, g.fl.total
+	g.member, g.fromStart, g.crc, g.size, g.start = true, true, 0, 0, g.inflate.total
 	if g.members > 0 {
-		g.coming = restartPoint{Kind: "gzip", File: at, Out: g.start, Fresh: true}
+		g.upcoming = restartPoint{Kind: "gzip", File: at, Out: g.start, Fresh: true}
 	}
-	g.fl.reset()
+	g.inflate.reset()
 	return nil
 }
 
@@ -124,18 +127,17 @@ func (g *gunzip) trailer() error {
 	g.member = false
 	g.members++
 	crc, size := binary.LittleEndian.Uint32(t[:]), binary.LittleEndian.Uint32(t[4:])
-	if g.whole && (crc != g.crc || size != g.size) {
+	if g.fromStart && (crc != g.crc || size != g.size) {
 		return fmt.Errorf("offset %d: gzip trailer has CRC %08x, size %d; the data has %08x, %d",
 			g.in.offset()-8, crc, size, g.crc, g.size)
 	}
 	return nil
 }
 
-func (g *gunzip) restart() (restartPoint, bool) { return g.now, g.now.Kind != "" }
+func (g *gunzip) latestRestart() (restartPoint, bool) { return g.latest, g.latest.Kind != "" }
 
-// inflater unpacks deflate data (RFC 1951). compress/flate cannot say where a block began nor be
-// entered there, which is what an interrupted install goes on at, and takes about twice the
-// time (BenchmarkInflate): it fetches its input byte by byte through an interface.
+// inflater unpacks deflate data (RFC 1951). It tells where each block begins, which is where an interrupted install
+// goes on.
 type inflater struct {
 	in    *input
 	bits  uint64 // fetched from in and not used yet, the next one lowest; zero above n

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"compress/flate"
+	"compress/gzip"
 	"io"
 	"math/rand"
 	"slices"
@@ -205,36 +206,8 @@ func TestInflateFromBlock(t *testing.T) {
 
 func BenchmarkInflate(b *testing.B) {
 	data := testImage(4, 4<<20)
-	packed := append(deflated(b, data, 6), make([]byte, 16)...)
-	b.Run("own", func(b *testing.B) {
-		b.ReportAllocs()
-		b.SetBytes(int64(len(data)))
-		f, err := newInflater(newInput(bytes.NewReader(packed), 0, inputBuffer), 0, nil, 0)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for b.Loop() {
-			f.in = newInput(bytes.NewReader(packed), 0, inputBuffer)
-			f.reset()
-			for err = f.more(); err == nil; err = f.more() {
-				f.begin = f.end
-			}
-			if err != io.EOF {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("flate", func(b *testing.B) {
-		b.ReportAllocs()
-		b.SetBytes(int64(len(data)))
-		z := flate.NewReader(nil)
-		buf := make([]byte, inflateRoom)
-		for b.Loop() {
-			z.(flate.Resetter).Reset(bytes.NewReader(packed), nil)
-			if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, z, buf); err != nil {
-				b.Fatal(err)
-			}
-		}
+	benchAgainst(b, "gzip", gzipped(b, data, 6, len(data), 0), len(data), func(r io.Reader) (io.Reader, error) {
+		return gzip.NewReader(r)
 	})
 }
 

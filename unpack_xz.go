@@ -15,6 +15,9 @@ import (
 	"runtime/debug"
 )
 
+// Xz and LZMA2. The decoder is our own for its speed: that of github.com/ulikunitz/xz takes twice the time, and
+// allocates for each match (BenchmarkLZMA holds one against the other).
+
 // unxz unpacks one xz stream (The .xz File Format 1.2.1). The dictionary's size is known before
 // it is allocated, one dictionary serves all blocks, and a block can be entered by itself.
 type unxz struct {
@@ -35,7 +38,7 @@ type unxz struct {
 	index   hash.Hash
 	blocks  uint64 // blocks that index holds
 	out     int64
-	now     restartPoint
+	latest  restartPoint
 	err     error
 }
 
@@ -92,7 +95,8 @@ func (z *unxz) streamHeader() error {
 	if _, err := io.ReadFull(z.in, h[:]); err != nil {
 		return noEOF(err)
 	}
-	if string(h[:6]) != compressionMagic["xz"] || h[6] != 0 || crc32.ChecksumIEEE(h[6:8]) != binary.LittleEndian.Uint32(h[8:]) {
+	if string(h[:6]) != compressionMagic["xz"] || h[6] != 0 ||
+		crc32.ChecksumIEEE(h[6:8]) != binary.LittleEndian.Uint32(h[8:]) {
 		return fmt.Errorf("offset %d: xz stream header % x is damaged", z.in.offset()-12, h)
 	}
 	z.started = true
@@ -149,10 +153,10 @@ func (z *unxz) blockHeader(n int) error {
 	if _, err := io.ReadFull(r, filter[:]); err != nil || filter[0] != 0x21 || filter[1] != 1 || filter[2] > 40 {
 		return bad("want the one filter LZMA2 and no other")
 	}
-	if pad := h[n-4-r.Len() : n-4]; !allZero(pad) {
+	if pad := h[n-4-r.Len() : n-4]; bytes.Count(pad, []byte{0}) < len(pad) {
 		return bad("padding is not zero")
 	}
-	z.now = restartPoint{Kind: "xz", File: at, Out: z.out, Fresh: true, Check: z.check}
+	z.latest = restartPoint{Kind: "xz", File: at, Out: z.out, Fresh: true, Check: z.check}
 	z.inBlock, z.first, z.block, z.header, z.packed = true, true, 0, int64(n), z.in.offset()
 	z.crc = 0
 	return z.needDict(xzDictSize(filter[2]))
@@ -180,7 +184,8 @@ func (z *unxz) needDict(n int64) error {
 	}
 	if use = max(use, minDict); use > z.lim.dict {
 		return withHint(refuse("xz dictionary of %d bytes wanted, limit here is %d bytes", use, z.lim.dict),
-			"write the artifact again with --compression gzip, or with a smaller dictionary (mendlet pack --compression xz)")
+			"write the artifact again with --compression gzip, "+
+				"or with a smaller dictionary (mendlet pack --compression xz)")
 	}
 	if z.lz != nil && use > int64(len(z.lz.dict)) {
 		z.lz = nil
@@ -207,7 +212,7 @@ func (z *unxz) blockEnd() error {
 	if _, err := io.ReadFull(z.in, end); err != nil {
 		return noEOF(err)
 	}
-	if !allZero(end[:pad]) {
+	if bytes.Count(end[:pad], []byte{0}) < int(pad) {
 		return fmt.Errorf("offset %d: padding of the xz block is not zero", z.in.offset())
 	}
 	if z.check == xzCRC32 && binary.LittleEndian.Uint32(end[pad:]) != z.crc {
@@ -285,11 +290,10 @@ func (z *unxz) streamEnd() error {
 	return io.EOF
 }
 
-func (z *unxz) restart() (restartPoint, bool) { return z.now, z.now.Kind != "" }
+func (z *unxz) latestRestart() (restartPoint, bool) { return z.latest, z.latest.Kind != "" }
 
 // lzmaDecoder unpacks the chunks of LZMA2 (LZMA specification, lzma-specification.txt of the LZMA
-// SDK; The .xz File Format 1.2.1, 5.3.1). The library's decoder takes twice the time and
-// allocates for each match (BenchmarkLZMA).
+// SDK; The .xz File Format 1.2.1, 5.3.1).
 type lzmaDecoder struct {
 	dict  []byte // the last bytes unpacked, round and round
 	o     int    // in dict: where the next byte goes

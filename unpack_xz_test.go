@@ -156,36 +156,7 @@ func FuzzLZMA(f *testing.F) {
 func BenchmarkLZMA(b *testing.B) {
 	data := testImage(4, 4<<20)
 	packed := xzipped(b, data, xz.WriterConfig{DictCap: packDict, CheckSum: xz.CRC64})
-	b.Run("own", func(b *testing.B) {
-		b.ReportAllocs()
-		b.SetBytes(int64(len(data)))
-		buf := make([]byte, 64<<10)
-		for b.Loop() {
-			in := newInput(bytes.NewReader(packed), 0, inputBuffer)
-			in.section(int64(len(packed)))
-			u, err := newUnpacker("xz", in, unpackLimits{dict: packDict})
-			for err == nil {
-				_, err = u.Read(buf)
-			}
-			if err != io.EOF {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("library", func(b *testing.B) {
-		b.ReportAllocs()
-		b.SetBytes(int64(len(data)))
-		buf := make([]byte, 64<<10)
-		for b.Loop() {
-			z, err := xz.NewReader(bytes.NewReader(packed))
-			for err == nil {
-				_, err = z.Read(buf)
-			}
-			if err != io.EOF {
-				b.Fatal(err)
-			}
-		}
-	})
+	benchAgainst(b, "xz", packed, len(data), func(r io.Reader) (io.Reader, error) { return xz.NewReader(r) })
 }
 
 // The xz library allocates what a dictionary asks for; the limit comes first (field case 9).

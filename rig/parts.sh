@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What the parts of the standard library that mendlet uses weigh: an empty program to which one
 # part after the other is added. Calls are there to be linked, not to be run. The recovery build has
-# the parts before crypto/rsa.
+# the parts before private keys.
 set -eu
 sum=$PWD/go.sum
 dir=$(mktemp -d)
@@ -35,11 +35,6 @@ X
 part "SHA-256" "crypto/sha256" <<-'X'
 	println(sha256.New().Sum(nil))
 X
-part "math/big: what verification of RSA and ECDSA takes of it" "math/big os" <<-'X'
-	n := new(big.Int).SetBytes([]byte(os.Args[1]))
-	n.Mul(n, n).Add(n, n).Sub(n, n).Mod(n, n).Rsh(n, 1).ModInverse(n, n).FillBytes(nil)
-	println(n.Cmp(n), n.Bit(1), n.BitLen())
-X
 part "reading tar, deflate, LZMA; os/exec, flag, os/signal" \
 	"archive/tar compress/flate flag github.com/ulikunitz/xz/lzma os os/exec os/signal" <<-'X'
 	tar.NewReader(os.Stdin).Next()
@@ -50,16 +45,17 @@ part "reading tar, deflate, LZMA; os/exec, flag, os/signal" \
 	flag.Parse()
 	signal.Notify(nil)
 X
-part "crypto/rsa and crypto/ecdsa: verification" "crypto crypto/ecdsa crypto/elliptic crypto/rsa" <<-'X'
-	k, _ := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), nil)
-	println(ecdsa.VerifyASN1(k, nil, nil), rsa.VerifyPKCS1v15(&rsa.PublicKey{}, crypto.SHA256, nil, nil))
+part "crypto/x509, crypto/rsa, crypto/ecdsa: public keys and verification" \
+	"crypto crypto/ecdsa crypto/rsa crypto/x509" <<-'X'
+	k, _ := x509.ParsePKIXPublicKey(nil)
+	e, _ := k.(*ecdsa.PublicKey)
+	r, _ := k.(*rsa.PublicKey)
+	println(ecdsa.VerifyASN1(e, nil, nil), rsa.VerifyPKCS1v15(r, crypto.SHA256, nil, nil))
 X
-part "signing" "crypto crypto/ecdsa crypto/elliptic crypto/rsa" <<-'X'
-	e, _ := ecdsa.ParseRawPrivateKey(elliptic.P256(), nil)
-	e.Sign(nil, nil, crypto.SHA256)
-	r := &rsa.PrivateKey{}
-	r.Validate()
-	r.Precompute()
+part "private keys and signing" "crypto crypto/ecdsa crypto/x509" <<-'X'
+	k, _ := x509.ParsePKCS8PrivateKey(nil)
+	k.(*ecdsa.PrivateKey).Sign(nil, nil, crypto.SHA256)
+	r, _ := x509.ParsePKCS1PrivateKey(nil)
 	r.Sign(nil, nil, crypto.SHA256)
 X
 part "writing tar, gzip, xz" "archive/tar compress/gzip github.com/ulikunitz/xz os" <<-'X'

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Sizes of the binaries in a directory, raw and compressed, against the budget.
+# Sizes of the binaries in a directory, raw and compressed, against their budgets.
 set -eu
 dir=$1
 fail=0
@@ -13,17 +13,18 @@ budget() { # NAME RAW [COMPRESSED], in bytes
 		fail=1
 	fi
 }
-# The goals for amd64 and arm-6; else 1 % above what was reached (doc/performance.md).
+# The goals: amd64 raw, and arm-6 and arm-7 raw and compressed; without network amd64 raw, and arm-6 and arm-7
+# compressed. Else 1 % above what was reached (doc/performance.md).
 budget mendlet-linux-amd64 6815744
-budget mendlet-linux-arm-6 6710886 1992294
-budget mendlet-linux-arm-7 6710886 1992294
+budget mendlet-linux-arm-6 6710886 2000000
+budget mendlet-linux-arm-7 6710886 2000000
 budget mendlet-linux-arm64 6420000
 budget mendlet-linux-mipsle-softfloat 7680000
 budget mendlet-linux-riscv64 6030000
-budget mendlet-nonet-linux-amd64 3460300
-budget mendlet-nonet-linux-arm-6 3460300
-budget mendlet-nonet-linux-arm-7 3460300
-budget mendlet-nonet-linux-arm64 3310000
-budget mendlet-nonet-linux-mipsle-softfloat 3840000
-budget mendlet-nonet-linux-riscv64 3120000
+budget mendlet-nonet-linux-amd64 4200000 1420000
+budget mendlet-nonet-linux-arm-6 4303000 1400000
+budget mendlet-nonet-linux-arm-7 4303000 1400000
+budget mendlet-nonet-linux-arm64 3972000 1206000
+budget mendlet-nonet-linux-mipsle-softfloat 4899000 1169000
+budget mendlet-nonet-linux-riscv64 3773000 1303000
 exit $fail
