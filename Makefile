@@ -21,7 +21,7 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: all mendlet check fmt vet staticcheck test test-race test-nonet test-32 test-bench test-cross demo bench \
-	bench-peers install install-modules cross nonet size fuzz reproducible packages rig clean
+	bench-peers install install-modules cross nonet size fuzz release reproducible packages rig clean
 
 all: mendlet
 
@@ -109,7 +109,12 @@ nonet:
 size: cross nonet
 	@sh rig/size.sh out
 
-# Two builds in two directories must be the same to the bit.
+# Source tarball with all that it depends on, binaries of every target and recovery build, and their
+# SHA-256, in out/release. Of the tag that VERSION names, or as "0.1.0+d8f7ea9" of any commit.
+release:
+	@sh rig/release.sh '$(GO)' out/release
+
+# Two releases made in two places must be the same to the bit.
 reproducible:
 	@sh rig/reproducible.sh '$(GO)'
 
