@@ -83,11 +83,17 @@ func modulePaths(t *testing.T) *config {
 	return defaultConfig(p)
 }
 
-// moduleOf installs script as the module for payloadType and gives the handler for it.
-func moduleOf(t *testing.T, payloadType, script string) *module {
+// moduleOf installs script as the module for payloadType and gives the handler for it. The script
+// sees env besides the environment of this process, which tests that run side by side share.
+func moduleOf(t *testing.T, payloadType, script string, env ...string) *module {
 	t.Helper()
+	first, rest, _ := strings.Cut(script, "\n")
+	for _, e := range env {
+		name, value, _ := strings.Cut(e, "=")
+		first += "\nexport " + name + "='" + value + "'"
+	}
 	c := modulePaths(t)
-	putScript(t, c.paths.data+"/modules/v3", payloadType, script, 0o755)
+	putScript(t, c.paths.data+"/modules/v3", payloadType, first+"\n"+rest, 0o755)
 	m, err := newModule(c, payloadType, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -105,6 +111,7 @@ func treeOf(t *testing.T, m *module, a *artifact) {
 
 // MEN-9027; field case 4.
 func TestModuleNames(t *testing.T) {
+	t.Parallel()
 	c := modulePaths(t)
 	dir := c.paths.data + "/modules/v3"
 	putScript(t, dir, "plain", "", 0o644)
@@ -133,6 +140,7 @@ func TestModuleNames(t *testing.T) {
 }
 
 func TestModuleTree(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("testdata/artifact/module-two-files.mender")
 	if err != nil {
 		t.Fatal(err)
@@ -195,6 +203,7 @@ func readTree(t *testing.T, dir string) map[string]string {
 }
 
 func TestCompactJSON(t *testing.T) {
+	t.Parallel()
 	for in, want := range map[string]string{
 		"": "null", "{}": "{}", " [ 1.0, 1e3 , 12345678901234567890 ] ": "[1.0,1e3,12345678901234567890]",
 		`{"b":1,"a":{"Z":"<&>","y":null},"B":[true,"\u00e9\n"]}`: `{"a":{"y":null,"Z":"<&>"},"B":[true,"é\n"],"b":1}`,
@@ -206,6 +215,7 @@ func TestCompactJSON(t *testing.T) {
 }
 
 func TestModuleQueries(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ state, body, want string }{
 		{"NeedsArtifactReboot", "", "No"},
 		{"NeedsArtifactReboot", "echo No", "No"},
@@ -234,6 +244,7 @@ func TestModuleQueries(t *testing.T) {
 }
 
 func TestModuleCleanup(t *testing.T) {
+	t.Parallel()
 	m := moduleOf(t, "c", "#!/bin/sh\necho $1 >> ${0%/*}/calls\nexit 1\n")
 	calls := filepath.Join(filepath.Dir(m.program), "calls")
 	if err := m.call(t.Context(), "Cleanup"); err != nil {
@@ -270,6 +281,7 @@ take() { cat "$name" >tmp/part && mv tmp/part "tmp/${name##*/}"; }
 
 // The rows of the table in the specification of streams, and ways to hang.
 func TestModuleDownload(t *testing.T) {
+	t.Parallel()
 	small, big := artifactFile{"greeting.txt", "hello\n"}, artifactFile{"blob.bin", strings.Repeat("0123456789abcde\n", 50000)}
 	both := []artifactFile{small, big}
 	timeout := 300 * time.Millisecond
@@ -313,8 +325,8 @@ func TestModuleDownload(t *testing.T) {
 	}
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
-			t.Setenv("SIZES", r.sizes)
-			m := moduleOf(t, "app", moduleHead+r.body)
+			t.Parallel()
+			m := moduleOf(t, "app", moduleHead+r.body, "SIZES="+r.sizes)
 			if r.timeout != 0 {
 				m.timeout = r.timeout
 			}
@@ -379,6 +391,7 @@ func endReader(t *testing.T, m *module) {
 // A module must not see the end of a stream whose checksum is wrong, not even one that is
 // slow to die.
 func TestModuleDownloadWrongSum(t *testing.T) {
+	t.Parallel()
 	good := artifactFile{"app.bin", strings.Repeat("good", 50000)}
 	text := madeArtifact(t, "app", "", good)
 	at := bytes.LastIndex(text, []byte("good"))
@@ -400,6 +413,7 @@ func TestModuleDownloadWrongSum(t *testing.T) {
 
 // The artifact ends in the middle of a file: field case 10, through a module.
 func TestModuleDownloadTruncated(t *testing.T) {
+	t.Parallel()
 	text := madeArtifact(t, "app", "", artifactFile{"app.bin", strings.Repeat("x", 100000)})
 	for _, body := range []string{moduleLoop, "exit 0\n"} {
 		m := moduleOf(t, "app", moduleHead+body)
@@ -412,6 +426,7 @@ func TestModuleDownloadTruncated(t *testing.T) {
 }
 
 func TestModuleOutputIsLogged(t *testing.T) {
+	t.Parallel()
 	m := moduleOf(t, "app", "#!/bin/sh\necho out; echo err >&2\n")
 	lg := newChildLog()
 	m.lg = &lg.logger
@@ -430,6 +445,7 @@ func TestModuleOutputIsLogged(t *testing.T) {
 
 // Artifacts as the real tool makes them, through a module that streams.
 func TestModuleFixtures(t *testing.T) {
+	t.Parallel()
 	for name, want := range map[string]string{
 		"module-two-files.mender":      "streams/greeting.txt\nstreams/blob.bin\n\n",
 		"module-no-files.mender":       "\n",
@@ -465,8 +481,10 @@ func sortedLines(s string) string {
 
 // debianModule is a handler for a module of Debian's mender-client package, which is
 // installed or unpacked at MENDER_MODULES_DIR.
-func debianModule(t *testing.T, name string) *module {
+func debianModule(t *testing.T, name string, env ...string) *module {
 	t.Helper()
+	onlyExhaustive(t, "a module of Debian's")
+	t.Parallel()
 	dir := os.Getenv("MENDER_MODULES_DIR")
 	if dir == "" {
 		dir = "/usr/share/mender/modules/v3"
@@ -475,7 +493,7 @@ func debianModule(t *testing.T, name string) *module {
 	if err != nil {
 		t.Skipf("needs Debian's mender-client: %v", err)
 	}
-	return moduleOf(t, name, string(text))
+	return moduleOf(t, name, string(text), env...)
 }
 
 // through takes an artifact through the calls of a deployment that ends at last, and says
@@ -554,10 +572,9 @@ func TestDebianDirectory(t *testing.T) {
 }
 
 func TestDebianScript(t *testing.T) {
-	m := debianModule(t, "script")
 	trace := filepath.Join(t.TempDir(), "trace")
-	t.Setenv("TRACE", trace)
-	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"hello.sh", traceScript}), chainGood...); err != nil {
+	m := debianModule(t, "script", "TRACE="+trace)
+	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"hello.sh", "#!/bin/sh\necho ${0##*/} >>$TRACE\n"}), chainGood...); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(trace); string(got) != "hello.sh\n" {
@@ -570,19 +587,18 @@ func TestDebianScript(t *testing.T) {
 
 // A package of its own, installed into a root of its own.
 func TestDebianDeb(t *testing.T) {
-	m := debianModule(t, "deb")
+	dir := t.TempDir()
+	m := debianModule(t, "deb", "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	needTool(t, "dpkg-deb")
 	dpkg, err := exec.LookPath("dpkg")
 	if err != nil {
 		t.Skip("needs dpkg")
 	}
-	dir := t.TempDir()
 	for _, d := range []string{"info", "updates", "triggers"} {
 		putScript(t, dir+"/root/var/lib/dpkg/"+d, "none", "", 0o644)
 	}
 	putScript(t, dir+"/root/var/lib/dpkg", "status", "", 0o644)
 	putScript(t, dir+"/bin", "dpkg", "#!/bin/sh\nexec "+dpkg+" --root="+dir+"/root --log=/dev/null --force-not-root \"$@\"\n", 0o755)
-	t.Setenv("PATH", dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	putScript(t, dir+"/p/DEBIAN", "control", "Package: mendlet-test\nVersion: 1\nArchitecture: all\nMaintainer: none <none@example.com>\nDescription: test\n", 0o644)
 	putScript(t, dir+"/p/etc", "mendlet-test", "installed\n", 0o644)
 	if out, err := exec.Command("dpkg-deb", "--root-owner-group", "--build", dir+"/p", dir+"/test.deb").CombinedOutput(); err != nil {
@@ -603,13 +619,13 @@ func TestDebianDeb(t *testing.T) {
 
 // A package of its own, installed into a root of its own.
 func TestDebianRpm(t *testing.T) {
-	m := debianModule(t, "rpm")
+	dir := t.TempDir()
+	m := debianModule(t, "rpm", "PATH="+dir+"/bin:"+os.Getenv("PATH"))
 	needTool(t, "rpmbuild")
 	rpm, err := exec.LookPath("rpm")
 	if err != nil {
 		t.Skip("needs rpm")
 	}
-	dir := t.TempDir()
 	putScript(t, dir, "test.spec", `Name: mendlet-test
 Version: 1
 Release: 1
@@ -630,7 +646,6 @@ echo installed >%{buildroot}/etc/mendlet-test
 		t.Fatalf("rpmbuild: %v: %s", err, out)
 	}
 	putScript(t, dir+"/bin", "rpm", "#!/bin/sh\nexec "+rpm+" --root="+dir+"/root \"$@\"\n", 0o755)
-	t.Setenv("PATH", dir+"/bin:"+os.Getenv("PATH"))
 	lg := newChildLog()
 	m.lg = &lg.logger
 	if err := through(t, m, madeArtifact(t, "rpm", "", artifactFile{"test.rpm", look(dir + "/test.rpm")}), chainGood...); err != nil {
@@ -658,12 +673,10 @@ esac
 `
 
 func TestDebianDocker(t *testing.T) {
-	m := debianModule(t, "docker")
-	needTool(t, "jq")
 	base := t.TempDir()
-	t.Setenv("BASE", base)
+	m := debianModule(t, "docker", "BASE="+base, "PATH="+base+"/bin:"+os.Getenv("PATH"))
+	needTool(t, "jq")
 	putScript(t, base+"/bin", "docker", fakeEngine, 0o755)
-	t.Setenv("PATH", base+"/bin:"+os.Getenv("PATH"))
 	made := func(containers string) []byte {
 		return madeArtifact(t, "docker", `{"containers":[`+containers+`],"run_args":"-p 80:80"}`)
 	}

@@ -6,12 +6,12 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 )
@@ -91,28 +91,24 @@ case "$*" in
 esac
 `
 
-// setUpOwn installs a module of ours, run by shell, with everything outside it faked under
-// the returned directory.
-func setUpOwn(t *testing.T, name, shell string) (*module, string) {
+// setUpOwn installs a module of ours, run by the shell sh with the programs in path, and with
+// everything outside it faked under the returned directory.
+func setUpOwn(t *testing.T, name, sh, path string) (*module, string) {
 	t.Helper()
 	text, err := os.ReadFile("modules/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := moduleOf(t, name, "#!"+shell+"\n"+strings.TrimPrefix(string(text), "#!/bin/sh\n"))
 	base := t.TempDir()
-	t.Setenv("BASE", base)
-	t.Setenv("COMPOSE_BASE", base+"/compose")
-	t.Setenv("MENDER_CONFIGURE_DIR", base+"/config")
-	t.Setenv("MENDER_CONFIGURE_APPLY_DIR", base+"/apply.d")
+	m := moduleOf(t, name, "#!"+sh+"\n"+strings.TrimPrefix(string(text), "#!/bin/sh\n"), "BASE="+base, "PATH="+base+"/bin:"+path,
+		"COMPOSE_BASE="+base+"/compose", "MENDER_CONFIGURE_DIR="+base+"/config", "MENDER_CONFIGURE_APPLY_DIR="+base+"/apply.d")
 	putScript(t, base+"/apply.d", "apply", "#!/bin/sh\ncat \"$1\" >\"$BASE/applied\"\n! grep -q bad \"$1\" || exit 1\n! grep -q restart \"$1\" || exit 20\n", 0o755)
 	putScript(t, base+"/bin", "docker", fakeDocker, 0o755)
 	putScript(t, base+"/bin", "sync", "#!/bin/sh\n", 0o755) // nothing here outlives the machine
-	t.Setenv("PATH", base+"/bin:"+os.Getenv("PATH"))
 	return m, base
 }
 
-// busyboxOnly makes busybox and the fakes all that there is in PATH, and gives its shell.
+// busyboxOnly gives a directory of all of busybox's programs.
 func busyboxOnly(t *testing.T) string {
 	t.Helper()
 	box, err := exec.LookPath("busybox")
@@ -123,8 +119,7 @@ func busyboxOnly(t *testing.T) string {
 	if out, err := exec.Command(box, "--install", "-s", dir).CombinedOutput(); err != nil {
 		t.Skipf("needs busybox --install: %s", out)
 	}
-	t.Setenv("PATH", dir)
-	return dir + "/sh"
+	return dir
 }
 
 // begin gives the module a tree with the payload of version v.
@@ -161,10 +156,12 @@ func (m *module) mustCall(t *testing.T, states ...string) {
 }
 
 func TestOwnModules(t *testing.T) {
-	shell := busyboxOnly(t)
+	t.Parallel()
+	box := busyboxOnly(t)
 	for _, o := range ownModules(t) {
 		t.Run(o.name, func(t *testing.T) {
-			m, base := setUpOwn(t, o.name, shell)
+			t.Parallel()
+			m, base := setUpOwn(t, o.name, box+"/sh", box)
 			see := func(when, want string) {
 				t.Helper()
 				if got := o.look(base); got != want {
@@ -207,12 +204,15 @@ func noLeftOvers(t *testing.T, base string) {
 // The module is killed at each command that changes something in turn, first while it installs, then
 // while it rolls back; a rollback must mend both.
 func TestOwnModulesCut(t *testing.T) {
+	t.Parallel()
 	for _, o := range ownModules(t) {
 		t.Run(o.name, func(t *testing.T) {
-			m, base := setUpOwn(t, o.name, "/bin/sh\n"+cutInto())
+			t.Parallel()
+			m, base := setUpOwn(t, o.name, "/bin/sh\n"+cutInto(), os.Getenv("PATH"))
+			cutAt := func(n int) { must(t, os.WriteFile(base+"/cut", fmt.Appendln(nil, n), 0o600)) }
+			cutAt(0)
 			o.begin(t, m, base, "one")
 			m.mustCall(t, "ArtifactInstall", "ArtifactCommit", "Cleanup")
-			cutAt := func(n int) { t.Setenv("CUT", strconv.Itoa(n)) }
 			for _, state := range []string{"ArtifactInstall", "ArtifactRollback"} {
 				n, killed := 0, true
 				for killed {
@@ -241,9 +241,9 @@ func TestOwnModulesCut(t *testing.T) {
 }
 
 // cutInto gives the shell functions that count the commands which change something, and kill
-// the module's process group instead of running the one whose number is $CUT.
+// the module's process group instead of running the one whose number is in the file cut.
 func cutInto() string {
-	text := "left=${CUT:-0}; cut_here() { left=$((left - 1)); [ $left != 0 ] || kill -9 0; }\n"
+	text := "read -r left <\"$BASE/cut\"; cut_here() { left=$((left - 1)); [ $left != 0 ] || kill -9 0; }\n"
 	for _, name := range []string{"chmod", "cp", "docker", "ln", "mkdir", "mv", "rm", "sync", "tar"} {
 		text += name + "() { cut_here; command " + name + " \"$@\"; }\n"
 	}
@@ -252,9 +252,10 @@ func cutInto() string {
 
 // A rollback that a power cut kept from ever being run does not lose the old directory.
 func TestOwnDirectoryLeftOver(t *testing.T) {
-	shell := busyboxOnly(t)
+	t.Parallel()
+	box := busyboxOnly(t)
 	o := ownModules(t)[1]
-	m, base := setUpOwn(t, o.name, shell)
+	m, base := setUpOwn(t, o.name, box+"/sh", box)
 	putScript(t, base+"/opt/app.mendlet-old", "fone", "one", 0o644)
 	o.quickly(t, m, base, "two")
 	m.mustCall(t, "Cleanup")
@@ -268,14 +269,15 @@ func TestOwnDirectoryLeftOver(t *testing.T) {
 // A state that a module does not know must leave no trace, and its header must say how its
 // artifacts are made. Without a payload, after a download that failed, Cleanup is no error.
 func TestOwnModulesManners(t *testing.T) {
-	shell := busyboxOnly(t)
+	t.Parallel()
+	box := busyboxOnly(t)
 	list, err := filepath.Glob("modules/*")
 	if err != nil || len(list) != 6 {
 		t.Fatalf("got modules %q, %v, want six", list, err)
 	}
 	for _, path := range list {
 		name := filepath.Base(path)
-		m, _ := setUpOwn(t, name, shell)
+		m, _ := setUpOwn(t, name, box+"/sh", box)
 		lg := newChildLog()
 		lg.level = levelInfo
 		m.lg = &lg.logger
@@ -334,7 +336,8 @@ func packAsToldIn(t *testing.T, module, name string) {
 
 // What the payload says must not lead a module where it should not write.
 func TestOwnModulesRefuse(t *testing.T) {
-	shell := busyboxOnly(t)
+	t.Parallel()
+	box := busyboxOnly(t)
 	for _, c := range []struct {
 		module string
 		files  []artifactFile
@@ -357,7 +360,7 @@ func TestOwnModulesRefuse(t *testing.T) {
 		{"mender-configure", nil},
 		{"script", []artifactFile{{"a.sh", "#!/bin/sh\nexit 1\n"}}},
 	} {
-		m, _ := setUpOwn(t, c.module, shell)
+		m, _ := setUpOwn(t, c.module, box+"/sh", box)
 		a := opened(t, madeArtifact(t, c.module, "", c.files...))
 		treeOf(t, m, a)
 		if err := m.download(t.Context(), a); err != nil {
@@ -372,12 +375,13 @@ func TestOwnModulesRefuse(t *testing.T) {
 // The old compose file comes back when the new project does not become healthy, and the
 // old configuration when the new one cannot be applied.
 func TestOwnModulesBadVersion(t *testing.T) {
-	shell := busyboxOnly(t)
+	t.Parallel()
+	box := busyboxOnly(t)
 	for _, o := range ownModules(t) {
 		if o.name != "docker-compose" && o.name != "mender-configure" {
 			continue
 		}
-		m, base := setUpOwn(t, o.name, shell)
+		m, base := setUpOwn(t, o.name, box+"/sh", box)
 		o.begin(t, m, base, "one")
 		m.mustCall(t, "ArtifactInstall", "Cleanup")
 		o.begin(t, m, base, "bad")
@@ -392,7 +396,9 @@ func TestOwnModulesBadVersion(t *testing.T) {
 }
 
 func TestOwnScript(t *testing.T) {
-	m, base := setUpOwn(t, "script", busyboxOnly(t))
+	t.Parallel()
+	box := busyboxOnly(t)
+	m, base := setUpOwn(t, "script", box+"/sh", box)
 	text := madeArtifact(t, "script", "", artifactFile{"b.sh", "#!/bin/sh\necho b >>$BASE/ran\n"}, artifactFile{"a.sh", "#!/bin/sh\necho a >>$BASE/ran\n"})
 	if err := through(t, m, text, chainGood...); err != nil {
 		t.Fatal(err)
@@ -405,8 +411,9 @@ func TestOwnScript(t *testing.T) {
 // The specification of the add-on: exit 20 asks for a restart, the file is for root alone,
 // and a boot service applies it again.
 func TestOwnConfigure(t *testing.T) {
-	shell := busyboxOnly(t)
-	m, base := setUpOwn(t, "mender-configure", shell)
+	t.Parallel()
+	box := busyboxOnly(t)
+	m, base := setUpOwn(t, "mender-configure", box+"/sh", box)
 	for _, c := range []struct{ metaData, reboot string }{{`{"a":"b"}`, "No"}, {`{"a":"restart"}`, "Automatic"}, {`{"a":"c"}`, "No"}} {
 		a := opened(t, madeArtifact(t, m.name, c.metaData))
 		treeOf(t, m, a)

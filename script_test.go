@@ -13,12 +13,11 @@ import (
 	"time"
 )
 
-// scriptRun gives scripts with fast clocks, whose bodies append to the file $TRACE.
+// scriptRun gives scripts with fast clocks, and what those have said that begin with traceScript.
 func scriptRun(t *testing.T) (*scripts, func() []string) {
 	dir := t.TempDir()
 	trace := filepath.Join(dir, "trace")
-	t.Setenv("TRACE", trace)
-	s := &scripts{rootfsDir: filepath.Join(dir, "rootfs"), artifactDir: filepath.Join(dir, "ds", "scripts"),
+	s := &scripts{rootfsDir: filepath.Join(dir, "fs", "rootfs"), artifactDir: filepath.Join(dir, "ds", "scripts"),
 		timeout: time.Minute, retryInterval: time.Millisecond, retryTimeout: time.Minute}
 	return s, func() []string {
 		text, _ := os.ReadFile(trace)
@@ -27,7 +26,8 @@ func scriptRun(t *testing.T) (*scripts, func() []string) {
 	}
 }
 
-const traceScript = "#!/bin/sh\necho ${0##*/} >>$TRACE\n"
+// traceScript appends its name to a file that lies two directories above it.
+const traceScript = "#!/bin/sh\nTRACE=${0%/*}/../../trace\necho ${0##*/} >>$TRACE\n"
 
 func putScript(t *testing.T, dir, name, text string, mode os.FileMode) {
 	t.Helper()
@@ -43,6 +43,7 @@ func putScript(t *testing.T, dir, name, text string, mode os.FileMode) {
 }
 
 func TestScriptsOrderAndChoice(t *testing.T) {
+	t.Parallel()
 	s, traced := scriptRun(t)
 	for _, name := range []string{"Sync_Enter_10", "Sync_Enter_05_b", "Sync_Enter_05_a", "Sync_Enter_5_x",
 		"Sync_Enter_050", "Sync_Leave_00", "Sync_Enter_01_a b", "xSync_Enter_00", "Sync_Enter_00~"} {
@@ -80,6 +81,7 @@ func TestScriptsOrderAndChoice(t *testing.T) {
 }
 
 func TestScriptsFailure(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		state, action string
 		all           bool // by runAll
@@ -111,6 +113,7 @@ func TestScriptsFailure(t *testing.T) {
 }
 
 func TestScriptRetryLater(t *testing.T) {
+	t.Parallel()
 	s, traced := scriptRun(t)
 	third := traceScript + "[ $(wc -l <$TRACE) -ge 3 ] || exit 21\n"
 	putScript(t, s.artifactDir, "ArtifactCommit_Enter_01", third, 0o755)
@@ -139,6 +142,7 @@ func TestScriptRetryLater(t *testing.T) {
 }
 
 func TestScriptTimeout(t *testing.T) {
+	t.Parallel()
 	s, _ := scriptRun(t)
 	s.timeout = 50 * time.Millisecond
 	putScript(t, s.rootfsDir, "Download_Enter_01", "#!/bin/sh\nexec sleep 1000\n", 0o755)
@@ -148,6 +152,7 @@ func TestScriptTimeout(t *testing.T) {
 }
 
 func TestScriptVersions(t *testing.T) {
+	t.Parallel()
 	for text, good := range map[string]bool{"2": true, "3": true, "3\n": true, "": false, "4": false, "33": false, "1": false} {
 		s, traced := scriptRun(t)
 		putScript(t, s.rootfsDir, "version", text, 0o644)
@@ -166,6 +171,7 @@ func TestScriptVersions(t *testing.T) {
 }
 
 func TestScriptsInstall(t *testing.T) {
+	t.Parallel()
 	s, _ := scriptRun(t)
 	putScript(t, s.artifactDir, "ArtifactFailure_Enter_00_old", traceScript, 0o755)
 	if err := s.install([]scriptFile{{Name: "ArtifactInstall_Enter_01_new", Body: []byte(traceScript)}}); err != nil {
@@ -189,6 +195,7 @@ func TestScriptsInstall(t *testing.T) {
 
 // Field case 14: a link that someone put in the place of our directories is not followed.
 func TestStateDirsAreLinks(t *testing.T) {
+	t.Parallel()
 	other := t.TempDir()
 	putScript(t, other, "mine", "", 0o644)
 	s, _ := scriptRun(t)
@@ -213,6 +220,7 @@ func TestStateDirsAreLinks(t *testing.T) {
 
 // MEN-9057; field cases 3 and 4.
 func TestScriptNames(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"", ".", "..", "version", "../x", "/x", "ArtifactInstall_Enter_05_../../x", "ArtifactInstall_Enter_05_a/b",
 		"ArtifactInstall_Enter_5", "Idle_Enter_05", "Download_Enter_05", "Sync_Leave_05", "ArtifactInstall_Enter_05_a b", "ArtifactInstall_Enter_05_",
 		"ArtifactInstall_Enter_05\n", "ArtifactInstall_Enter_05_a\x00", "ArtifactCleanup_Enter_05", "ArtifactInstall_Done_05",
