@@ -49,9 +49,8 @@ func bigArtifact(t *testing.T) io.Reader {
 // Field case 7: a whole install of a sparse image of 5 GiB, whose offsets a 32-bit number would
 // wrap. In CI it runs as a 32-bit program, too.
 func TestBeyond4GiB(t *testing.T) {
-	if testing.Short() {
-		t.Skip("short: hashes 5 GiB")
-	}
+	onlyExhaustive(t, "hashes 5 GiB")
+	t.Parallel()
 	if _, err := hex.DecodeString(bigSum); err != nil {
 		t.Fatal(err)
 	}

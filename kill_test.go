@@ -132,9 +132,8 @@ func TestKilledAtSystemCalls(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Skip("needs strace")
 	}
-	if testing.Short() {
-		t.Skip("takes several seconds")
-	}
+	onlyExhaustive(t, "hundreds of runs under strace")
+	t.Parallel()
 	if out, err := exec.Command("strace", "-f", "-b", "execve", "-qq", "-o", "/dev/null", "true").CombinedOutput(); err != nil {
 		t.Skipf("needs a strace that may trace and knows -b: %v: %s", err, out)
 	}

@@ -129,6 +129,7 @@ func TestPeakMemory(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: builds the program and installs 128 MiB")
 	}
+	t.Parallel()
 	program := builtProgram(t)
 	for _, compression := range []string{"none", "gzip"} {
 		most := installPeak(t, program, compression, 128<<20)

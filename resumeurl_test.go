@@ -297,16 +297,15 @@ func TestInterruptedInstalls(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: installs 28 MiB many times")
 	}
+	t.Parallel()
 	image := resumeImage()
 	for _, a := range realArtifacts(t, image) {
-		t.Run(a.name, func(t *testing.T) {
-			t.Run("file", func(t *testing.T) { t.Parallel(); a.interruptFile(t, image) })
-			t.Run("url", func(t *testing.T) { t.Parallel(); a.interruptURL(t, image) })
-			if strings.HasPrefix(a.name, "mender-artifact") && a.restart {
-				return // as what pack makes
-			}
-			t.Run("run", func(t *testing.T) { t.Parallel(); a.interruptRun(t, image) })
-		})
+		t.Run(a.name+"/file", func(t *testing.T) { a.interruptFile(t, image) }) // takes five times the image in memory
+		t.Run(a.name+"/url", func(t *testing.T) { t.Parallel(); a.interruptURL(t, image) })
+		if strings.HasPrefix(a.name, "mender-artifact") && a.restart {
+			continue // as what pack makes
+		}
+		t.Run(a.name+"/run", func(t *testing.T) { t.Parallel(); a.interruptRun(t, image) })
 	}
 }
 
