@@ -70,7 +70,7 @@ type config struct {
 	UpdateLogPath                   string
 	DaemonLogLevel                  string
 	SkipVerify                      bool
-	HttpsClient                     tlsFiles
+	HttpsClient                     tlsFiles //lint:ignore ST1003 a key of mender.conf
 	Security                        securityConfig
 	RootfsPartA, RootfsPartB        string
 	Connectivity                    struct {

@@ -6,6 +6,10 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -113,6 +117,77 @@ func TestDidYouMean(t *testing.T) {
 	}{{"", "", 0}, {"a", "", 1}, {"", "ab", 2}, {"commit", "commit", 0}, {"comimt", "commit", 1}, {"kitten", "sitting", 3}, {"ab", "ba", 1}} {
 		if got := slips(c.a, c.b); got != c.want {
 			t.Errorf("%q to %q: got %d slips, want %d", c.a, c.b, got, c.want)
+		}
+	}
+}
+
+func readText(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	must(t, err)
+	return string(text)
+}
+
+// What CONTRIBUTING.md shows of our own files is there.
+func TestContributingQuotes(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	must(t, err)
+	var code strings.Builder
+	for _, f := range files {
+		if !strings.HasSuffix(f, "_test.go") {
+			code.WriteString(readText(t, f))
+		}
+	}
+	text := readText(t, "CONTRIBUTING.md")
+	style := text[strings.Index(text, "## Style"):strings.Index(text, "## A release")]
+	quotes := regexp.MustCompile("(?s)`([^`]+)`|: \"([^\"]+)\"").FindAllStringSubmatch(style, -1)
+	if len(quotes) < 8 {
+		t.Errorf("got %d quotes, want some", len(quotes))
+	}
+	for _, q := range quotes {
+		if s := strings.TrimSuffix(q[1]+q[2], "."); !strings.Contains(code.String(), s) {
+			t.Errorf("no source has %s", s)
+		}
+	}
+}
+
+// makeTargets are the targets that a script calls make for; check stands for what it consists of.
+func makeTargets(t *testing.T, script string) []string {
+	var list []string
+	// A command at the start of a line, or an element of the workflow's matrix.
+	calls := regexp.MustCompile(`(?m)^(?:if ! | *- run: )?make((?: +[A-Z]+=\S*| +[a-z][a-z0-9-]*)+)|^ {10}- ([a-z].*)$`)
+	for _, m := range calls.FindAllStringSubmatch(script, -1) {
+		for _, word := range strings.Fields(m[1] + m[2]) {
+			switch {
+			case strings.ContainsAny(word, "=:"):
+			case word == "check":
+				check := regexp.MustCompile(`(?m)^check: (.*)$`).FindStringSubmatch(readText(t, "Makefile"))
+				list = append(list, strings.Fields(check[1])...)
+			default:
+				list = append(list, word)
+			}
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// The public CI runs what our own does, and both only what there is.
+func TestWorkflowTargets(t *testing.T) {
+	ours := makeTargets(t, readText(t, ".ci/run"))
+	workflow := readText(t, ".github/workflows/ci.yml")
+	theirs := makeTargets(t, workflow[:strings.Index(workflow, "\n  release:")])
+	if !slices.Equal(ours, theirs) || len(ours) < 10 {
+		t.Errorf("got targets\n%q in .ci/run and\n%q in the workflow", ours, theirs)
+	}
+	makefile := readText(t, "Makefile")
+	contributing := readText(t, "CONTRIBUTING.md")
+	for _, target := range ours {
+		if !regexp.MustCompile(`(?m)^` + target + `:`).MatchString(makefile) {
+			t.Errorf("the Makefile has no target %s", target)
+		}
+		if strings.HasPrefix(target, "test-") && !strings.Contains(contributing, target) && target != "test-bench" {
+			t.Errorf("CONTRIBUTING.md does not name %s", target)
 		}
 	}
 }

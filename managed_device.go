@@ -121,13 +121,15 @@ func decryptBlock(b *pem.Block, passphrase []byte) ([]byte, error) {
 	}
 	// The form is deprecated because it does not authenticate; here it only guards a file
 	// that has it already.
-	if !x509.IsEncryptedPEMBlock(b) { //nolint:staticcheck
+	//lint:ignore SA1019 see above
+	if !x509.IsEncryptedPEMBlock(b) {
 		return b.Bytes, nil
 	}
 	if len(passphrase) == 0 {
 		return nil, errors.New("encrypted, and no passphrase was given: want --passphrase-file")
 	}
-	return x509.DecryptPEMBlock(b, passphrase) //nolint:staticcheck
+	//lint:ignore SA1019 see above
+	return x509.DecryptPEMBlock(b, passphrase)
 }
 
 // readPassphrase reads the first line of a file, or of stdin for "-".

@@ -117,7 +117,6 @@ type chainDevice struct {
 	t        *testing.T
 	dir      string
 	artifact string
-	c        *config
 	f        *flow
 	kills    map[string]int // calls in which the program dies, and how often
 	answers  map[string][]error
