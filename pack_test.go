@@ -129,8 +129,8 @@ func TestPackTypeInfo(t *testing.T) {
 			`"clears_artifact_provides":["fs.*"]`,
 		"--no-default-software-version": `{"artifact_provides":{` + sum + `}`,
 		"--no-default-clears-provides":  `{"artifact_provides":{` + sum + `,"rootfs-image.version":"rel"}`,
-		"--no-checksum-provide --clears-provides x* -dk:v": `{"artifact_depends":{"k":"v"},"artifact_provides":{"rootfs-image.version":"rel"},` +
-			`"clears_artifact_provides":["x*",` + all + `]`,
+		"--no-checksum-provide --clears-provides x* -dk:v": `{"artifact_depends":{"k":"v"},` +
+			`"artifact_provides":{"rootfs-image.version":"rel"},"clears_artifact_provides":["x*",` + all + `]`,
 		"-p rootfs-image.version:zz": `{"artifact_provides":{` + sum + `,"rootfs-image.version":"zz"},` +
 			`"clears_artifact_provides":[` + all + `]`,
 		"-T mod -p a:b:c": `{"artifact_provides":{"a":"b:c","rootfs-image.mod.version":"rel"},` +
