@@ -7,12 +7,16 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 )
 
 // What a tar may ask for.
 const (
 	maxMembers = 1000     // in one tar
 	maxTail    = 16 << 20 // bytes of zeros behind it
+	maxPax     = 1 << 20  // bytes of records in all its extended headers together
+	maxPath    = 256      // bytes of a name in such a record: as many as fit without one
 )
 
 // counter counts what is read through it.
@@ -27,14 +31,15 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// tarStream reads the members of one tar. archive/tar parses the headers; the data is read
-// straight from below, and the end, with which archive/tar is lenient, is checked here.
+// tarStream reads the members of one tar. archive/tar parses the headers of plain files; the data is read
+// straight from below, and what archive/tar is lenient with, extended headers and the end, is checked here.
 type tarStream struct {
 	name    string
 	r       counter
 	left    int64 // bytes of the current member that were not read yet
 	limit   int64 // for the whole tar, in bytes; 0: none
 	members int
+	pax     int64 // bytes of records so far
 }
 
 // Read gives the current member's data.
@@ -104,31 +109,125 @@ func (t *tarStream) full(b []byte) error {
 	return nil
 }
 
-// Records of a pax header (POSIX pax, extended header) that do not change what a member is.
-// size is for files of 8 GiB and more.
-var paxAllowed = map[string]bool{"size": true, "uid": true, "gid": true, "uname": true, "gname": true, "mtime": true, "atime": true, "ctime": true}
-
-// header parses the member header that starts with block.
+// header parses the header that starts with block: that of a plain file, before which an extended one may stand and one
+// for all that follows, each once (POSIX pax). archive/tar sees the plain one alone, as it would follow any chain.
 func (t *tarStream) header(block *[512]byte) (*tar.Header, error) {
-	if c := block[156]; c != '0' && c != 0 && c != 'x' {
-		return nil, fmt.Errorf("member %q of tar type %q: want a plain file", bytes.TrimRight(block[:100], "\x00"), c)
+	var own, global paxRecords
+	for !own.seen && block[156] == 'x' || !global.seen && block[156] == 'g' {
+		r := &own
+		if block[156] == 'g' {
+			r = &global
+		}
+		if err := t.extended(block, r); err != nil {
+			return nil, err
+		}
 	}
-	h, err := tar.NewReader(io.MultiReader(bytes.NewReader(block[:]), &t.r)).Next()
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
+	if c := block[156]; c != '0' && c != 0 {
+		return nil, writeAgain("member %q of tar type %q: want a plain file", bytes.TrimRight(block[:100], "\x00"), c)
 	}
+	h, err := tar.NewReader(bytes.NewReader(block[:])).Next()
 	if err != nil {
-		return nil, err
+		return nil, noEOF(err)
+	}
+	if global.path != "" || global.size != "" {
+		return nil, writeAgain("member %q: pax records of a size or a name that are for all members", h.Name)
+	}
+	if own.path != "" {
+		h.Name = own.path
+	}
+	if own.size != "" {
+		n, err := strconv.ParseUint(own.size, 10, 63)
+		if err != nil {
+			return nil, fmt.Errorf("member %q: pax record with a size of %q, want a number", h.Name, own.size)
+		}
+		h.Size = int64(n)
 	}
 	if h.Typeflag != tar.TypeReg || h.Size < 0 {
 		return nil, fmt.Errorf("member %q of tar type %q and size %d: want a plain file", h.Name, h.Typeflag, h.Size)
 	}
-	for k := range h.PAXRecords {
-		if !paxAllowed[k] {
-			return nil, fmt.Errorf("member %q: pax record %q is not allowed", h.Name, k)
+	return h, nil
+}
+
+// writeAgain refuses a tar that its writer could have written otherwise.
+func writeAgain(format string, args ...any) error {
+	return withHint(refuse(format, args...), "write the artifact again with mendlet pack or mender-artifact")
+}
+
+// paxRecords are those records of an extended header that say what its member is. Others (times, owners, attributes,
+// comments) are read past.
+type paxRecords struct {
+	seen       bool
+	path, size string // "": the header that follows says it
+}
+
+// extended reads the extended header that starts with block, and then the next header into block.
+func (t *tarStream) extended(block *[512]byte, r *paxRecords) error {
+	size, err := extendedSize(block)
+	if err != nil {
+		return err
+	}
+	if t.pax += size; t.pax > maxPax {
+		return writeAgain("pax records of %d bytes up to here, want at most %d", t.pax, maxPax)
+	}
+	records := make([]byte, (size+511)&^511)
+	if err := t.full(records); err != nil {
+		return err
+	}
+	if err := r.parse(records[:size]); err != nil {
+		return err
+	}
+	return t.full(block[:])
+}
+
+// extendedSize checks the header of an extended header and gives the size of its records, in bytes (POSIX ustar).
+func extendedSize(block *[512]byte) (int64, error) {
+	octal := func(b []byte) (int64, bool) {
+		n, err := strconv.ParseUint(strings.Trim(string(b), " \x00"), 8, 63)
+		return int64(n), err == nil
+	}
+	sum := int64(8 * ' ') // in place of the checksum itself
+	for i, c := range block {
+		if i < 148 || i >= 156 {
+			sum += int64(c)
 		}
 	}
-	return h, nil
+	if want, ok := octal(block[148:156]); !ok || want != sum {
+		return 0, fmt.Errorf("checksum of the extended header is %q, its bytes have %o", block[148:156], sum)
+	}
+	size, ok := octal(block[124:136])
+	if !ok {
+		return 0, fmt.Errorf("size of the extended header is %q, want octal digits", block[124:136])
+	}
+	return size, nil
+}
+
+// parse takes lines of "LENGTH KEY=VALUE", of which LENGTH counts all bytes (POSIX pax, extended header). An empty value
+// takes nothing. size is for files of 8 GiB and more.
+func (r *paxRecords) parse(b []byte) error {
+	r.seen = true
+	for len(b) > 0 {
+		digits, _, _ := bytes.Cut(b[:min(len(b), 8)], []byte(" "))
+		length, err := strconv.ParseUint(string(digits), 10, 31)
+		n := int(length)
+		if err != nil || n < len(digits)+2 || n > len(b) || b[n-1] != '\n' {
+			return fmt.Errorf("pax record %q is damaged", clip(b))
+		}
+		key, value, ok := bytes.Cut(b[len(digits)+1:n-1], []byte("="))
+		b = b[n:]
+		switch k := string(key); {
+		case !ok:
+			return fmt.Errorf("pax record %q has no value", clip(key))
+		case len(value) == 0:
+		case k == "path" && r.path == "" && len(value) <= maxPath && bytes.IndexByte(value, 0) < 0:
+			r.path = string(value)
+		case k == "size" && r.size == "" && len(value) < 20:
+			r.size = string(value)
+		case k == "path", k == "size", k == "linkpath", k == "SCHILY.realsize", k == "SUN.holesdata",
+			strings.HasPrefix(k, "GNU.sparse."): // twice, or not that of a plain file
+			return writeAgain("pax record %q with value %q is not allowed", clip(key), clip(value))
+		}
+	}
+	return nil
 }
 
 // tail reads on after the first zero block: another must follow, and then only zeros.
