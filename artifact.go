@@ -137,6 +137,9 @@ func (a *artifact) open() error {
 	if err := a.openHeader(manifest); err != nil {
 		return err
 	}
+	if n := len(a.manifest); a.PayloadType == "rootfs-image" && n != 1 {
+		return fmt.Errorf("manifest names %d payload files, and a rootfs-image holds exactly one", n)
+	}
 	for name := range a.manifest {
 		if f, ok := strings.CutPrefix(name, "data/0000/"); !ok || a.Empty || checkPayloadName(f) != nil {
 			return fmt.Errorf("manifest names %q, which such an artifact cannot have", name)

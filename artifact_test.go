@@ -470,6 +470,23 @@ func TestHeaderRefusals(t *testing.T) {
 	checkRefusals(t, list)
 }
 
+// A rootfs-image is one file, whoever reads it.
+func TestRootfsImageIsOneFile(t *testing.T) {
+	one := tarMember{name: "a", body: []byte("x")}
+	for _, files := range [][]tarMember{nil, {one, {name: "b"}}} {
+		_, got, err := readAll(newKit("rootfs-image", files...).build(t), artifactOptions{})
+		if exitCode(err) != exitRefused || !strings.Contains(err.Error(), "holds exactly one") || len(got) > 0 {
+			t.Errorf("%d files: %d read, %v", len(files), len(got), err)
+		}
+	}
+	if _, _, err := readAll(newKit("rootfs-image", one).build(t), artifactOptions{}); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := readAll(newKit("mod", one, tarMember{name: "b"}).build(t), artifactOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
 // Names of JSON keys match in any case, unknown ones are ignored, meta-data may be absent
 // or empty, depends may be strings or lists.
 func TestHeaderAccepted(t *testing.T) {

@@ -240,7 +240,7 @@ func (a inspector) planRootfs(p *planReport, art *artifact, no func(error)) {
 	r := &rootfs{c: a.c, m: a.m, u: &update{}, lg: a.lg, to: s.other(from)}
 	p.Target = r.to.String()
 	if r.file, err = art.nextFile(); err != nil {
-		no(refuseEOF(err))
+		no(err)
 		return
 	}
 	p.ImageSize = r.file.Size

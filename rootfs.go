@@ -77,21 +77,13 @@ func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
 		return err
 	}
 	if r.file, err = a.nextFile(); err != nil {
-		return fmt.Errorf("payload: %w", refuseEOF(err))
+		return fmt.Errorf("payload: %w", err)
 	}
 	if _, err := r.checkSize(); err != nil {
 		return err
 	}
 	r.u.From, r.u.To = from.num, r.to.num
 	return nil
-}
-
-// refuseEOF: a rootfs-image without a file is a malformed artifact.
-func refuseEOF(err error) error {
-	if err == io.EOF {
-		return refuse("a rootfs-image holds exactly one file, got none")
-	}
-	return err
 }
 
 // checkSize opens the slot for a moment, which also finds one that is claimed or read-only.
