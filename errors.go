@@ -28,6 +28,7 @@ type codedError struct {
 	code int
 	err  error
 	hint string
+	told bool // a person has read it already, on standard output or in the log
 }
 
 func (e *codedError) Error() string {
@@ -61,6 +62,20 @@ func withHint(err error, format string, args ...any) error {
 		return nil
 	}
 	return &codedError{code: exitCode(err), err: err, hint: fmt.Sprintf(format, args...)}
+}
+
+// told marks an error that must not be said a second time. The exit code stays.
+func told(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &codedError{code: exitCode(err), err: err, told: true}
+}
+
+// isTold tells an error that is left to say nothing of: it was said, or is an exit code alone.
+func isTold(err error) bool {
+	var c *codedError
+	return errors.As(err, &c) && (c.told || c.err == nil)
 }
 
 // exitCode is the code that the outermost coded error in the chain asks for; 1 for any

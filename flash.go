@@ -39,7 +39,7 @@ const (
 // slotWriter writes one image to one slot and proves that it is there.
 type slotWriter struct {
 	dst        storage
-	name       string // of the slot, for messages
+	name       string // of the slot, letter and device, for messages
 	size       int64  // of the image
 	opt        writeOptions
 	sequential bool                        // UBI volume: no reading while writing, no going back, the kernel guards it
@@ -223,7 +223,7 @@ func (w *slotWriter) put(b *block) error {
 		w.stats.Same += int64(len(b.data))
 	} else {
 		if _, err := w.dst.WriteAt(b.data, b.off); err != nil {
-			return fmt.Errorf("writing %q at %d: %w", w.name, b.off, err)
+			return fmt.Errorf("writing slot %s at %d: %w", w.name, b.off, err)
 		}
 		w.stats.Written += int64(len(b.data))
 		if !direct(w.dst) {
@@ -276,7 +276,7 @@ func (w *slotWriter) park(cause error) error {
 
 func (w *slotWriter) sync() error {
 	if err := w.dst.Sync(); err != nil {
-		return fmt.Errorf("syncing %q: %w", w.name, err)
+		return fmt.Errorf("syncing slot %s: %w", w.name, err)
 	}
 	w.dirty = 0
 	return nil
@@ -324,7 +324,7 @@ func (w *slotWriter) spoil() error {
 		return nil
 	}
 	if _, err := w.dst.WriteAt(alignedBuffer(len(w.head)), 0); err != nil {
-		return fmt.Errorf("writing %q at 0: %w", w.name, err)
+		return fmt.Errorf("writing slot %s at 0: %w", w.name, err)
 	}
 	return w.sync()
 }
@@ -351,7 +351,7 @@ func (w *slotWriter) prove(ctx context.Context) error {
 		return err
 	}
 	if back.crc != w.in.crc {
-		return withHint(fmt.Errorf("slot %q reads back with CRC %08x, want %08x: what was written is not what is there", w.name, back.crc, w.in.crc),
+		return withHint(fmt.Errorf("slot %s reads back with CRC %08x, want %08x: what was written is not what is there", w.name, back.crc, w.in.crc),
 			"the storage is failing, or something else writes to it; nothing was switched over")
 	}
 	return nil
@@ -363,7 +363,7 @@ func (w *slotWriter) finish() error {
 		return nil
 	}
 	if _, err := w.dst.WriteAt(w.head, 0); err != nil {
-		return fmt.Errorf("writing %q at 0: %w", w.name, err)
+		return fmt.Errorf("writing slot %s at 0: %w", w.name, err)
 	}
 	w.stats.Written += int64(len(w.head))
 	if err := w.sync(); err != nil { // the caller flips the boot environment next
@@ -371,10 +371,10 @@ func (w *slotWriter) finish() error {
 	}
 	back := alignedBuffer(len(w.head))
 	if n, err := w.dst.ReadAt(back, 0); n < len(back) {
-		return errors.Join(fmt.Errorf("reading %q back at 0: %w", w.name, noEOF(err)), w.spoil())
+		return errors.Join(fmt.Errorf("reading slot %s back at 0: %w", w.name, noEOF(err)), w.spoil())
 	}
 	if !w.opt.noReadBack && !bytes.Equal(back, w.head) {
-		return errors.Join(fmt.Errorf("slot %q: its first %d bytes read back differently from what was written: the storage is failing", w.name, len(back)), w.spoil())
+		return errors.Join(fmt.Errorf("slot %s: its first %d bytes read back differently from what was written: the storage is failing", w.name, len(back)), w.spoil())
 	}
 	return nil
 }
@@ -412,7 +412,7 @@ func (w *slotWriter) hashSlot(ctx context.Context, h io.Writer, off, end int64) 
 			buf := <-free
 			n := min(w.opt.block, end-off)
 			if got, err := w.dst.ReadAt(buf[:n], off); got < int(n) {
-				pieces <- piece{err: fmt.Errorf("reading %q back at %d: %w", w.name, off, noEOF(err))}
+				pieces <- piece{err: fmt.Errorf("reading slot %s back at %d: %w", w.name, off, noEOF(err))}
 				return
 			}
 			pieces <- piece{data: buf[:n]}
@@ -440,7 +440,7 @@ func (w *slotWriter) proveStart(ctx context.Context, c *checkpoint) error {
 		return err
 	}
 	if w.in.crc != c.Check {
-		return fmt.Errorf("slot %q does not hold what was written: something else wrote to it", w.name)
+		return fmt.Errorf("slot %s does not hold what was written: something else wrote to it", w.name)
 	}
 	w.kept = c.Offset
 	return nil

@@ -164,8 +164,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 	if errors.Is(err, context.Canceled) && exitCode(err) == exitFailed {
 		err = tryLater("interrupted: %w", err)
 	}
-	var coded *codedError
-	if err != nil && !(errors.As(err, &coded) && coded.err == nil) {
+	if err != nil && !isTold(err) {
 		lg.fail(err)
 	}
 	return exitCode(err)

@@ -204,9 +204,6 @@ func TestUsage(t *testing.T) {
 		{"env", exitUsage, "usage"},
 		{"env print NOT_THERE", exitFailed, "not set"},
 		{"env set X", exitUsage, "want NAME=VALUE"},
-		{"commit", exitNothing, "no update in progress"},
-		{"rollback", exitNothing, "no update in progress"},
-		{"resume", exitNothing, "no update in progress"},
 		{"install /nowhere.mender", exitFailed, "/nowhere.mender"},
 		{"install /", exitFailed, "directory"},
 		{"plan /nowhere.mender", exitFailed, "/nowhere.mender"},
@@ -270,8 +267,8 @@ func TestOptionPlaces(t *testing.T) {
 		b.must(t, exitOK, words...)
 	}
 	log := filepath.Join(b.dir, "log")
-	b.must(t, exitNothing, "commit", "-L", log)
-	if text, _ := os.ReadFile(log); !strings.Contains(string(text), "mendlet: error: no update in progress") {
+	b.must(t, exitFailed, "install", "/nowhere.mender", "-L", log)
+	if text, _ := os.ReadFile(log); !strings.Contains(string(text), "mendlet: error: open /nowhere.mender") {
 		t.Errorf("log file: %q", text)
 	}
 }
@@ -287,7 +284,7 @@ func TestInstallCommitRollback(t *testing.T) {
 	if want := "Installing artifact...\nInstalled, but not committed.\nUse 'commit' to update, or 'rollback' to roll back the update.\nAt least one payload requested a reboot of the device it updated.\n"; out != want {
 		t.Errorf("stdout %q, want %q", out, want)
 	}
-	if !strings.Contains(errs, "300000 bytes in place") {
+	if !strings.Contains(errs, "300000 bytes in place") || !strings.HasSuffix(errs, "mendlet: reboot now, then 'mendlet commit' (or 'mendlet rollback')\n") {
 		t.Errorf("stderr %q", errs)
 	}
 	b.slotHolds(t, b.b, img1)
@@ -301,6 +298,10 @@ func TestInstallCommitRollback(t *testing.T) {
 	}
 	b.must(t, exitFailed, "install", second)
 	b.reboot(t)
+	if out, errs = b.must(t, exitOK, "commit", "--stop-before", "ArtifactCommit_Enter"); out != "" ||
+		!strings.Contains(errs, "stopped before ArtifactCommit_Enter; 'mendlet commit' keeps it") {
+		t.Errorf("stopped: stdout %q, stderr %q", out, errs)
+	}
 	if out, _ = b.must(t, exitOK, "commit"); out != "Committed.\n" {
 		t.Errorf("stdout %q", out)
 	}
@@ -314,8 +315,8 @@ func TestInstallCommitRollback(t *testing.T) {
 	b.must(t, exitOK, "install", second, "-q")
 	b.slotHolds(t, b.a, img2)
 	b.reboot(t)
-	if out, _ = b.must(t, exitReboot, "rollback", "--reboot-exit-code"); !strings.HasPrefix(out, "Rolled back.") {
-		t.Errorf("stdout %q", out)
+	if out, errs = b.must(t, exitReboot, "rollback", "--reboot-exit-code"); out != "Rolled back.\n" || !strings.Contains(errs, "mendlet: reboot now, to run the system from before\n") {
+		t.Errorf("stdout %q, stderr %q", out, errs)
 	}
 	b.reboot(t)
 	if b.running != "B" {
@@ -325,6 +326,27 @@ func TestInstallCommitRollback(t *testing.T) {
 		t.Errorf("after rollback: %q", out)
 	}
 	b.must(t, exitNothing, "commit")
+}
+
+// What is on standard output or in the log is not said once more at the end.
+func TestNothingSaidTwice(t *testing.T) {
+	b := newImageBoard(t)
+	for _, verb := range []string{"commit", "rollback", "resume"} {
+		if out, errs := b.must(t, exitNothing, verb); out != "No update in progress.\n" || errs != "" {
+			t.Errorf("%s: stdout %q, stderr %q", verb, out, errs)
+		}
+	}
+	art := b.pack(t, "release-2", testBlocks(300000))
+	text, err := os.ReadFile(art)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[len(text)/2] ^= 1
+	writeFile(t, art, string(text))
+	out, errs := b.must(t, exitFailed, "install", art)
+	if n := strings.Count(errs, "SHA-256"); n != 1 || !strings.Contains(out, "Streaming failed.\nSystem not modified.\n") {
+		t.Errorf("a damaged artifact: the cause is told %d times, want once; stdout %q, stderr %q", n, out, errs)
+	}
 }
 
 // field case 28: the bootloader went back to the old side by itself.
@@ -931,7 +953,7 @@ func TestInstallOnLoopDevice(t *testing.T) {
 	t.Run("too small", func(t *testing.T) {
 		big := b.pack(t, "release-9", testBlocks(4<<20+1))
 		out, errs := b.must(t, exitRefused, "install", big)
-		if !strings.Contains(errs, "too small: the image has 4194305 bytes, the slot 4194304") {
+		if !strings.Contains(errs, "is too small: the image has 4194305 bytes, the slot 4194304: no space left on device") {
 			t.Errorf("got %q %q", out, errs)
 		}
 	})

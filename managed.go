@@ -664,7 +664,7 @@ func runDaemon(ctx context.Context, a *app) error {
 			a.lg.fail(err)
 		}
 		if exitCode(err) == exitReboot || len(a.c.Servers) == 0 && a.rec.Update == nil {
-			return err
+			return told(err)
 		}
 		if !a.rec.net().NextTry.IsZero() || open && a.rec.Update == nil {
 			continue // what was due still is

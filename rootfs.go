@@ -95,32 +95,32 @@ func (r *rootfs) checkSize() (capacity int64, err error) {
 	} else {
 		st, err := r.m.open(name, openSlot)
 		if err != nil {
-			return 0, refuseOpen(name, err)
+			return 0, refuseOpen(r.to, err)
 		}
 		capacity = st.Size()
 		if err := st.Close(); err != nil {
-			return 0, fmt.Errorf("target %q: %w", name, err)
+			return 0, fmt.Errorf("slot %s: %w", r.to, err)
 		}
 	}
 	switch {
 	case r.file.Size > capacity:
-		return capacity, refuse("target %q is too small: the image has %d bytes, the slot %d", name, r.file.Size, capacity)
+		return capacity, refuse("slot %s is too small: the image has %d bytes, the slot %d: %w", r.to, r.file.Size, capacity, syscall.ENOSPC)
 	case r.file.Size == 0:
 		return capacity, refuse("image %q is empty", r.file.Name)
 	}
 	return capacity, nil
 }
 
-func refuseOpen(name string, err error) error {
+func refuseOpen(t *slot, err error) error {
 	switch {
 	case errors.Is(err, syscall.EBUSY):
-		return withHint(refuse("target %q is busy: mounted, or claimed by another program", name), "see /proc/mounts, dmsetup, mdadm or swapon for what uses it")
+		return withHint(refuse("slot %s is busy: mounted, or claimed by another program", t), "see /proc/mounts, dmsetup, mdadm or swapon for what uses it")
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EACCES) && os.Getuid() == 0:
-		return refuse("target %q is read-only", name)
+		return refuse("slot %s is read-only", t)
 	case errors.Is(err, os.ErrNotExist):
-		return refuse("target %q does not exist", name)
+		return refuse("slot %s does not exist", t)
 	}
-	return refuse("target: %w", err)
+	return refuse("slot %s: %w", t, err)
 }
 
 // download writes the image to the idle slot and reads it back.
@@ -129,11 +129,11 @@ func (r *rootfs) download(ctx context.Context, a *artifact) error {
 	if err != nil {
 		return err
 	}
-	w := &slotWriter{dst: dst, name: r.to.path, size: r.file.Size, opt: r.opt, sequential: r.to.ubi}
+	w := &slotWriter{dst: dst, name: r.to.String(), size: r.file.Size, opt: r.opt, sequential: r.to.ubi}
 	err = r.fill(ctx, w, a)
 	// A device may report a failed write only now (close(2)).
 	if cerr := dst.Close(); cerr != nil && err == nil {
-		err = fmt.Errorf("closing %q: %w", w.name, cerr)
+		err = fmt.Errorf("closing slot %s: %w", w.name, cerr)
 	}
 	if err != nil {
 		return err
@@ -151,7 +151,7 @@ func (r *rootfs) openTarget() (storage, error) {
 		st, err = r.m.open(r.to.path, openSlot)
 	}
 	if err != nil {
-		return nil, refuseOpen(r.to.path, err)
+		return nil, refuseOpen(r.to, err)
 	}
 	return st, nil
 }
@@ -389,8 +389,8 @@ func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, e
 		return 0, nil
 	case !r.again() || w.sequential:
 		return 0, nil
-	case c.Slot != w.name, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0, c.From.Bit > 7:
-		r.lg.warnf("the journal tells of a write of %d bytes to slot %q, and this one is of %d to %q: the install starts over", c.Total, c.Slot, w.size, w.name)
+	case c.Slot != r.to.path, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0, c.From.Bit > 7:
+		r.lg.warnf("the journal tells of a write of %d bytes to %q, and this one is of %d to slot %s: the install starts over", c.Total, c.Slot, w.size, w.name)
 		return 0, nil
 	case c.Source.Size != r.src.id.Size || c.Source.Tag != r.src.id.Tag:
 		r.lg.warnf("the artifact's file is another one than before: the install starts over")

@@ -79,7 +79,7 @@ func findSlots(c *config, m *machine, env map[string]string) (*slots, error) {
 		*x.to = one
 	}
 	if s.a.path == s.b.path || s.a.num == s.b.num {
-		return nil, refuse("RootfsPartA %q and RootfsPartB %q are the same or have the same number", s.a.path, s.b.path)
+		return nil, refuse("slots %s and %s are the same or have the same number", s.a, s.b)
 	}
 	return s, s.findRunning(m, env)
 }
@@ -437,7 +437,7 @@ func (s *slots) fromCmdline(m *machine) *slot {
 func (s *slots) agree(env map[string]string) error {
 	byEnv := s.byNum(env["mender_boot_part"])
 	if byEnv == nil {
-		return withHint(refuse("mender_boot_part=%q in the boot environment is the number of neither slot: A is %d, B is %d", env["mender_boot_part"], s.a.num, s.b.num),
+		return withHint(refuse("mender_boot_part=%q in the boot environment is the number of neither slot: %s is %d, %s is %d", env["mender_boot_part"], s.a, s.a.num, s.b, s.b.num),
 			"the bootloader may lack the Mender integration, or its environment is another device's")
 	}
 	if s.running != nil && s.running != byEnv {
@@ -457,32 +457,32 @@ func inDev(name string) bool {
 func (m *machine) checkTarget(t *slot) error {
 	st, err := os.Stat(t.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return refuse("target %q does not exist", t.path)
+		return refuse("slot %s does not exist", t)
 	}
 	if err != nil {
-		return refuse("target: %w", err)
+		return refuse("slot %s: %w", t, err)
 	}
 	if st.Mode().IsRegular() && !inDev(strings.TrimPrefix(t.path, m.root)) {
 		return nil
 	}
 	if st.Mode()&os.ModeDevice == 0 {
-		return withHint(refuse("target %q is not a device", t.path),
+		return withHint(refuse("slot %s is not a device", t),
 			"a program may have made a file where the device node should be; remove it and look for the node")
 	}
 	if char := st.Mode()&os.ModeCharDevice != 0; char != t.ubi {
-		return refuse("target %q: want a block device or a UBI volume", t.path)
+		return refuse("slot %s: want a block device or a UBI volume", t)
 	}
 	mounts, err := m.mounts()
 	if err != nil {
-		return refuse("target %q: %w", t.path, err)
+		return refuse("slot %s: %w", t, err)
 	}
 	for _, x := range mounts {
 		if t.is(m, x) {
-			return withHint(refuse("target %q is mounted on %q", t.path, x.point), "unmount it; a slot is never written while it is in use")
+			return withHint(refuse("slot %s is mounted on %q", t, x.point), "unmount it; a slot is never written while it is in use")
 		}
 	}
 	if !t.ubi && m.sysInt(m.path("/sys/dev/block/"+deviceNumber(t.path)+"/ro")) == 1 {
-		return refuse("target %q is read-only", t.path)
+		return refuse("slot %s is read-only", t)
 	}
 	return nil
 }

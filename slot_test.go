@@ -404,7 +404,7 @@ func TestCheckTarget(t *testing.T) {
 
 func TestRefuseOpen(t *testing.T) {
 	for errno, want := range map[syscall.Errno]string{syscall.EBUSY: "is busy", syscall.EROFS: "is read-only", syscall.ENOENT: "does not exist", syscall.ENXIO: "no such device"} {
-		if err := refuseOpen("x", &os.PathError{Op: "open", Path: "x", Err: errno}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), want) {
+		if err := refuseOpen(&slot{letter: "B", path: "x"}, &os.PathError{Op: "open", Path: "x", Err: errno}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: got %v", errno, err)
 		}
 	}

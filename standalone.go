@@ -34,8 +34,8 @@ func (a standalone) install(ctx context.Context, source string) error {
 		}
 	}
 	if u := a.rec.Update; u != nil {
-		return withHint(fmt.Errorf("update already in progress: %q, in %s", u.Artifact, u.Step),
-			"end it with 'mendlet commit', 'mendlet rollback' or 'mendlet resume'")
+		a.say("System not modified.")
+		return withHint(fmt.Errorf("update already in progress: %q, in %s", u.Artifact, u.Step), "%s", nextStep(u, false))
 	}
 	a.rec.Update = &update{Step: stepDownload, Source: source}
 	f, err := a.newFlow()
@@ -110,7 +110,7 @@ func (a standalone) pending() (*flow, *update, error) {
 	u := a.rec.Update
 	if u == nil {
 		a.say("No update in progress.")
-		return nil, nil, errNothing()
+		return nil, nil, told(errNothing())
 	}
 	if u.Managed {
 		return nil, nil, withHint(fmt.Errorf("the update in progress, %q, is a deployment of the server's", u.Artifact), "'mendlet run' ends it")
@@ -158,8 +158,13 @@ func (a standalone) rollback(ctx context.Context) error {
 	}
 	switch u.Step {
 	case stepInstallWait, stepCommitWait, stepCommitLeaveWait:
-		if can, err := f.query(ctx, "SupportsRollback"); err != nil || can != "Yes" {
-			return errors.Join(fmt.Errorf("the update module of %q does not support rollback", u.Type), err)
+		can, err := f.query(ctx, "SupportsRollback")
+		if err != nil {
+			return fmt.Errorf("whether %q can be rolled back is not known: %w", u.Artifact, err)
+		}
+		if can != "Yes" {
+			a.say("Update Module does not support rollback. System may be in an inconsistent state.")
+			return withHint(fmt.Errorf("the update module %q does not support rollback: nothing was changed", u.Type), "'mendlet commit' keeps it")
 		}
 	case stepDownload:
 		u.Step = f.giveUp(errors.New("rolled back while downloading"))
@@ -199,10 +204,15 @@ func (a standalone) outcome(f *flow, p *pause) error {
 		q, err := r.query(context.Background(), "NeedsArtifactReboot")
 		f.did.reboot = err == nil && q != "No"
 	}
-	a.sayDone(f.did, p)
+	a.sayDone(f, p)
 	a.sayState(f.did, u, p)
+	a.adviseNext(f, u, p)
 	if !f.well(u, p) {
-		return fmt.Errorf("update to %q failed: %s", u.Artifact, u.Cause)
+		err := fmt.Errorf("update to %q failed: %s", u.Artifact, u.Cause)
+		if f.did.failed { // this run has said why
+			err = told(err)
+		}
+		return err
 	}
 	if f.did.reboot && a.o.rebootExitCode {
 		return &codedError{code: exitReboot}
@@ -223,9 +233,15 @@ func (f *flow) well(u *update, p *pause) bool {
 	return u.Asked || u.Told && !f.did.failed
 }
 
-// sayDone says what the run has done, or what it failed to do.
-func (a standalone) sayDone(did deeds, p *pause) {
-	if did.autoCommit && (did.committed || did.failed) {
+// waitsAnew tells a run that has come to the wait for a commit, and has not stopped there at once.
+func (f *flow) waitsAnew(p *pause) bool {
+	return p != nil && p.step == stepCommitWait && (f.did.installed || !slices.Contains(f.stopBefore, stepCommit))
+}
+
+// sayDone says what the run has done, or what it failed to do; nothing where it stopped at once.
+func (a standalone) sayDone(f *flow, p *pause) {
+	did := f.did
+	if did.autoCommit && did.installed && (did.committed || did.failed) {
 		a.say("Update Module doesn't support rollback. Committing immediately.")
 	}
 	switch {
@@ -236,9 +252,9 @@ func (a standalone) sayDone(did deeds, p *pause) {
 		a.say("Installed and committed.")
 	case did.committed:
 		a.say("Committed.")
-	case p != nil && p.step == stepCommitWait:
+	case f.waitsAnew(p):
 		a.say("Installed, but not committed.\nUse 'commit' to update, or 'rollback' to roll back the update.")
-	case p != nil && p.step == stepInstallWait:
+	case p != nil && p.step == stepInstallWait && did.downloaded:
 		a.say("Streamed to storage, but not installed/enabled.")
 	case p == nil && a.rec.Last.Result == "committed":
 		a.say("Cleaned up.")
@@ -253,24 +269,68 @@ func (a standalone) sayState(did deeds, u *update, p *pause) {
 			line = append(line, text)
 		}
 	}
-	if p != nil && p.step != stepCommitWait && p.step != stepInstallWait {
-		add(true, fmt.Sprintf("Stopped before %s.", strings.TrimPrefix(string(p.step), "Before_")))
-	}
+	result := u.soFar(p)
 	if p == nil {
-		result := a.rec.Last.Result
-		lost := result == "inconsistent" && (did.failed || u.Told)
-		add(lost && !did.noRollback, "Rollback failed. System may be in an inconsistent state.")
-		add(lost && did.noRollback, "Update Module does not support rollback. System may be in an inconsistent state.")
-		add(result == "failed", "System not modified.")
-		add(result == "rolled-back", "Rolled back.")
-		add(u.PostCommit, "One or more post-commit steps failed.")
+		result = a.rec.Last.Result
 	}
+	lost := result == "inconsistent" && (did.failed || u.Told && p == nil)
+	add(lost && !did.noRollback, "Rollback failed. System may be in an inconsistent state.")
+	add(lost && did.noRollback, "Update Module does not support rollback. System may be in an inconsistent state.")
+	add(result == "failed", "System not modified.")
+	add(result == "rolled-back", "Rolled back.")
+	add(p == nil && u.PostCommit, "One or more post-commit steps failed.")
 	add(did.cleanupFailed, "Cleanup failed.")
 	add(did.reboot && !u.Failed, "At least one payload requested a reboot of the device it updated.")
-	add(did.reboot && u.Failed, "Reboot to run the system from before.")
 	if line != nil {
 		a.say("%s", strings.Join(line, " "))
 	}
+}
+
+// soFar is the result, by the journal's names, of an update that stopped behind its rollback or
+// behind a download that failed; "" for all others, whose result is open.
+func (u *update) soFar(p *pause) string {
+	switch {
+	case p == nil || !u.Failed || p.step != stepFailure && p.step != stepCleanup:
+		return ""
+	case u.RollbackFailed:
+		return "inconsistent"
+	case u.RolledBack:
+		return "rolled-back"
+	}
+	return "failed"
+}
+
+// adviseNext tells a person, and no script, what to do now.
+func (a standalone) adviseNext(f *flow, u *update, p *pause) {
+	reboot := f.did.reboot
+	switch {
+	case p != nil && !f.waitsAnew(p):
+		a.lg.infof("stopped before %s; %s", strings.TrimPrefix(string(p.step), "Before_"), nextStep(u, reboot))
+	case reboot && p != nil:
+		a.lg.infof("%s", nextStep(u, reboot))
+	case reboot && u.Failed:
+		a.lg.infof("reboot now, to run the system from before")
+	case reboot:
+		a.lg.infof("reboot now, to run what was installed")
+	}
+}
+
+// nextStep says what a person does with an update that the journal has; reboot: the machine has to
+// restart before anything else.
+func nextStep(u *update, reboot bool) string {
+	switch {
+	case u.Managed:
+		return "'mendlet run' goes on with it"
+	case u.Step == stepCommitWait && reboot:
+		return "reboot now, then 'mendlet commit' (or 'mendlet rollback')"
+	case u.Step == stepCommitWait:
+		return "'mendlet commit' keeps it, 'mendlet rollback' goes back"
+	case u.Step == stepDownload && u.Source == "-":
+		return "'mendlet resume' ends it: what came from standard input cannot be read again"
+	case u.Step == stepInstallWait, u.Step == stepDownload:
+		return "'mendlet resume' goes on with it, 'mendlet rollback' ends it"
+	}
+	return "'mendlet resume' goes on with it"
 }
 
 func (a standalone) rootfsOf(u *update) (*rootfs, bool) {

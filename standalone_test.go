@@ -54,7 +54,6 @@ const (
 	sayAutoCommit   = "Update Module doesn't support rollback. Committing immediately.|"
 	sayRolledBack   = "Rolled back.|"
 	sayNeedsReboot  = "At least one payload requested a reboot of the device it updated.|"
-	sayStopped      = "Stopped before "
 	sayStreamed     = "Streamed to storage, but not installed/enabled.|"
 	sayPostCommit   = "One or more post-commit steps failed.|"
 	sayDoneAtOnce   = "Installed and committed.|"
@@ -102,7 +101,7 @@ var standaloneRows = []standaloneRow{
 	{"no rollback, reboot needed", "answer SR No; answer NR Yes", []use{{"install --reboot-exit-code", 4, "<INST> C.E C C.L CL",
 		sayInstalling + sayAutoCommit + sayDoneAtOnce + sayNeedsReboot}}, "new", ""},
 	{"empty payload", "artifact empty", []use{{"install", 0, "", sayInstalling + sayEmptyPayload + sayDoneAtOnce}}, "new", ""},
-	{"install while one is pending", "", []use{install(), {"install", 1, "", ""}, commits}, "new", ""},
+	{"install while one is pending", "", []use{install(), {"install", 1, "", "System not modified.|"}, commits}, "new", ""},
 	{"nothing in progress", "", []use{
 		{"commit", 2, "", "No update in progress.|"},
 		{"rollback", 2, "", "No update in progress.|"},
@@ -156,7 +155,7 @@ var standaloneRows = []standaloneRow{
 	{"error in F.E", "", []use{install(), then("fail F.E"), {"rollback", 1, back, sayLost}}, "INC+", ""},
 	{"error in F.L", "", []use{install(), then("fail F.L"), rollsBack}, "old", ""},
 	{"error in CL after rollback", "", []use{install(), then("fail CL"), {"rollback", 1, back, "Rolled back. Cleanup failed.|"}}, "old", ""},
-	{"rollback not supported", "", []use{install(), then("answer SR No"), {"rollback", 1, "", ""}, commits}, "new", ""},
+	{"rollback not supported", "", []use{install(), then("answer SR No"), {"rollback", 1, "", sayNoWayBack}, commits}, "new", ""},
 	{"rollback query fails", "", []use{install(), then("once SR"), {"rollback", 1, "", ""}, commits}, "new", ""},
 
 	// A signal does not tear a module or script apart, and is no failure.
@@ -175,7 +174,7 @@ var standaloneRows = []standaloneRow{
 	{"killed in I.L, resume", "kill I.L", []use{{"install", killed, "<INST>", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
 	{"killed in I.X, resume", "fail I; kill I.X", []use{{"install", killed, "<DL> I.E I I.X", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
 	{"killed in I, commit", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"commit", 1, "", ""}, rollsBack}, "old", ""},
-	{"killed in I, install", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"install", 1, "", ""}, rollsBack}, "old", ""},
+	{"killed in I, install", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"install", 1, "", "System not modified.|"}, rollsBack}, "old", ""},
 	// Cut short: the module is not asked whether it can roll back.
 	{"killed in I, no rollback", "kill I; answer SR No", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
 	{"killed in I, no rollback, rollback", "kill I; answer SR No", []use{{"install", killed, "<DL> I.E I", sayInstalling}, rollsBack}, "old", ""},
@@ -209,43 +208,44 @@ var standaloneRows = []standaloneRow{
 
 	{"stop before install", "", []use{{"install --stop-before ArtifactInstall_Enter", 0, "<DL>", sayInstalling + sayStreamed},
 		{"commit", 1, "", ""},
-		{"resume --stop-before ArtifactInstall_Enter", 0, "", sayStreamed},
+		{"resume --stop-before ArtifactInstall_Enter", 0, "", ""},
 		{"resume", 0, "I.E I I.L", sayWaits}, commits}, "new", ""},
 	{"stop before install, rollback", "", []use{{"install --stop-before ArtifactInstall_Enter", 0, "<DL>", sayInstalling + sayStreamed}, rollsBack}, "old", ""},
-	{"stop before commit", "", []use{install("--stop-before", "ArtifactCommit_Enter"), {"commit --stop-before ArtifactCommit_Enter", 0, "", sayWaits},
-		{"resume --stop-before ArtifactCommit_Enter", 0, "", sayWaits}, commits}, "new", ""},
+	{"stop before commit", "", []use{install("--stop-before", "ArtifactCommit_Enter"), {"commit --stop-before ArtifactCommit_Enter", 0, "", ""},
+		{"resume --stop-before ArtifactCommit_Enter", 0, "", ""}, commits}, "new", ""},
 	{"stop before commit, no rollback", "answer SR No", []use{install("--stop-before", "ArtifactCommit_Enter"),
-		{"resume --stop-before ArtifactCommit_Enter", 0, "", sayWaits},
-		{"resume", 0, "C.E C C.L CL", sayAutoCommit + "Committed.|"}}, "new", ""},
-	{"stop before commit leave", "", []use{install(), {"commit --stop-before ArtifactCommit_Leave", 0, "C.E C", "Committed.|" + sayStopped + "ArtifactCommit_Leave.|"},
-		{"resume --stop-before ArtifactCommit_Leave", 0, "", sayStopped + "ArtifactCommit_Leave.|"},
+		{"resume --stop-before ArtifactCommit_Enter", 0, "", ""},
+		{"resume", 0, "C.E C C.L CL", "Committed.|"}}, "new", ""},
+	{"stop before commit leave", "", []use{install(), {"commit --stop-before ArtifactCommit_Leave", 0, "C.E C", "Committed.|"},
+		{"resume --stop-before ArtifactCommit_Leave", 0, "", ""},
 		{"commit", 1, "", ""}, {"resume", 0, "C.L CL", "Cleaned up.|"}}, "new", ""},
-	{"stop before commit leave, rollback", "", []use{install(), {"commit --stop-before ArtifactCommit_Leave", 0, "C.E C", "Committed.|" + sayStopped + "ArtifactCommit_Leave.|"},
+	{"stop before commit leave, rollback", "", []use{install(), {"commit --stop-before ArtifactCommit_Leave", 0, "C.E C", "Committed.|"},
 		rollsBack}, "old", ""},
-	{"stop before cleanup", "", []use{install(), {"commit --stop-before Cleanup", 0, "C.E C C.L", "Committed.|" + sayStopped + "Cleanup.|"},
-		{"resume --stop-before Cleanup", 0, "", sayStopped + "Cleanup.|"}, {"resume", 0, "CL", "Cleaned up.|"}}, "new", ""},
+	{"stop before cleanup", "", []use{install(), {"commit --stop-before Cleanup", 0, "C.E C C.L", "Committed.|"},
+		{"resume --stop-before Cleanup", 0, "", ""}, {"resume", 0, "CL", "Cleaned up.|"}}, "new", ""},
 	{"stop at several places", "", []use{{"install --stop-before Cleanup --stop-before ArtifactInstall_Enter", 0, "<DL>", sayInstalling + sayStreamed},
-		{"resume --stop-before Cleanup --stop-before ArtifactInstall_Enter", 0, "", sayStreamed},
+		{"resume --stop-before Cleanup --stop-before ArtifactInstall_Enter", 0, "", ""},
 		{"resume --stop-before Cleanup", 0, "I.E I I.L", sayWaits}, commits}, "new", ""},
 	// The failure is the exit code of the run that met it; what follows is asked for.
 	{"stop before rollback", "fail I", []use{
-		{"install --stop-before ArtifactRollback_Enter", 1, "<DL> I.E I I.X", sayInstalling + "Installation failed.|" + sayStopped + "ArtifactRollback_Enter.|"},
-		{"resume --stop-before ArtifactRollback_Enter", 0, "", sayStopped + "ArtifactRollback_Enter.|"},
+		{"install --stop-before ArtifactRollback_Enter", 1, "<DL> I.E I I.X", sayInstalling + "Installation failed.|"},
+		{"resume --stop-before ArtifactRollback_Enter", 0, "", ""},
 		{"commit", 1, "", ""}, {"resume", 0, back, sayRolledBack}}, "old", ""},
 	{"stop before rollback, rollback", "fail I", []use{
-		{"install --stop-before ArtifactRollback_Enter", 1, "<DL> I.E I I.X", sayInstalling + "Installation failed.|" + sayStopped + "ArtifactRollback_Enter.|"},
+		{"install --stop-before ArtifactRollback_Enter", 1, "<DL> I.E I I.X", sayInstalling + "Installation failed.|"},
 		rollsBack}, "old", ""},
 	{"stop before failure", "fail I", []use{
-		{"install --stop-before ArtifactFailure_Enter", 1, "<DL> I.E I I.X RB.E RB RB.L", sayInstalling + "Installation failed.|" + sayStopped + "ArtifactFailure_Enter.|"},
+		{"install --stop-before ArtifactFailure_Enter", 1, "<DL> I.E I I.X RB.E RB RB.L", sayInstalling + sayFailedBack},
 		{"rollback", 1, "", ""}, {"resume", 0, "F.E F F.L CL", sayRolledBack}}, "old", ""},
 	{"stop before failure, then error in it", "fail I; fail F", []use{
-		{"install --stop-before ArtifactFailure_Enter", 1, "<DL> I.E I I.X RB.E RB RB.L", sayInstalling + "Installation failed.|" + sayStopped + "ArtifactFailure_Enter.|"},
+		{"install --stop-before ArtifactFailure_Enter", 1, "<DL> I.E I I.X RB.E RB RB.L", sayInstalling + sayFailedBack},
 		{"resume", 1, "F.E F F.L CL", sayLost}}, "INC+", ""},
 	{"stop in a rollback that was asked for", "", []use{install(),
-		{"rollback --stop-before ArtifactRollback_Enter", 0, "", sayStopped + "ArtifactRollback_Enter.|"},
-		{"rollback --stop-before ArtifactRollback_Enter", 0, "", sayStopped + "ArtifactRollback_Enter.|"},
-		{"rollback --stop-before ArtifactFailure_Enter", 0, "RB.E RB RB.L", sayStopped + "ArtifactFailure_Enter.|"},
-		{"resume --stop-before Cleanup", 0, "F.E F F.L", sayStopped + "Cleanup.|"},
+		{"rollback --stop-before ArtifactRollback_Enter", 0, "", ""},
+		{"rollback --stop-before ArtifactRollback_Enter", 0, "", ""},
+		{"rollback --stop-before ArtifactFailure_Enter", 0, "RB.E RB RB.L", sayRolledBack},
+		{"resume --stop-before Cleanup", 0, "F.E F F.L", sayRolledBack},
+		{"resume --stop-before Cleanup", 0, "", sayRolledBack},
 		{"resume", 0, "CL", sayRolledBack}}, "old", ""},
 }
 
@@ -316,13 +316,13 @@ func TestStandaloneManagedInProgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.closeState()
-	for _, verb := range []string{"commit", "rollback", "resume", "install"} {
+	for verb, want := range map[string]string{"commit": "", "rollback": "", "resume": "", "install": "System not modified.\n"} {
 		args := []string{verb}
 		if verb == "install" {
 			args = append(args, artifacts.full)
 		}
-		if exit, says := d.program(args...); exit != 1 || says != "" {
-			t.Errorf("%s: exit code %d and %q, want 1 and nothing", verb, exit, says)
+		if exit, says := d.program(args...); exit != 1 || says != want {
+			t.Errorf("%s: exit code %d and %q, want 1 and %q", verb, exit, says, want)
 		}
 	}
 	if got := d.trace(); got != "" {

@@ -92,6 +92,9 @@ func TestManagedVerbs(t *testing.T) {
 	b := newVerbBoard(t)
 	b.want(exitFailed, "hint: set ServerURL", "run")
 	b.want(exitFailed, "no server is configured", "check-update")
+	if _, _, log := b.call(t.Context(), "daemon"); strings.Count(log, "no server is configured") != 1 || strings.Count(log, "hint: ") != 1 {
+		t.Errorf("a daemon without a server says %q, want it once", log)
+	}
 	b.setup("--update-poll", "900")
 	// Not accepted yet: bootstrap has done its part, run has not.
 	b.want(0, "accept the device", "bootstrap")
