@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/iotest"
+	"time"
 )
 
 // Small sizes, so that the borders between blocks are met with little data.
@@ -765,6 +766,76 @@ func TestOpenStorageNeverCreates(t *testing.T) {
 	}
 	if _, err := os.Lstat(path); err == nil {
 		t.Error("a file was made")
+	}
+}
+
+// Nothing that is put where a file should be makes its opening wait.
+func TestOpenPlain(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, dir, "/dev/null"} {
+		if _, err := readPlain(path); !errors.Is(err, errNotPlain) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: got %v", path, err)
+		}
+		for _, how := range []openMode{openRead, openWrite, openSlot} {
+			if _, err := openStorage(path, how); !errors.Is(err, errNotPlain) && !errors.Is(err, syscall.EISDIR) {
+				t.Errorf("%s, mode %d: got %v", path, how, err)
+			}
+		}
+	}
+	if got, err := readPlain(writeTemp(t, "file", []byte("text"))); string(got) != "text" || err != nil {
+		t.Errorf("a file: got %q, %v", got, err)
+	}
+}
+
+// A lock is waited for, as long as was asked and no longer than the run; what is no question of time
+// is said at once.
+func TestFlock(t *testing.T) {
+	path := writeTemp(t, "lock", nil)
+	open := func() *os.File {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	first, second := open(), open()
+	var slept time.Duration
+	sleep := func(ctx context.Context, d time.Duration) error { slept += d; return ctx.Err() }
+	if err := flock(t.Context(), first, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := flock(t.Context(), second, 0, nil); !errors.Is(err, errLocked) || slept != 0 {
+		t.Errorf("no time to wait: got %v after %v", err, slept)
+	}
+	if err := flock(t.Context(), second, time.Second, sleep); !errors.Is(err, errLocked) || slept != time.Second {
+		t.Errorf("a second to wait: got %v after %v", err, slept)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	free := func(_ context.Context, d time.Duration) error {
+		if slept -= d; slept == 0 {
+			first.Close()
+		}
+		return nil
+	}
+	if err := flock(ctx, second, time.Hour, free); err != nil {
+		t.Errorf("released meanwhile: got %v", err)
+	}
+	stop()
+	if err := flock(ctx, open(), time.Hour, sleep); !errors.Is(err, context.Canceled) {
+		t.Errorf("told to end: got %v", err)
+	}
+	pipe, _, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pipe.Close()
+	if err := flock(t.Context(), pipe, time.Hour, sleep); err == nil || errors.Is(err, errLocked) {
+		t.Errorf("a file that is closed: got %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -123,18 +124,18 @@ func parseJournalCopy(b []byte) (seq uint64, format int, body []byte, err error)
 
 // readJournal reads both copies and returns the newer good one. A journal that cannot be
 // used is never fatal: the record is then empty, damaged says why, and raw is what was there.
+// One of which a copy cannot be read is another thing: that copy may be the newer one, and a
+// save would overwrite it.
 func readJournal(st storage) (j *journalFile, rec *record, damaged error, raw []byte, err error) {
 	raw = make([]byte, journalSize)
 	j, rec = &journalFile{st: st}, &record{}
 	found := false
-	var faults, unread error
+	var faults error
 	for i := range 2 {
 		b := raw[i*journalCopySize : (i+1)*journalCopySize]
-		// A medium that has lost one copy may still give the other.
-		if _, rerr := st.ReadAt(b, int64(i)*journalCopySize); rerr != nil && rerr != io.EOF {
-			clear(b)
-			unread = fmt.Errorf("reading the journal: %w", rerr)
-			continue
+		if err := readCopy(st, b, int64(i)*journalCopySize); err != nil {
+			return nil, nil, nil, nil, withHint(tryLater("journal: copy %d cannot be read, and may be the newer one: %w", i+1, err),
+				"if its medium is failing for good, move the journal aside: an update in progress is lost with it, and what is installed counts as unknown")
 		}
 		seq, format, body, err := parseJournalCopy(b)
 		var r record
@@ -148,13 +149,23 @@ func readJournal(st storage) (j *journalFile, rec *record, damaged error, raw []
 			faults = errors.Join(faults, fmt.Errorf("copy %d: %w", i+1, err))
 		}
 	}
-	switch {
-	case found:
+	if found {
 		return j, rec, nil, raw, nil
-	case unread != nil:
-		return nil, nil, nil, nil, unread
 	}
 	return j, rec, faults, raw, nil
+}
+
+// journalReads is how often a copy is read before it counts as one that cannot be.
+const journalReads = 3
+
+// readCopy fills b, of which what is behind the end of the file stays empty.
+func readCopy(st storage, b []byte, off int64) (err error) {
+	for range journalReads {
+		if _, err = st.ReadAt(b, off); err == nil || err == io.EOF {
+			return nil
+		}
+	}
+	return err
 }
 
 // save makes the record durable: the older copy is overwritten, synced, and read back past
@@ -213,6 +224,8 @@ func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 	switch {
 	case exitCode(err) == exitTempFail:
 		return nil, nil, err
+	case mayPass(err):
+		return nil, nil, tryLater("journal: %w", err)
 	case err != nil:
 		return nil, nil, withHint(fmt.Errorf("journal: %w", err), "mendlet keeps its state in %q: it has to be writable by this user alone; -d names another place", ds)
 	}
@@ -263,11 +276,10 @@ func openLocked(path string) (storage, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	flag := os.O_RDWR | os.O_CREATE | syscall.O_NOFOLLOW
-	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
-		flag = os.O_RDWR // a link to a partition; never one to a file, which may be a trap
+	f, err := openPlain(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if errors.Is(err, syscall.ELOOP) {
+		f, err = openPartition(path)
 	}
-	f, err := os.OpenFile(path, flag, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -278,8 +290,28 @@ func openLocked(path string) (storage, error) {
 	return st, err
 }
 
+// openPartition follows a link, which must lead to a block device: one to a file may be a trap.
+func openPartition(link string) (*os.File, error) {
+	f, err := openPlain(link, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && st.Mode()&os.ModeDevice == 0 {
+		err = &os.PathError{Op: "open", Path: link, Err: syscall.ELOOP}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 func lockedJournal(f *os.File) (storage, error) {
-	if err := flock(f); err != nil {
+	switch err := flock(context.Background(), f, 0, nil); {
+	case errors.Is(err, errLocked):
+		return nil, tryLater("journal %q: another mendlet is running", f.Name())
+	case err != nil:
 		return nil, err
 	}
 	st, err := f.Stat()
@@ -306,23 +338,6 @@ func lockedJournal(f *os.File) (storage, error) {
 		err = fmt.Errorf("%q has %d bytes, want %d", f.Name(), n, journalSize)
 	}
 	return &device{f: f, size: n}, err
-}
-
-// flock takes the file for this process; the kernel releases it when the process ends,
-// however it ends (flock(2)).
-func flock(f *os.File) error {
-	c, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	cerr := c.Control(func(fd uintptr) { err = syscall.Flock(int(fd), syscall.LOCK_EX|syscall.LOCK_NB) })
-	switch {
-	case err == syscall.EWOULDBLOCK:
-		return tryLater("journal %q: another mendlet is running", f.Name())
-	case err != nil:
-		return fmt.Errorf("locking %q: %w", f.Name(), err)
-	}
-	return cerr
 }
 
 // step is what an update does next, by the names that Mender's standalone mode has for its

@@ -213,7 +213,8 @@ func TestJournalDamage(t *testing.T) {
 	}
 }
 
-// A medium that has lost one copy may give the other; errors of both are an error.
+// A read that fails is made again. A copy that cannot be read may be the newer one: nothing is
+// decided then, and nothing saved over it.
 func TestJournalReadError(t *testing.T) {
 	d := &faultyDisk{memDisk: *blankJournal(), fault: func(string) error { return nil }}
 	j, _ := mustRead(t, d)
@@ -222,20 +223,25 @@ func TestJournalReadError(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for lost, want := range map[int64]string{0: "two", journalCopySize: "one"} {
-		d.reads = func(off int64) error {
-			if off == lost {
-				return syscall.EIO
+	for _, lost := range []int64{0, journalCopySize} {
+		for failing := range journalReads + 1 {
+			left := failing
+			d.reads = func(off int64) error {
+				if off == lost && left > 0 {
+					left--
+					return syscall.EIO
+				}
+				return nil
 			}
-			return nil
+			_, rec, _, _, err := readJournal(d)
+			if failing < journalReads {
+				if err != nil || rec.Provides["artifact_name"] != "two" {
+					t.Errorf("copy at %d, %d reads fail: got %+v, %v", lost, failing, rec, err)
+				}
+			} else if !errors.Is(err, syscall.EIO) || exitCode(err) != exitTempFail || hintOf(err) == "" {
+				t.Errorf("copy at %d cannot be read: got %+v, %v", lost, rec, err)
+			}
 		}
-		if _, rec := mustRead(t, d); rec.Provides["artifact_name"] != want {
-			t.Errorf("copy at %d lost: got %q", lost, rec.Provides["artifact_name"])
-		}
-	}
-	d.reads = func(int64) error { return syscall.EIO }
-	if _, _, _, _, err := readJournal(d); !errors.Is(err, syscall.EIO) {
-		t.Errorf("both lost: got %v", err)
 	}
 }
 
@@ -317,6 +323,19 @@ func TestJournalTraps(t *testing.T) {
 	}
 	if _, _, err := openJournal(dir, nil); err == nil {
 		t.Error("a directory was taken for a journal")
+	}
+	os.Remove(path)
+	must(t, syscall.Mkfifo(path, 0o666)) // whose opening would wait for ever
+	if _, _, err := openJournal(dir, nil); !errors.Is(err, errNotPlain) || hintOf(err) == "" {
+		t.Errorf("a named pipe: got %v", err)
+	}
+	if _, err := peekJournal(dir, nil); !errors.Is(err, errNotPlain) {
+		t.Errorf("a named pipe, to look at: got %v", err)
+	}
+	os.Remove(path)
+	must(t, os.Symlink("/dev/null", path))
+	if _, _, err := openJournal(dir, nil); !errors.Is(err, errNotPlain) {
+		t.Errorf("a link to a character device: got %v", err)
 	}
 	os.Remove(path)
 	if os.Geteuid() != 0 {

@@ -365,18 +365,6 @@ func retryAfter(h http.Header) time.Duration {
 	return max(0, min(d, maxRetryAfter))
 }
 
-// sleepContext waits for d, or until ctx ends.
-func sleepContext(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // readBounded reads r to its end and fails if there is more than limit.
 func readBounded(r io.Reader, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))

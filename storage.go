@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -95,7 +97,7 @@ func openStorage(path string, how openMode) (storage, error) {
 			flag |= syscall.O_EXCL
 		}
 	}
-	f, err := os.OpenFile(path, flag, 0)
+	f, err := openPlain(path, flag, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -112,6 +114,107 @@ func openStorage(path string, how openMode) (storage, error) {
 		d.setDirect(true)
 	}
 	return d, nil
+}
+
+// errNotPlain: something stands where a file or a block device should.
+var errNotPlain = errors.New("neither a file nor a block device")
+
+// openPlain opens a regular file or a block device, and never waits: opening a named pipe
+// waits for its other end (fifo(7)), and anyone who may write to a directory can put one there.
+func openPlain(path string, flag int, mode os.FileMode) (*os.File, error) {
+	// Drivers take O_NONBLOCK for leave to open without a medium (open(2), NOTES).
+	if st, err := os.Stat(path); err != nil || st.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
+		flag |= syscall.O_NONBLOCK
+	}
+	f, err := os.OpenFile(path, flag, mode)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() && st.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
+		err = &os.PathError{Op: "open", Path: path, Err: errNotPlain}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// readPlain is os.ReadFile for a file in a place where others may have put something else.
+func readPlain(path string) ([]byte, error) {
+	f, err := openPlain(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+// mayPass tells an error that may be gone the next time, such as one of a medium or of a limit on
+// open files, from one about what a name stands for and who may use it.
+func mayPass(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP, syscall.ENAMETOOLONG, syscall.EINVAL,
+		syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.ENXIO, syscall.ENODEV, syscall.ENOMEDIUM:
+		return false
+	}
+	return true
+}
+
+// sleeper waits for d, or until ctx ends: sleepContext, or what a test has instead.
+type sleeper = func(ctx context.Context, d time.Duration) error
+
+// sleepContext waits for d, or until ctx ends; then it gives back why.
+func sleepContext(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// lockPause is the time between two tries to get a lock that another process has.
+const lockPause = 50 * time.Millisecond
+
+// errLocked: another process has the lock.
+var errLocked = errors.New("another program has it locked")
+
+// flock takes f for this process alone, until f is closed; the kernel releases it when the process
+// ends, however it ends (flock(2)). For a lock that another has it waits up to the given time, or
+// until ctx ends.
+func flock(ctx context.Context, f *os.File, wait time.Duration, sleep sleeper) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for ; ; wait -= lockPause {
+		cerr := c.Control(func(fd uintptr) {
+			for err = syscall.EINTR; err == syscall.EINTR; {
+				err = syscall.Flock(int(fd), syscall.LOCK_EX|syscall.LOCK_NB)
+			}
+		})
+		switch {
+		case cerr != nil:
+			return cerr
+		case err == nil:
+			return nil
+		case err != syscall.EWOULDBLOCK:
+			return &os.PathError{Op: "flock", Path: f.Name(), Err: err}
+		case wait <= 0:
+			return fmt.Errorf("%q: %w", f.Name(), errLocked)
+		}
+		if err := sleep(ctx, lockPause); err != nil {
+			return err
+		}
+	}
 }
 
 func (d *device) Size() int64  { return d.size }
