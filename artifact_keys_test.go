@@ -25,6 +25,7 @@ import (
 
 // MEN-9055, mender-artifact 6ef1fdfd, field case 2: signatures of wrong length and form.
 func TestSignatures(t *testing.T) {
+	t.Parallel()
 	rk, ek := newKeys(t)
 	_, rsaPub := keyPair(t, "PRIVATE KEY", rk)
 	_, ecPub := keyPair(t, "PRIVATE KEY", ek)
@@ -285,6 +286,7 @@ func TestSignManifestRFC6979(t *testing.T) {
 
 // Keys of every kind that openssl makes, and its signatures of a manifest.
 func TestOpensslKeys(t *testing.T) {
+	t.Parallel()
 	needTool(t, "openssl")
 	dir := t.TempDir()
 	key, pub := filepath.Join(dir, "key"), filepath.Join(dir, "pub")

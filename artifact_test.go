@@ -506,6 +506,7 @@ func TestHeaderAccepted(t *testing.T) {
 
 // Field case 10: cut off at every byte, followed by anything, two in one file.
 func TestTruncatedEverywhere(t *testing.T) {
+	t.Parallel()
 	for name, b := range map[string][]byte{
 		"none":  newKit("mod", tarMember{name: "a", body: []byte("hello")}).build(t),
 		"gzip":  fixture(t, "module-no-files.mender"),
@@ -598,6 +599,7 @@ func TestTarSizes(t *testing.T) {
 
 // Field case 9: what asks for more than it is worth.
 func TestBombs(t *testing.T) {
+	t.Parallel()
 	zeros := make([]byte, maxHeader+1<<20)
 	gz := gzipped(t, zeros, 6, len(zeros), 0)
 	many := func(n int) []tarMember {

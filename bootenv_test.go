@@ -214,6 +214,7 @@ func runTool(t *testing.T, stdin, name string, args ...string) string {
 // Environments of mkenvimage and fw_setenv are read, and ours by fw_printenv, over several
 // changes in turn.
 func TestEnvInterop(t *testing.T) {
+	t.Parallel()
 	for _, redundant := range []bool{false, true} {
 		for _, pad := range []string{"0x00", "0xff"} {
 			t.Run(fmt.Sprintf("redundant=%v,pad=%s", redundant, pad), func(t *testing.T) {

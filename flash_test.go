@@ -405,6 +405,7 @@ func fileStorage(t testing.TB, n int) (*device, string) {
 
 // Direct I/O takes whole sectors; images and files end anywhere.
 func TestReadBackOddSizes(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{1, 511, 4095, 4096, 4097, 16384, 16385, 20992, 3*16384 + 5} {
 		for _, behind := range []int{0, 1, 512, 10000} {
 			img := testBlocks(size)

@@ -67,6 +67,7 @@ func (f *fleet) next(failures int) time.Duration {
 }
 
 func TestFleet(t *testing.T) {
+	t.Parallel()
 	devices := 100_000
 	if testing.Short() {
 		devices = 10_000

@@ -35,6 +35,7 @@ func openssl(t *testing.T, args ...string) {
 }
 
 func TestDeviceKeyKinds(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	openssl(t, "genrsa", "-traditional", "-out", file("rsa1"), "2048")
@@ -228,6 +229,7 @@ func TestReadIdentityScript(t *testing.T) {
 
 // One that hangs is ended, with what it has started.
 func TestIdentityScriptTimeout(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "script")
 	writeScript(t, path, "echo a=1; sleep 1000 & sleep 1000", 0o755)
 	if _, err := runScript(t.Context(), path, 100*time.Millisecond, nil); err == nil || !strings.Contains(err.Error(), "not done after 100ms") {

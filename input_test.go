@@ -188,6 +188,7 @@ func resumeAt(b []byte, image []byte, s seenPoint) ([]byte, error) {
 }
 
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	image := restartImage()
 	for _, c := range restartCases {
 		t.Run(c.name, func(t *testing.T) {
@@ -223,6 +224,7 @@ func TestRestart(t *testing.T) {
 
 // What mender-artifact and pack write has a point in every MiB of the tar, or in every block of xz.
 func TestRestartPointsOfRealArtifacts(t *testing.T) {
+	t.Parallel()
 	img := writeTemp(t, "rootfs.img", testImage(9, 4<<20+99999))
 	bigger := writeTemp(t, "bigger.img", slices.Concat(make([]byte, 12<<20), testImage(9, 1<<18)))
 	made := t.TempDir() + "/made.mender"
@@ -274,6 +276,7 @@ func TestRestartPointsOfRealArtifacts(t *testing.T) {
 // A resumed stream is checked to its end as any other, and a wrong window or a changed
 // artifact (field case 12) cannot pass.
 func TestResumeRefuses(t *testing.T) {
+	t.Parallel()
 	image := restartImage()
 	for _, c := range restartCases {
 		if !slices.Contains([]string{"none", "gzip flushed", "gzip members", "xz blocks"}, c.name) {
@@ -315,6 +318,7 @@ func TestResumeRefuses(t *testing.T) {
 
 // A reader that fails is not an artifact that is wrong.
 func TestReadErrorIsPassedOn(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("broken pipe")
 	for _, name := range []string{"rootfs-gzip", "rootfs-xz", "rootfs-zstd", "module-no-files"} {
 		b := fixture(t, name+".mender")

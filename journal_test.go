@@ -99,6 +99,7 @@ func TestJournalTimeNeverGoesBack(t *testing.T) {
 // field case 22: the copy that is being written is torn at each byte, with the older copy's
 // bytes or others behind. The journal then gives the record before or the new one.
 func TestJournalTorn(t *testing.T) {
+	t.Parallel()
 	for _, rest := range []byte{0x00, 0xff, '7'} {
 		d := blankJournal()
 		j, _ := mustRead(t, d)
@@ -135,6 +136,7 @@ func TestJournalTorn(t *testing.T) {
 
 // field case 27: whatever is found, the journal can be used; what is bad is told.
 func TestJournalDamage(t *testing.T) {
+	t.Parallel()
 	good := blankJournal()
 	j, _ := mustRead(t, good)
 	for _, n := range []string{"one", "two"} {

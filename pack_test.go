@@ -159,6 +159,7 @@ func TestPackTypeInfo(t *testing.T) {
 // TestPackRoundTrip: all kinds are read back as they were given, are the same bytes when
 // made again, and mender-artifact accepts them.
 func TestPackRoundTrip(t *testing.T) {
+	t.Parallel()
 	rk, ek := newKeys(t)
 	rsa1, rsaPub := keyPair(t, "RSA PRIVATE KEY", rk)
 	rsa8, rsaPub8 := keyPair(t, "PRIVATE KEY", rk)

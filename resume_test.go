@@ -257,6 +257,7 @@ func (c *countedJournal) WriteAt(p []byte, off int64) (int, error) {
 // What checkpoints wear out: journal bytes for an image of 1 GiB, when all of them are kept
 // that may be, which a slow medium makes.
 func TestJournalWear(t *testing.T) {
+	t.Parallel()
 	w := &world{}
 	file := &simFile{name: "journal", durable: make([]byte, journalSize), current: make([]byte, journalSize)}
 	st := &countedJournal{simStorage: simStorage{w, file}}

@@ -472,6 +472,7 @@ func (a realArtifact) interruptRun(t *testing.T, image []byte) {
 // journal changes the record.
 // What the slot holds already is not downloaded: here the server would never get beyond the first MiB.
 func TestHeldImageIsNotDownloaded(t *testing.T) {
+	t.Parallel()
 	image := resumeImage()
 	g := &gate{body: packed(t, "-n", "new", "-c", "sim", "--compression", "none", "-f", writeTemp(t, "root.img", image)), etag: `"one"`}
 	server := httptest.NewServer(http.HandlerFunc(g.serve))
@@ -504,6 +505,7 @@ func (b *board) journal(change func(*record)) {
 
 // Field case 12: between two runs something else comes to stand behind the same URL.
 func TestChangedBehindTheURL(t *testing.T) {
+	t.Parallel()
 	image := resumeImage()[:20<<20]
 	other := slices.Clone(image)
 	other[15<<20]++
@@ -563,6 +565,7 @@ func TestChangedBehindTheURL(t *testing.T) {
 
 // Progress begins where the install goes on, and status says how much is left.
 func TestResumedProgress(t *testing.T) {
+	t.Parallel()
 	image := resumeImage()[:20<<20]
 	body := packed(t, "-n", "new", "-c", "sim", "--compression", "none", "-f", writeTemp(t, "root.img", image))
 	g := &gate{body: body, etag: `"one"`, stop: 12 << 20, how: "hang"}

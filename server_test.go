@@ -620,6 +620,7 @@ esac`
 // pending to a finished deployment by an update module, then a failing one with its log. It
 // shows that what the other tests demand of a server is what a real client expects.
 func TestServerMenderClient(t *testing.T) {
+	t.Parallel()
 	for _, tool := range []string{"mender", "mender-artifact", "unshare", "mount"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s", tool)

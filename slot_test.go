@@ -207,6 +207,7 @@ func TestPartitionTables(t *testing.T) {
 
 // The table of a real tool, found by way of a fake sysfs as it is before Linux 6.11.
 func TestPartitionTableOfSgdisk(t *testing.T) {
+	t.Parallel()
 	needTool(t, "sgdisk")
 	const uuid = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 	m := fakeMachine(t, map[string]string{

@@ -389,6 +389,7 @@ func TestBootstrapArtifact(t *testing.T) {
 
 // What is stored after real installs, one after the other (edge case 17).
 func TestProvidesAfterInstalls(t *testing.T) {
+	t.Parallel()
 	d := newChainDevice(t, "")
 	d.arrange("answer NR No; answer SR No")
 	payload := writeTemp(t, "payload", []byte("x"))

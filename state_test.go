@@ -547,6 +547,7 @@ var chains = []chain{
 // server hears of it. Where the journal can be written again the next run comes to the same
 // end.
 func TestChainsUnwritable(t *testing.T) {
+	t.Parallel()
 	artifacts := newChainArtifacts(t)
 	for _, row := range []struct{ name, how, calls, says, again string }{
 		{"never", "ro", "D.X", "dF", "dF"},
@@ -579,6 +580,7 @@ func TestChainsUnwritable(t *testing.T) {
 }
 
 func TestChains(t *testing.T) {
+	t.Parallel()
 	artifacts := newChainArtifacts(t)
 	for _, row := range chains {
 		t.Run(row.name, func(t *testing.T) {

@@ -64,6 +64,7 @@ func inflateSamples() map[string][]byte {
 }
 
 func TestInflate(t *testing.T) {
+	t.Parallel()
 	for name, data := range inflateSamples() {
 		for _, level := range []int{flate.HuffmanOnly, 0, 1, 6, 9} {
 			b := append(deflated(t, data, level), "trailer!"...)
@@ -130,6 +131,7 @@ func TestGunzipError(t *testing.T) {
 
 // Streams that no compressor writes: what compress/flate refuses is refused, too.
 func TestInflateDamaged(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewSource(6))
 	for name, data := range inflateSamples() {
 		b := append(deflated(t, data[:min(len(data), 20000)], 6), make([]byte, 16)...)

@@ -37,6 +37,7 @@ func unxzAll(b []byte, n int) ([]byte, error) {
 
 // What the xz program and the library write, with every kind of property and chunk.
 func TestLZMA(t *testing.T) {
+	t.Parallel()
 	for name, data := range inflateSamples() {
 		packed := map[string][]byte{
 			"library":       xzipped(t, data, xz.WriterConfig{DictCap: 1 << 16}),
@@ -81,6 +82,7 @@ func TestLZMAGrowingDictionary(t *testing.T) {
 
 // What is damaged between the headers is found, by the decoder or at last by the check.
 func TestLZMADamaged(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewSource(7))
 	for name, data := range inflateSamples() {
 		data = data[:min(len(data), 20000)]

@@ -92,6 +92,7 @@ func zstdSamples() map[string][]byte {
 
 // What the zstd program writes.
 func TestZstd(t *testing.T) {
+	t.Parallel()
 	needTool(t, "zstd")
 	ways := []string{"--fast=5", "-1", "-3 --no-check", "-5 --zstd=wlog=10", "-7", "-9 --zstd=wlog=14", "-13 --zstd=wlog=17", "-19 --zstd=wlog=18",
 		"--ultra -22 --long=26", "-3 --no-content-size", "-3 --format=zstd --no-compress-literals", "-1 --target-compressed-block-size=1500"}
@@ -121,6 +122,7 @@ func TestZstd(t *testing.T) {
 }
 
 func TestZstdLevels(t *testing.T) {
+	t.Parallel()
 	needTool(t, "zstd")
 	for level := 1; level <= 19; level++ {
 		for _, name := range []string{"image", "skewed"} {
@@ -483,6 +485,7 @@ func zstdSmall(t testing.TB, args ...string) (data, packed []byte) {
 }
 
 func TestZstdCutOff(t *testing.T) {
+	t.Parallel()
 	data, b := zstdSmall(t)
 	ends := 0
 	for cut := range b {
@@ -505,6 +508,7 @@ func TestZstdCutOff(t *testing.T) {
 
 // What is damaged is refused, or it is another stream: one that the standard library takes for the same.
 func TestZstdDamaged(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewSource(9))
 	_, small := zstdSmall(t, "--no-check")
 	accepted := 0
