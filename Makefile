@@ -92,6 +92,7 @@ test-cross:
 install: mendlet
 	install -D -m 0755 mendlet $(DESTDIR)$(SBINDIR)/mendlet
 	install -D -m 0644 doc/mendlet.8 $(DESTDIR)$(MANDIR)/man8/mendlet.8
+	install -D -m 0644 doc/mender.conf.5 $(DESTDIR)$(MANDIR)/man5/mender.conf.5
 
 install-modules:
 	install -d $(DESTDIR)$(DATADIR)/modules/v3

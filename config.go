@@ -49,6 +49,7 @@ type securityConfig struct{ AuthPrivateKey, SSLEngine string }
 
 // config holds the keys of mender.conf by the names they have there; encoding/json matches
 // them without regard to case, as Mender does. The keys of mendlet's own are at the end.
+// doc/mender.conf.5 says what each is for.
 type config struct {
 	ServerURL                       string
 	Servers                         []serverEntry
@@ -77,11 +78,8 @@ type config struct {
 		DisableKeepAlive       bool
 		IdleConnTimeoutSeconds int
 	}
-	DBus                                      struct{ Enabled bool }
-	UpdateControlMapExpirationTimeSeconds     int
-	UpdateControlMapBootExpirationTimeSeconds int
-	BootUtilitiesSetActivePart                string
-	BootUtilitiesGetNextActivePart            string
+	BootUtilitiesSetActivePart     string
+	BootUtilitiesGetNextActivePart string
 
 	FwEnvConfig string // path of fw_env.config; mendlet's own
 	BootEnv     string // auto, native, fw_setenv, grub; mendlet's own
@@ -226,26 +224,24 @@ func (c *config) check(keys map[string]json.RawMessage) error {
 	}
 	if c.RetryDownloadCount < 1 || c.RetryDownloadCount > 10000 {
 		n := c.RetryDownloadCount
-		c.RetryDownloadCount = 10
+		c.RetryDownloadCount = defaultConfig(c.paths).RetryDownloadCount
 		return fmt.Errorf("RetryDownloadCount %d: want 1 to 10000", n)
 	}
 	return nil
 }
 
 func (c *config) fillDefaults() {
-	for _, v := range []struct {
-		p   *int
-		def int
-	}{
-		{&c.UpdatePollIntervalSeconds, 1800},
-		{&c.InventoryPollIntervalSeconds, 28800},
-		{&c.StateScriptTimeoutSeconds, 3600},
-		{&c.StateScriptRetryTimeoutSeconds, 1800},
-		{&c.StateScriptRetryIntervalSeconds, 60},
-		{&c.ModuleTimeoutSeconds, 14400},
+	def := defaultConfig(c.paths)
+	for p, v := range map[*int]int{
+		&c.UpdatePollIntervalSeconds:       def.UpdatePollIntervalSeconds,
+		&c.InventoryPollIntervalSeconds:    def.InventoryPollIntervalSeconds,
+		&c.StateScriptTimeoutSeconds:       def.StateScriptTimeoutSeconds,
+		&c.StateScriptRetryTimeoutSeconds:  def.StateScriptRetryTimeoutSeconds,
+		&c.StateScriptRetryIntervalSeconds: def.StateScriptRetryIntervalSeconds,
+		&c.ModuleTimeoutSeconds:            def.ModuleTimeoutSeconds,
 	} {
-		if *v.p <= 0 {
-			*v.p = v.def
+		if *p <= 0 {
+			*p = v
 		}
 	}
 	if c.ServerURL != "" {

@@ -37,8 +37,7 @@ const everyKey = `{
  "StateScriptTimeoutSeconds": 6, "StateScriptRetryTimeoutSeconds": 7, "StateScriptRetryIntervalSeconds": 8, "ModuleTimeoutSeconds": 9,
  "ArtifactVerifyKey": "/key", "UpdateLogPath": "/log", "DaemonLogLevel": "debug", "SkipVerify": true,
  "HttpsClient": {"Certificate": "/hc", "Key": "/hk", "SSLEngine": "e1"}, "Security": {"AuthPrivateKey": "/ak", "SSLEngine": "e2"},
- "RootfsPartA": "/dev/a2", "RootfsPartB": "/dev/a3", "Connectivity": {"DisableKeepAlive": true, "IdleConnTimeoutSeconds": 10}, "DBus": {"Enabled": true},
- "UpdateControlMapExpirationTimeSeconds": 11, "UpdateControlMapBootExpirationTimeSeconds": 12,
+ "RootfsPartA": "/dev/a2", "RootfsPartB": "/dev/a3", "Connectivity": {"DisableKeepAlive": true, "IdleConnTimeoutSeconds": 10},
  "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw", "BootEnv": "grub"
 }`
 
@@ -52,8 +51,7 @@ func TestConfigKeys(t *testing.T) {
 	want.ArtifactVerifyKey, want.UpdateLogPath, want.DaemonLogLevel, want.SkipVerify = "/key", "/log", "debug", true
 	want.HttpsClient, want.Security = tlsFiles{"/hc", "/hk", "e1"}, securityConfig{"/ak", "e2"}
 	want.RootfsPartA, want.RootfsPartB = "/dev/a2", "/dev/a3"
-	want.Connectivity.DisableKeepAlive, want.Connectivity.IdleConnTimeoutSeconds, want.DBus.Enabled = true, 10, true
-	want.UpdateControlMapExpirationTimeSeconds, want.UpdateControlMapBootExpirationTimeSeconds = 11, 12
+	want.Connectivity.DisableKeepAlive, want.Connectivity.IdleConnTimeoutSeconds = true, 10
 	want.BootUtilitiesSetActivePart, want.BootUtilitiesGetNextActivePart = "set", "get"
 	want.FwEnvConfig, want.BootEnv = "/fw", "grub"
 	for _, text := range []string{everyKey, lowerKeys(t, strings.ToLower), lowerKeys(t, strings.ToUpper)} {
@@ -111,7 +109,7 @@ func TestConfigWrongTypes(t *testing.T) {
 	want, _, _ := loaded(t, fallback, "")
 	for _, text := range []string{
 		`{"ServerURL":5}`, `{"UpdatePollIntervalSeconds":"x"}`, `{"UpdatePollIntervalSeconds":1.5}`, `{"UpdatePollIntervalSeconds":99999999999999999999}`,
-		`{"HttpsClient":"x"}`, `{"HttpsClient":{"Key":false}}`, `{"SkipVerify":"true"}`, `{"DeviceTier":[]}`, `{"RootfsPartA":{}}`, `{"DBus":3}`,
+		`{"HttpsClient":"x"}`, `{"HttpsClient":{"Key":false}}`, `{"SkipVerify":"true"}`, `{"DeviceTier":[]}`, `{"RootfsPartA":{}}`, `{"Connectivity":3}`,
 	} {
 		c, said, err := loaded(t, fallback, text)
 		if err != nil || !strings.Contains(said, "ignored: got") || !reflect.DeepEqual(c, want) {

@@ -4,10 +4,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -189,5 +192,98 @@ func TestWorkflowTargets(t *testing.T) {
 		if strings.HasPrefix(target, "test-") && !strings.Contains(contributing, target) && target != "test-bench" {
 			t.Errorf("CONTRIBUTING.md does not name %s", target)
 		}
+	}
+}
+
+// manText is a manual page without its escapes for dashes.
+func manText(t *testing.T, path string) string {
+	return strings.ReplaceAll(readText(t, path), `\-`, "-")
+}
+
+// configKeys are the keys of mender.conf by the names that its manual page gives them, with
+// their defaults.
+func configKeys(v reflect.Value, prefix string, keys map[string]string) {
+	for i := range v.NumField() {
+		f, name := v.Field(i), prefix+v.Type().Field(i).Name
+		if !v.Type().Field(i).IsExported() {
+			continue
+		}
+		if f.Kind() == reflect.Slice {
+			f, name = reflect.Zero(f.Type().Elem()), name+"[]"
+		}
+		if f.Kind() == reflect.Struct {
+			configKeys(f, name+".", keys)
+			continue
+		}
+		keys[name] = cmp.Or(fmt.Sprint(f.Interface()), "none")
+	}
+}
+
+// The table in the manual page has every key that is read and no other, with its default; the
+// text below says something about each.
+func TestConfigManual(t *testing.T) {
+	keys := map[string]string{}
+	configKeys(reflect.ValueOf(*defaultConfig(paths{ds: "DIR"})), "", keys)
+	man := manText(t, "doc/mender.conf.5")
+	_, table, _ := strings.Cut(man, "Whose\\fR\n_\n")
+	table, text, ok := strings.Cut(table, ".TE\n")
+	if !ok || len(keys) < 30 {
+		t.Fatalf("no table, or %d keys", len(keys))
+	}
+	own := map[string]bool{"FwEnvConfig": true, "BootEnv": true}
+	units := map[reflect.Kind][]string{reflect.Bool: {"bool"}, reflect.Int: {"s", "tries"}, reflect.String: {"URL", "path", "text"}}
+	seen := map[string]bool{}
+	for row := range strings.Lines(table) {
+		col := strings.Split(strings.TrimSuffix(row, "\n"), "\t")
+		if len(col) != 5 {
+			t.Errorf("row %q: want 5 columns", row)
+			continue
+		}
+		name, def, unit, since, whose := col[0], col[1], col[2], col[3], col[4]
+		if want, ok := keys[name]; !ok || def != want || seen[name] {
+			t.Errorf("key %s with default %s: the program has %q", name, def, want)
+		}
+		seen[name] = true
+		if (whose == "mendlet") != own[name] || (whose == "Mender") == own[name] {
+			t.Errorf("key %s is said to be of %s", name, whose)
+		}
+		if !regexp.MustCompile(`^\d+\.\d+\.\d+$`).MatchString(since) {
+			t.Errorf("key %s since %q", name, since)
+		}
+		kind := keyKind(reflect.TypeFor[config](), name)
+		if !slices.Contains(units[kind], unit) || (unit == "s") != strings.HasSuffix(name, "Seconds") {
+			t.Errorf("key %s is a %v and has the unit %q", name, kind, unit)
+		}
+	}
+	for name := range keys {
+		if !seen[name] {
+			t.Errorf("no key %s in the table", name)
+		}
+		plain, _, _ := strings.Cut(name, "[]")
+		if !regexp.MustCompile(`(?m)^\.BR? .*\b` + regexp.QuoteMeta(plain) + `\b`).MatchString(text) {
+			t.Errorf("no text about key %s", name)
+		}
+	}
+}
+
+// keyKind is the kind of value that a key of that name in the table takes.
+func keyKind(typ reflect.Type, name string) reflect.Kind {
+	for part := range strings.SplitSeq(name, ".") {
+		plain, list := strings.CutSuffix(part, "[]")
+		f, _ := typ.FieldByName(plain)
+		if typ = f.Type; list {
+			typ = typ.Elem()
+		}
+	}
+	return typ.Kind()
+}
+
+// The program stops at no key that it does not know, and takes what the example has.
+func TestConfigManualExample(t *testing.T) {
+	_, example, _ := strings.Cut(manText(t, "doc/mender.conf.5"), ".SH EXAMPLES\n.nf\n")
+	example, _, _ = strings.Cut(example, ".fi")
+	c, said, err := loaded(t, "", example)
+	if err != nil || said != "" || c.RootfsPartB == "" || len(c.verifyKeys()) != 1 || len(c.Servers) != 1 {
+		t.Errorf("got %+v, %v, %s from %s", c, err, said, example)
 	}
 }
