@@ -211,7 +211,7 @@ func (a *app) checkCompatible(art *artifact) error {
 // that name is not looked at.
 func (a *app) newHandler(kind string, u *update) (payloadHandler, error) {
 	var h payloadHandler
-	if kind == "rootfs-image" {
+	if kind == rootfsImage {
 		h = &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src, save: func() error { return a.j.save(a.rec) }}
 	} else {
 		m, err := newModule(a.c, kind, a.lg)
@@ -245,7 +245,7 @@ func (a *app) writeOptions() writeOptions {
 
 // newFlow is the flow for the update in the journal, if there is one.
 func (a *app) newFlow() (*flow, error) {
-	f := &flow{lg: a.lg, j: a.j, rec: a.rec, newHandler: a.newHandler, deviceType: a.c.deviceType,
+	f := &flow{lg: a.lg, j: a.j, mode: standaloneMode, rec: a.rec, newHandler: a.newHandler, deviceType: a.c.deviceType,
 		scripts: newScripts(a.c, a.lg), bootID: a.m.bootID, fetch: a.fetch}
 	for _, s := range a.o.stopBefore {
 		if !slices.Contains(stopPoints, step(s)) {

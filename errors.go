@@ -91,6 +91,9 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
+// isTemporary: the same thing may succeed when it is tried later.
+func isTemporary(err error) bool { return exitCode(err) == exitTempFail }
+
 // hintOf returns the first hint in the chain, or "".
 func hintOf(err error) string {
 	var c *codedError

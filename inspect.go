@@ -92,7 +92,7 @@ func (a inspector) status() error {
 	a.nameUnsaved()
 	r := &report{Provides: rec.Provides, Last: rec.Last}
 	if u := rec.Update; u != nil {
-		r.Update = &updateReport{Artifact: u.Artifact, ID: u.ID, Type: u.Type, Step: u.Step, Managed: u.Managed, Failed: u.Failed, Cause: u.Cause}
+		r.Update = &updateReport{Artifact: u.Artifact, ID: u.ID, Type: u.Type, Step: u.Step, Managed: u.Managed, Failed: u.Outcome.bad(), Cause: u.Cause}
 		if c := u.Checkpoint; c != nil {
 			r.Update.Done, r.Update.Left = c.Offset, c.Total-c.Offset
 		}
@@ -198,7 +198,7 @@ func (a inspector) plan(ctx context.Context, source string) error {
 	}
 	no(a.checkCompatible(art))
 	switch {
-	case art.PayloadType == "rootfs-image":
+	case art.PayloadType == rootfsImage:
 		a.planRootfs(p, art, no)
 	case !art.Empty:
 		_, err := a.newHandler(art.PayloadType, nil)

@@ -382,24 +382,84 @@ type update struct {
 	From int `json:"from,omitempty"` // partition numbers
 	To   int `json:"to,omitempty"`
 
-	Reboot         string `json:"reboot,omitempty"` // the handler's answer: No, Yes, Automatic
-	BootID         string `json:"boot_id,omitempty"`
-	Failed         bool   `json:"failed,omitempty"`
-	RollbackFailed bool   `json:"rollback_failed,omitempty"` // nothing is known to be as it was
-	RolledBack     bool   `json:"rolled_back,omitempty"`
-	Asked          bool   `json:"asked,omitempty"`       // a person asked for the rollback
-	Settled        bool   `json:"settled,omitempty"`     // provides and verdict are in the record
-	PostCommit     bool   `json:"post_commit,omitempty"` // ArtifactCommit_Leave failed, standalone
-	Told           bool   `json:"told,omitempty"`        // an earlier run has ended with the failure as its exit code
-	Cause          string `json:"cause,omitempty"`
-	Parked         bool   `json:"parked,omitempty"` // the download paused by itself and was not cut off
-	Saves          int    `json:"saves,omitempty"`
-	Tries          int    `json:"tries,omitempty"`   // of what is tried again: the download, or the report before the commit or at the end
-	Reached        int64  `json:"reached,omitempty"` // bytes of the image at the last try of the download
+	Reboot  string  `json:"reboot,omitempty"` // the handler's answer: No, Yes, Automatic
+	BootID  string  `json:"boot_id,omitempty"`
+	Outcome outcome `json:"-"`                // on disk: see updateOnDisk
+	Cause   string  `json:"cause,omitempty"`  // of the first failure; of one after the commit, too, where it was committed
+	Known   bool    `json:"-"`                // whoever waits for the exit code asked for the rollback, or has been told
+	Parked  bool    `json:"parked,omitempty"` // the step paused by itself and was not cut off
+	Saves   int     `json:"saves,omitempty"`
+	Tries   int     `json:"tries,omitempty"`   // of what is tried again: the download, or the report before the commit or at the end
+	Reached int64   `json:"reached,omitempty"` // bytes of the image at the last try of the download
 
 	Request    json.RawMessage `json:"request,omitempty"` // body of deployments/next, to be repeated
 	Checkpoint *checkpoint     `json:"checkpoint,omitempty"`
 }
+
+// outcome is how an update goes: what the device would be if it ended now.
+type outcome string
+
+const (
+	outcomeRunning      outcome = ""             // nothing has failed
+	outcomeFailed       outcome = "failed"       // before anything was installed: the system is as it was
+	outcomeRolledBack   outcome = "rolled-back"  // it is on the way back, or has been, and nothing failed there
+	outcomeInconsistent outcome = "inconsistent" // it has failed, and nothing has brought the old state back
+)
+
+// updateOnDisk spells the outcome in flags, which are the format of the journal: an older
+// program in the other slot reads what this one writes.
+type updateOnDisk struct {
+	*updateFields
+	Failed         bool `json:"failed,omitempty"`
+	RollbackFailed bool `json:"rollback_failed,omitempty"` // nothing is known to be as it was
+	RolledBack     bool `json:"rolled_back,omitempty"`
+	Asked          bool `json:"asked,omitempty"`       // a person asked for the rollback; read only
+	Told           bool `json:"told,omitempty"`        // an earlier run has ended with the failure as its exit code
+	Settled        bool `json:"settled,omitempty"`     // provides and verdict are in the record; written only
+	PostCommit     bool `json:"post_commit,omitempty"` // ArtifactCommit_Leave failed, standalone
+}
+
+// updateFields is an update without its methods.
+type updateFields update
+
+func (u *update) MarshalJSON() ([]byte, error) {
+	return json.Marshal(updateOnDisk{
+		updateFields:   (*updateFields)(u),
+		Failed:         u.Outcome.bad(),
+		RollbackFailed: u.Outcome == outcomeInconsistent,
+		RolledBack:     u.Outcome == outcomeRolledBack,
+		Told:           u.Known,
+		Settled:        u.settled(),
+		PostCommit:     !u.Outcome.bad() && u.Cause != "",
+	})
+}
+
+func (u *update) UnmarshalJSON(text []byte) error {
+	d := updateOnDisk{updateFields: (*updateFields)(u)}
+	if err := json.Unmarshal(text, &d); err != nil {
+		return err
+	}
+	u.Known = d.Asked || d.Told
+	switch {
+	case d.RollbackFailed:
+		u.Outcome = outcomeInconsistent
+	case d.RolledBack:
+		u.Outcome = outcomeRolledBack
+	case d.Failed:
+		u.Outcome = outcomeFailed
+	}
+	if d.PostCommit && u.Cause == "" {
+		u.Cause = "a state script of ArtifactCommit_Leave failed"
+	}
+	return nil
+}
+
+// bad: the update does not succeed.
+func (o outcome) bad() bool { return o != outcomeRunning }
+
+// settled: provides and verdict are in the record. A deployment's get there together with its
+// last steps, what a person installs when it leaves the journal.
+func (u *update) settled() bool { return u.Managed && (u.Step == stepCleanup || u.Step == stepReport) }
 
 // checkpoint is where an interrupted write can go on: all of the image before Offset is
 // durable in the slot, but for its head.

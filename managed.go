@@ -280,7 +280,7 @@ func (s *session) round(ctx context.Context, poll bool) error {
 		if !u.Managed {
 			return withHint(fmt.Errorf("a standalone update, %q, is in progress", u.Artifact), "end it with 'mendlet commit' or 'mendlet rollback'")
 		}
-		return s.afterwards(ctx, s.goOn(ctx))
+		return s.afterwards(ctx, s.resume(ctx))
 	}
 	if err := s.ready(); err != nil {
 		return err
@@ -379,11 +379,11 @@ func (s *session) deploy(ctx context.Context, dep *deployment, body []byte) erro
 		return err
 	}
 	defer s.closeLog()
-	return s.outcome(f, f.advance(ctx))
+	return s.conclude(f, f.advance(ctx, stepDownload))
 }
 
-// goOn continues the deployment in the journal.
-func (s *session) goOn(ctx context.Context) error {
+// resume continues the deployment in the journal.
+func (s *session) resume(ctx context.Context) error {
 	f, err := s.newFlow(ctx)
 	if err != nil {
 		return err
@@ -391,8 +391,7 @@ func (s *session) goOn(ctx context.Context) error {
 	defer s.closeLog()
 	u := s.a.rec.Update
 	s.a.lg.infof("going on with deployment %q in %s", u.ID, u.Step)
-	u.Step = f.restartAt()
-	return s.outcome(f, f.advance(ctx))
+	return s.conclude(f, f.advance(ctx, f.resume()))
 }
 
 func (s *session) newFlow(ctx context.Context) (*flow, error) {
@@ -401,8 +400,9 @@ func (s *session) newFlow(ctx context.Context) (*flow, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.stopBefore = nil
-	f.tell, f.finish, f.relogin = s.tell, s.finish, s.relogin
+	f.stopBefore, f.mode = nil, managedMode
+	f.fetch = s.fetch
+	f.reportStatus, f.checkServer, f.reportVerdict = s.reportStatus, s.checkServer, s.finish
 	f.beforeReboot = func() {
 		if s.log != nil {
 			s.log.sync()
@@ -435,7 +435,7 @@ func (s *session) closeLog() {
 	}
 }
 
-func (s *session) outcome(f *flow, p *pause) error {
+func (s *session) conclude(f *flow, p *pause) error {
 	if p != nil {
 		return p.err
 	}
@@ -444,6 +444,18 @@ func (s *session) outcome(f *flow, p *pause) error {
 	}
 	s.a.lg.infof("deployment %q of %q: success", f.ended.ID, f.ended.Artifact)
 	return nil
+}
+
+// fetch opens the artifact, which must be the one that the deployment names.
+func (s *session) fetch(ctx context.Context) (*artifact, error) {
+	art, err := s.a.fetch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if u := s.a.rec.Update; u.Artifact != "" && art.Name != u.Artifact {
+		return nil, fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, art.Name, u.Artifact)
+	}
+	return art, nil
 }
 
 // open is the source of the deployment's artifact. After a pause the server is asked again,
@@ -497,16 +509,12 @@ func (k *kickReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// tell reports a status. The one before the commit has to get through.
-func (s *session) tell(ctx context.Context, status string) error {
-	err := s.ready()
-	if err == nil {
-		err = s.api.status(ctx, s.a.rec.Update.ID, status, "")
-	}
-	if s.a.rec.Update.Step != stepCommitWait {
+// reportStatus tells the server how far the deployment is.
+func (s *session) reportStatus(ctx context.Context, status string) error {
+	if err := s.ready(); err != nil {
 		return err
 	}
-	return s.bounded(ctx, err)
+	return s.api.status(ctx, s.a.rec.Update.ID, status, "")
 }
 
 // bounded counts the tries of something that must succeed in the end, over all runs, and
@@ -530,16 +538,16 @@ func (s *session) bounded(ctx context.Context, err error) error {
 	return fmt.Errorf("given up after %d tries: %s", s.attempts(), err)
 }
 
-// relogin forgets the token: the update may have changed identity or keys, and a device
-// that cannot get in any more must roll back.
-func (s *session) relogin(ctx context.Context) error {
+// checkServer logs in anew, as the update may have changed identity or keys, and reports
+// "installing" once more: a device that cannot get through any more must roll back.
+func (s *session) checkServer(ctx context.Context) error {
 	err := s.ready()
 	if err == nil {
 		s.api.dropToken()
 		err = s.api.authenticate(ctx)
 	}
 	if err == nil {
-		return nil // the report comes next; only that sets the count back
+		err = s.reportStatus(ctx, "installing")
 	}
 	return s.bounded(ctx, err)
 }

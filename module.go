@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -541,22 +542,34 @@ func checkScriptVersion(dir string) error {
 // Leave, Error) in order. The first that fails ends it, except where results do not count:
 // Idle, and Error actions.
 func (s *scripts) run(ctx context.Context, state, action string) error {
-	if state == "Idle" || action == "Error" {
-		return s.runAll(ctx, state, action)
+	if state != "Idle" && action != "Error" {
+		return s.each(state, action, func(path string) error { return s.runOne(ctx, path) })
 	}
-	return s.each(state, action, func(path string) error { return s.runOne(ctx, path) })
+	err := s.runAll(ctx, state, action)
+	if err != nil && ctx.Err() == nil {
+		s.lg.warnf("ignored: %v", err)
+		err = nil
+	}
+	return err
 }
 
-// runAll runs every script whatever comes of the others, and fails only when ctx is done.
+// runAll runs every script whatever comes of the others, and returns the first failure. It ends
+// early only when ctx is done.
 func (s *scripts) runAll(ctx context.Context, state, action string) error {
-	ignore := func(err error) error {
+	var first error
+	err := s.each(state, action, func(path string) error {
+		err := s.runOne(ctx, path)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		s.lg.warnf("ignored: %v", err)
+		if first == nil {
+			first = err
+		} else {
+			s.lg.warnf("%v", err)
+		}
 		return nil
-	}
-	return ignore(s.each(state, action, func(path string) error { return ignore(s.runOne(ctx, path)) }))
+	})
+	return cmp.Or(err, first)
 }
 
 // each calls f with the path of each script, in bytewise order.

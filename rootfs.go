@@ -15,6 +15,9 @@ import (
 	"syscall"
 )
 
+// rootfsImage is the payload type that is built in.
+const rootfsImage = "rootfs-image"
+
 // rootfs is the payload handler of type rootfs-image: an image for the idle slot.
 type rootfs struct {
 	c    *config

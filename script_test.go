@@ -94,7 +94,7 @@ func TestScriptsFailure(t *testing.T) {
 		{state: "Sync", action: "Error", runs: 2},
 		{state: "Idle", action: "Enter", runs: 2},
 		{state: "ArtifactRollback", action: "Leave", runs: 1, fails: true},
-		{state: "ArtifactRollback", action: "Leave", all: true, runs: 2},
+		{state: "ArtifactRollback", action: "Leave", all: true, runs: 2, fails: true},
 	} {
 		s, traced := scriptRun(t)
 		for _, dir := range []string{s.rootfsDir, s.artifactDir} {

@@ -23,39 +23,69 @@ const maxSaves = 28
 
 var errLoop = errors.New("the update went through too many steps")
 
-// flow is one run through the steps of an update. What differs between a standalone and a
-// managed update is data: update.Managed, and whether there is someone to report to.
+// flow is one run through the steps of an update. What differs between an update that a person
+// drives and one of a server is data: its mode, and hooks.
 type flow struct {
-	lg      *logger
-	j       *journalFile
-	rec     *record
-	handler payloadHandler
-	scripts *scripts
-	art     *artifact
-	ended   *update // the update of this run, once it has left the journal
-	did     deeds
+	lg        *logger
+	j         *journalFile
+	rec       *record
+	mode      mode
+	handler   payloadHandler
+	scripts   *scripts
+	art       *artifact
+	ended     *update // the update of this run, once it has left the journal
+	events    []event
+	rebooting bool // this boot has been asked to end already
 
 	stopBefore []step
 	newHandler func(kind string, u *update) (payloadHandler, error)
 	deviceType func() (string, error)
-	fetch      func(ctx context.Context) (*artifact, error)   // opens the artifact from its start
-	tell       func(ctx context.Context, status string) error // managed: reports a status
-	finish     func(ctx context.Context, success bool) error  // managed: final status and log
-	relogin    func(ctx context.Context) error                // managed: a new authentication before the commit
-	reboot     func(ctx context.Context) error                // restarts the machine
 	bootID     func() string
-	looped     bool
+	fetch      func(ctx context.Context) (*artifact, error) // opens the artifact from its start
 
-	beforeReboot func() // managed: saves the deployment log
+	// For an update of a server; a person's has none of these.
+	reportStatus  func(ctx context.Context, status string) error
+	checkServer   func(ctx context.Context) error               // the new system still gets through to it
+	reportVerdict func(ctx context.Context, success bool) error // final status and log
+	reboot        func(ctx context.Context) error               // restarts the machine
+	beforeReboot  func()                                        // saves the deployment log
 }
 
-// deeds are what happened in this run, for the lines and the exit code of standalone mode.
-type deeds struct {
-	downloaded, installed, committed bool
-	failed, cleanupFailed            bool
-	failure                          string // of what: Streaming, Installation, Committing
-	autoCommit, noRollback, reboot   bool
+// mode is what Mender's daemon and its standalone mode do differently.
+type mode struct {
+	reboots bool // restarts the machine by itself; else somebody does who commits afterwards
+	asks    bool // an interrupted step asks whether there is a way back; else it is gone at once
+	strict  bool // what fails in Leave scripts after the commit and on the way back is a failure of the update
+	reports bool // has its verdict in the journal before Cleanup, and reports it
 }
+
+var (
+	standaloneMode = mode{}
+	managedMode    = mode{reboots: true, asks: true, strict: true, reports: true}
+)
+
+// event is something that has happened in this run, for the lines and the exit code of a verb.
+type event string
+
+const (
+	eventDownloaded    event = "downloaded"
+	eventInstalled     event = "installed"
+	eventCommitted     event = "committed"
+	eventAutoCommit    event = "committed for want of a way back"
+	eventNoRollback    event = "no way back"
+	eventReboot        event = "reboot wanted"
+	eventFailed        event = "failed" // whatever it was
+	eventLooped        event = "looped"
+	eventStreaming     event = "Streaming failed"
+	eventInstallation  event = "Installation failed"
+	eventCommitting    event = "Committing failed"
+	eventPostCommit    event = "post-commit steps failed"
+	eventCleanupFailed event = "cleanup failed"
+)
+
+func (f *flow) note(e event) { f.events = append(f.events, e) }
+
+func (f *flow) has(e event) bool { return slices.Contains(f.events, e) }
 
 // pause ends a run in the middle of an update that goes on in a later run.
 type pause struct {
@@ -63,63 +93,171 @@ type pause struct {
 	err  error // why, with its exit code; nil: it waits for a person
 }
 
-// advance goes on with the update in the journal until it has ended (nil) or has to wait.
-func (f *flow) advance(ctx context.Context) *pause {
-	for u := f.rec.Update; u.Step != stepEnd; {
-		if p := f.stop(ctx, u.Step); p != nil {
+// result is how a step has ended, as far as it decides which one is next.
+type result int
+
+const (
+	done    result = iota
+	failed         // forwards: turn back; CheckRollback: there is no way back
+	reboot         // done, and the machine has to be restarted
+	nothing        // nothing is to be installed: an empty payload, or the server has ended it
+	looped         // the update goes round in circles
+	wait           // for a person
+)
+
+// next is the step that follows.
+func next(s step, r result, m mode) step {
+	switch {
+	case r == looped && m.reports:
+		return stepReport
+	case r == looped:
+		return stepEnd
+	case r == nothing:
+		return stepCleanup
+	case r == failed && s == stepVerifyRollbackReboot:
+		return stepRollbackReboot
+	case r == failed && s == stepCheckRollback:
+		return stepFailure
+	case r == failed && s != stepDownload:
+		return stepCheckRollback
+	}
+	switch s {
+	case stepDownload:
+		switch {
+		case r == failed:
+			return stepCleanup
+		case m.reboots:
+			return stepInstall
+		}
+		return stepInstallWait
+	case stepInstallWait:
+		return stepInstall
+	case stepInstall:
+		if r == reboot {
+			return stepReboot
+		}
+		return stepCommitWait
+	case stepReboot:
+		return stepVerifyReboot
+	case stepVerifyReboot:
+		return stepCommitWait
+	case stepCommitWait:
+		return stepCommit
+	case stepCommit, stepCommitLeaveWait:
+		return stepCommitLeave
+	case stepCheckRollback:
+		return stepRollback
+	case stepRollback:
+		if r == reboot {
+			return stepRollbackReboot
+		}
+		return stepFailure
+	case stepRollbackReboot:
+		return stepVerifyRollbackReboot
+	case stepVerifyRollbackReboot:
+		return stepFailure
+	case stepCommitLeave, stepFailure:
+		return stepCleanup
+	case stepCleanup:
+		if m.reports {
+			return stepReport
+		}
+	case stepReport:
+	default: // of a journal that this program does not know
+		return stepCheckRollback
+	}
+	return stepEnd
+}
+
+// stepDef says what belongs to a step.
+type stepDef struct {
+	run     func(*flow, context.Context) (result, error)
+	status  string      // what the server is told before it begins
+	journal func(*flow) // what goes into the journal together with it
+	state   string      // its scripts' name; those of action Error run when it fails, and the update turns back
+	network bool        // waits for the network, so the process may be told to end while it runs
+}
+
+var stepDefs = map[step]stepDef{
+	stepDownload:             {run: (*flow).download, status: "downloading", state: "Download", network: true},
+	stepInstallWait:          {run: (*flow).pass},
+	stepInstall:              {run: (*flow).install, status: "installing", state: "ArtifactInstall"},
+	stepReboot:               {run: (*flow).rebootForward, status: "rebooting", journal: (*flow).markBoot, state: "ArtifactReboot"},
+	stepVerifyReboot:         {run: (*flow).verifyReboot, state: "ArtifactReboot"},
+	stepCommitWait:           {run: (*flow).beforeCommit, state: "ArtifactInstall", network: true},
+	stepCommit:               {run: (*flow).commit, state: "ArtifactCommit"},
+	stepCommitLeaveWait:      {run: (*flow).pass},
+	stepCommitLeave:          {run: (*flow).commitLeave},
+	stepCheckRollback:        {run: (*flow).checkRollback},
+	stepRollback:             {run: (*flow).rollback, journal: (*flow).turnedBack},
+	stepRollbackReboot:       {run: (*flow).rebootBack, journal: (*flow).markBoot},
+	stepVerifyRollbackReboot: {run: (*flow).verifyRollbackReboot},
+	stepFailure:              {run: (*flow).failure},
+	stepCleanup:              {run: (*flow).cleanup, journal: (*flow).settleFirst},
+	stepReport:               {run: (*flow).report, journal: (*flow).settleFirst, network: true},
+}
+
+// advance goes on with the update in the journal, from step s, until it has ended (nil) or has
+// to wait.
+func (f *flow) advance(ctx context.Context, s step) *pause {
+	for s != stepEnd {
+		if p := f.stop(ctx, s); p != nil {
 			return p
 		}
-		next, p := f.do(ctx, u.Step)
+		r, p := f.run(ctx, s)
 		if p != nil {
 			return p
 		}
-		u.Step = next
+		s = next(s, r, f.mode)
 	}
 	return f.end()
 }
 
-func (f *flow) do(ctx context.Context, s step) (step, *pause) {
-	if network := s == stepDownload || f.rec.Update.Managed && s == stepCommitWait || s == stepReport; !network {
+// run does one step: the server is told, the journal gets it, and then its effects begin.
+func (f *flow) run(ctx context.Context, s step) (result, *pause) {
+	def, known := stepDefs[s]
+	if !known {
+		f.fail(fmt.Errorf("step %q in the journal is not known", s))
+		return failed, nil
+	}
+	if !def.network || s == stepCommitWait && f.checkServer == nil {
 		// A signal to this process must not tear a module or script apart: only what
 		// waits for the network can be interrupted; the rest has time-outs of its own.
 		ctx = context.WithoutCancel(ctx)
 	}
-	switch s {
-	case stepDownload:
-		return f.download(ctx)
-	case stepInstallWait:
-		return stepInstall, nil
-	case stepInstall:
-		return f.install(ctx), nil
-	case stepReboot:
-		return f.restart(ctx)
-	case stepVerifyReboot:
-		return f.verifyReboot(ctx)
-	case stepCommitWait:
-		return f.beforeCommit(ctx)
-	case stepCommit:
-		return f.commit(ctx), nil
-	case stepCommitLeaveWait:
-		return stepCommitLeave, nil
-	case stepCommitLeave:
-		return f.commitLeave(ctx), nil
-	case stepCheckRollback:
-		return f.checkRollback(ctx), nil
-	case stepRollback:
-		return f.rollback(ctx), nil
-	case stepRollbackReboot:
-		return f.rollbackReboot(ctx)
-	case stepVerifyRollbackReboot:
-		return f.verifyRollbackReboot(ctx)
-	case stepFailure:
-		return f.failure(ctx), nil
-	case stepCleanup:
-		return f.cleanup(ctx), nil
-	case stepReport:
-		return f.report(ctx)
+	first := f.rec.Update.Step != s
+	if first || s == stepDownload {
+		if err := f.announce(ctx, def.status); err != nil {
+			if s == stepDownload || s == stepInstall {
+				return f.giveUp(err), nil
+			}
+			f.fail(err)
+			return failed, nil
+		}
 	}
-	f.fail(fmt.Errorf("step %q in the journal is not known", s))
-	return stepCheckRollback, nil
+	err := f.enter(s, def)
+	switch {
+	case errors.Is(err, errLoop):
+		return f.abortLoop(), nil
+	case err != nil && (def.state != "" || s == stepCommitLeave && first && f.mode.strict):
+		return f.turnBack(ctx, s, cmp.Or(def.state, "ArtifactCommit"), err), nil
+	case err != nil: // nothing stops it on its way, least of all a disk that is dying
+		f.lg.errorf("%v", err)
+		f.keepCause(err)
+	}
+	r, err := def.run(f, ctx)
+	if def.network {
+		err = unlessStopped(ctx, err)
+	}
+	switch {
+	case r == wait:
+		return r, &pause{step: s}
+	case exitCode(err) == exitReboot, isTemporary(err):
+		return r, f.park(s, err)
+	case err != nil:
+		return f.turnBack(ctx, s, def.state, err), nil
+	}
+	return r, nil
 }
 
 // waits are the names under which an update is saved that has not begun a step; to be in
@@ -130,15 +268,15 @@ var waits = map[step]step{stepInstall: stepInstallWait, stepCommit: stepCommitWa
 // process was told to end.
 func (f *flow) stop(ctx context.Context, s step) *pause {
 	saved, safe := waits[s]
-	asked := !f.rec.Update.Managed && slices.Contains(f.stopBefore, s)
+	asked := slices.Contains(f.stopBefore, s)
 	if !asked && (ctx.Err() == nil || !safe) {
 		return nil
 	}
 	if !safe {
 		saved = s
 	}
-	f.rec.Update.Step, f.rec.Update.Told = saved, f.rec.Update.Failed
-	if err := f.j.save(f.rec); err != nil {
+	f.rec.Update.Known = f.rec.Update.Outcome.bad()
+	if err := f.record(saved); err != nil {
 		return &pause{saved, err}
 	}
 	if !asked {
@@ -147,29 +285,113 @@ func (f *flow) stop(ctx context.Context, s step) *pause {
 	return &pause{step: saved}
 }
 
-// enter journals that a step begins. Its error is a failure of that step.
-func (f *flow) enter(s step) error {
+// record journals where the update is.
+func (f *flow) record(s step) error {
+	f.rec.Update.Step = s
+	return f.j.save(f.rec)
+}
+
+// enter journals that a step begins. Some steps have no place of their own there.
+func (f *flow) enter(s step, def stepDef) error {
 	u := f.rec.Update
-	if u.Saves >= maxSaves {
+	inThisBoot := u.Step == s // of a reboot that was asked for already
+	if def.journal != nil {
+		def.journal(f)
+	}
+	counted := !u.Parked
+	switch s {
+	case stepInstallWait, stepCommitLeaveWait, stepCheckRollback:
+		return nil
+	case stepCommitWait:
+		if f.checkServer != nil { // as long as the new system is trying, that has not begun
+			return nil
+		}
+		counted = false // a person may take any time
+	case stepReboot, stepRollbackReboot:
+		if inThisBoot {
+			return nil
+		}
+	case stepDownload, stepReport: // tries without progress are the bound there
+		counted = false
+	}
+	if counted && u.Saves >= maxSaves {
 		return errLoop
 	}
-	u.Step = s
-	if s != stepDownload && s != stepCommitWait { // the bounds there: tries without progress; a person
+	if counted {
 		u.Saves++
 	}
-	return f.j.save(f.rec)
+	u.Parked = false
+	return f.record(s)
+}
+
+// park keeps an update at a step that may succeed when it is tried again, or until the machine
+// has gone down.
+func (f *flow) park(s step, err error) *pause {
+	if s == stepReboot || s == stepRollbackReboot {
+		return &pause{s, err}
+	}
+	f.rec.Update.Parked = true
+	if s == stepDownload {
+		err = tryLater("download not finished: %w", err)
+	}
+	return &pause{s, errors.Join(err, f.record(s))}
+}
+
+// keepCause keeps the first error for the verdict.
+func (f *flow) keepCause(err error) {
+	if u := f.rec.Update; u.Cause == "" {
+		u.Cause = err.Error()
+		u.Cause = u.Cause[:min(len(u.Cause), maxCause)]
+	}
 }
 
 // fail notes that the update does not succeed. Whether the old state can be had back is
 // open until a rollback has gone through.
 func (f *flow) fail(err error) {
-	u := f.rec.Update
 	f.lg.fail(err)
-	if u.Cause == "" {
-		u.Cause = err.Error()
-		u.Cause = u.Cause[:min(len(u.Cause), maxCause)]
+	f.keepCause(err)
+	f.rec.Update.Outcome = outcomeInconsistent
+	f.note(eventFailed)
+}
+
+// giveUp ends an update before anything was installed.
+func (f *flow) giveUp(err error) result {
+	f.fail(err)
+	f.rec.Update.Outcome = outcomeFailed
+	return nothing
+}
+
+// turnBack notes the failure of a step and runs the Error scripts of its state.
+func (f *flow) turnBack(ctx context.Context, s step, state string, err error) result {
+	f.fail(err)
+	switch state {
+	case "Download":
+		f.note(eventStreaming)
+	case "ArtifactInstall":
+		f.note(eventInstallation)
+	case "ArtifactCommit":
+		f.note(eventCommitting)
 	}
-	u.Failed, u.RollbackFailed, f.did.failed = true, true, true
+	f.errorScripts(ctx, state)
+	if s == stepDownload {
+		f.rec.Update.Outcome = outcomeFailed
+	}
+	return failed
+}
+
+// abortLoop ends an update that goes round in circles; no module and no script is called.
+func (f *flow) abortLoop() result {
+	f.fail(errLoop)
+	f.note(eventLooped)
+	return looped
+}
+
+// unlessStopped makes an error one that says nothing when this process was told to end.
+func unlessStopped(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return tryLater("interrupted: %w", err)
+	}
+	return err
 }
 
 // script runs the scripts of a state's action.
@@ -194,14 +416,12 @@ func (f *flow) around(ctx context.Context, state string, body func() error) erro
 	return f.script(ctx, state, "Leave")
 }
 
-func (f *flow) call(ctx context.Context, state string) func() error {
-	return func() error {
-		if f.handler == nil {
-			return fmt.Errorf("%s: there is no update module for payload type %q", state, f.rec.Update.Type)
-		}
-		f.lg.debugf("state %s", state)
-		return f.handler.call(ctx, state)
+func (f *flow) call(ctx context.Context, state string) error {
+	if f.handler == nil {
+		return fmt.Errorf("%s: there is no update module for payload type %q", state, f.rec.Update.Type)
 	}
+	f.lg.debugf("state %s", state)
+	return f.handler.call(ctx, state)
 }
 
 func (f *flow) query(ctx context.Context, state string) (string, error) {
@@ -211,69 +431,42 @@ func (f *flow) query(ctx context.Context, state string) (string, error) {
 	return f.handler.query(ctx, state)
 }
 
-// say reports a status. Only an abort counts: a report that does not get through is no
+// announce reports a status. Only an abort counts: a report that does not get through is no
 // reason to stop.
-func (f *flow) say(ctx context.Context, status string) error {
-	if !f.rec.Update.Managed || f.tell == nil {
+func (f *flow) announce(ctx context.Context, status string) error {
+	if status == "" || f.reportStatus == nil {
 		return nil
 	}
-	err := f.tell(ctx, status)
-	if errors.Is(err, errAborted) {
-		return err
-	}
-	if err != nil {
+	err := f.reportStatus(ctx, status)
+	if err != nil && !errors.Is(err, errAborted) {
 		f.lg.warnf("status %q not reported: %v", status, err)
+		return nil
 	}
-	return nil
+	return err
 }
+
+// pass is the step of an update that was waiting for the next one.
+func (f *flow) pass(context.Context) (result, error) { return done, nil }
 
 // download fetches, checks and hands over the payload. A standalone install has opened the
 // artifact and checked it before anything was journaled.
-func (f *flow) download(ctx context.Context) (step, *pause) {
+func (f *flow) download(ctx context.Context) (result, error) {
+	if err := f.around(ctx, "Download", func() error { return f.stream(ctx) }); err != nil {
+		return failed, err
+	}
 	u := f.rec.Update
-	if err := f.say(ctx, "downloading"); err != nil {
-		return f.giveUp(err), nil
-	}
-	err := f.enter(stepDownload)
-	if err == nil {
-		err = f.around(ctx, "Download", func() error { return f.stream(ctx) })
-	}
-	if err != nil && (ctx.Err() != nil || exitCode(err) == exitTempFail) {
-		u.Parked = true
-		return stepDownload, &pause{stepDownload, tryLater("download not finished: %w", errors.Join(err, f.j.save(f.rec)))}
-	}
-	if err != nil {
-		f.fail(err)
-		f.did.failure = "Streaming"
-		f.errorScripts(ctx, "Download")
-		u.RollbackFailed = false
-		return stepCleanup, nil
-	}
-	f.did.downloaded = true
 	u.Checkpoint, u.Tries = nil, 0
+	f.note(eventDownloaded)
 	if u.Type == "" {
-		return stepCleanup, nil
+		return nothing, nil
 	}
-	if err := f.say(ctx, "installing"); err != nil {
-		return f.giveUp(err), nil
-	}
-	if u.Managed {
-		return stepInstall, nil
-	}
-	return stepInstallWait, nil
-}
-
-// giveUp ends an update before anything was installed.
-func (f *flow) giveUp(err error) step {
-	f.fail(err)
-	f.rec.Update.RollbackFailed = false
-	return stepCleanup
+	return done, nil
 }
 
 func (f *flow) stream(ctx context.Context) error {
 	u := f.rec.Update
 	for {
-		if err := f.open(ctx); err != nil {
+		if err := f.openArtifact(ctx); err != nil {
 			return err
 		}
 		if u.Type == "" {
@@ -292,18 +485,15 @@ func (f *flow) stream(ctx context.Context) error {
 // maxTries bounds the downloads that begin and get no further than the one before.
 const maxTries = 10
 
-// open gets hold of the artifact, unless install has it already, and counts the try.
-func (f *flow) open(ctx context.Context) error {
+// openArtifact gets hold of the artifact, unless install has it already, and counts the try.
+func (f *flow) openArtifact(ctx context.Context) error {
 	u := f.rec.Update
 	if f.art == nil {
 		a, err := f.fetch(ctx)
 		if err != nil {
 			return err
 		}
-		if u.Managed && u.Artifact != "" && a.Name != u.Artifact {
-			return fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, a.Name, u.Artifact)
-		}
-		if err := f.take(ctx, a); err != nil {
+		if err := f.accept(ctx, a); err != nil {
 			return err
 		}
 	}
@@ -316,356 +506,278 @@ func (f *flow) open(ctx context.Context) error {
 	return f.j.save(f.rec)
 }
 
-func (f *flow) install(ctx context.Context) step {
-	u := f.rec.Update
-	err := f.enter(stepInstall)
-	if err == nil {
-		err = f.around(ctx, "ArtifactInstall", f.call(ctx, "ArtifactInstall"))
-	}
+func (f *flow) install(ctx context.Context) (result, error) {
+	err := f.around(ctx, "ArtifactInstall", func() error { return f.call(ctx, "ArtifactInstall") })
 	if err != nil {
-		return f.failed(ctx, err, "ArtifactInstall")
+		return failed, err
 	}
-	f.did.installed = true
-	if !u.Managed {
-		return stepCommitWait
+	f.note(eventInstalled)
+	if !f.mode.reboots {
+		return done, nil
 	}
-	if u.Reboot, err = f.query(ctx, "NeedsArtifactReboot"); err != nil {
+	return f.needsReboot(ctx)
+}
+
+// needsReboot asks the handler. An answer that does not come is a failure, but no Error scripts run.
+func (f *flow) needsReboot(ctx context.Context) (r result, err error) {
+	u := f.rec.Update
+	u.Reboot, err = f.query(ctx, "NeedsArtifactReboot")
+	switch {
+	case isTemporary(err):
+		return failed, err
+	case err != nil:
 		f.fail(err)
-		return stepCheckRollback
+		return failed, nil
+	case u.Reboot == "No":
+		return done, nil
 	}
-	if u.Reboot == "No" {
-		return stepCommitWait
-	}
-	return stepReboot
+	return reboot, nil
 }
 
-// failed notes the failure of a state, runs its Error scripts and turns to the way back.
-func (f *flow) failed(ctx context.Context, err error, state string) step {
-	if errors.Is(err, errLoop) {
-		return f.breakOut()
-	}
-	f.fail(err)
-	f.did.failure = map[string]string{"ArtifactInstall": "Installation", "ArtifactCommit": "Committing"}[state]
-	f.errorScripts(ctx, state)
-	return stepCheckRollback
+// markBoot notes the boot in which the machine is told to go down.
+func (f *flow) markBoot() {
+	u, now := f.rec.Update, f.bootID()
+	f.rebooting = u.BootID != "" && u.BootID == now
+	u.BootID = now
 }
 
-// breakOut ends an update that goes round in circles; no module and no script is called.
-func (f *flow) breakOut() step {
-	u := f.rec.Update
-	f.fail(errLoop)
-	f.looped = true
-	f.settle()
-	u.Step = stepEnd
-	if u.Managed {
-		u.Step = stepReport
-	}
-	if err := f.j.save(f.rec); err != nil {
-		f.lg.errorf("%v", err)
-	}
-	return u.Step
-}
-
-// restart is the reboot into the new system.
-func (f *flow) restart(ctx context.Context) (step, *pause) {
-	u := f.rec.Update
-	var err error
-	if again := u.BootID != "" && u.BootID == f.bootID(); !again {
-		if err := f.say(ctx, "rebooting"); err != nil {
-			f.fail(err)
-			return stepCheckRollback, nil
-		}
-		u.BootID = f.bootID()
-		if err = f.enter(stepReboot); err == nil {
-			err = f.script(ctx, "ArtifactReboot", "Enter")
+// rebootForward is the reboot into the new system.
+func (f *flow) rebootForward(ctx context.Context) (result, error) {
+	if !f.rebooting {
+		if err := f.script(ctx, "ArtifactReboot", "Enter"); err != nil {
+			return failed, err
 		}
 	}
-	if err == nil {
-		var p *pause
-		if p, err = f.doReboot(ctx, "ArtifactReboot"); p != nil {
-			return stepReboot, p
-		}
-	}
-	if err != nil {
-		return f.failed(ctx, err, "ArtifactReboot"), nil
-	}
-	return stepVerifyReboot, nil
+	return done, f.restartMachine(ctx, "ArtifactReboot")
 }
 
-// doReboot lets the module reboot, or reboots the machine. A pause means that somebody else
-// has to.
-func (f *flow) doReboot(ctx context.Context, state string) (*pause, error) {
+// restartMachine lets the module reboot, or reboots the machine. An error with the exit code of
+// a wanted reboot means that somebody else has to.
+func (f *flow) restartMachine(ctx context.Context, state string) error {
 	if f.beforeReboot != nil {
 		f.beforeReboot()
 	}
 	if f.rec.Update.Reboot != "Automatic" {
-		return nil, f.call(ctx, state)()
+		return f.call(ctx, state)
 	}
-	err := f.reboot(ctx)
-	if code := exitCode(err); code == exitReboot || code == exitTempFail {
-		return &pause{f.rec.Update.Step, err}, nil
-	}
-	return nil, err
+	return f.reboot(ctx)
 }
 
-func (f *flow) verifyReboot(ctx context.Context) (step, *pause) {
-	err := f.enter(stepVerifyReboot)
-	if err == nil {
-		err = f.call(ctx, "ArtifactVerifyReboot")()
+func (f *flow) verifyReboot(ctx context.Context) (result, error) {
+	if err := f.call(ctx, "ArtifactVerifyReboot"); err != nil {
+		return failed, err
 	}
-	if err == nil {
-		err = f.script(ctx, "ArtifactReboot", "Leave")
-	}
-	if err != nil {
-		return f.failed(ctx, err, "ArtifactReboot"), nil
-	}
-	return stepCommitWait, nil
+	return done, f.script(ctx, "ArtifactReboot", "Leave")
 }
 
-// beforeCommit: a managed update proves that it can still talk to the server; a standalone
-// one waits for a person, unless there would be no way back anyway.
-func (f *flow) beforeCommit(ctx context.Context) (step, *pause) {
-	u := f.rec.Update
-	if u.Managed {
-		return f.prove(ctx)
+// beforeCommit: a managed update proves that it can still talk to the server; when that is
+// given up, the new system is taken for one that lost its network. A standalone one waits for
+// a person, unless there would be no way back anyway.
+func (f *flow) beforeCommit(ctx context.Context) (result, error) {
+	if f.checkServer != nil {
+		err := unlessStopped(ctx, f.checkServer(ctx))
+		if err != nil && !isTemporary(err) {
+			f.fail(err)
+			return failed, nil
+		}
+		return done, err
 	}
-	if err := f.enter(stepCommitWait); err != nil {
-		return f.failed(ctx, err, "ArtifactInstall"), nil
+	answer, err := f.query(ctx, "NeedsArtifactReboot")
+	can := ""
+	if err == nil {
+		if answer != "No" {
+			f.note(eventReboot)
+		}
+		can, err = f.query(ctx, "SupportsRollback")
 	}
-	reboot, err := f.query(ctx, "NeedsArtifactReboot")
-	if err != nil {
+	switch {
+	case isTemporary(err):
+		return failed, err
+	case err != nil:
 		f.fail(err)
-		return stepCheckRollback, nil
+		return failed, nil
+	case can == "Yes":
+		return wait, nil
 	}
-	f.did.reboot = reboot != "No"
-	can, err := f.query(ctx, "SupportsRollback")
-	if err != nil {
-		f.fail(err)
-		return stepCheckRollback, nil
-	}
-	if can == "Yes" {
-		return stepCommitWait, &pause{step: stepCommitWait}
-	}
-	f.did.autoCommit = true
-	return stepCommit, nil
+	f.note(eventAutoCommit)
+	return done, nil
 }
 
-// unlessStopped makes an error one that says nothing when this process was told to end.
-func unlessStopped(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return tryLater("interrupted: %w", err)
-	}
-	return err
-}
-
-// prove logs in anew and reports "installing" once more. While that may still succeed the
-// run pauses; when it is given up, the new system is taken for one that lost its network.
-func (f *flow) prove(ctx context.Context) (step, *pause) {
-	err := f.relogin(ctx)
-	if err == nil {
-		err = f.tell(ctx, "installing")
-	}
-	if err = unlessStopped(ctx, err); exitCode(err) == exitTempFail {
-		f.rec.Update.Step = stepCommitWait
-		return stepCommitWait, &pause{stepCommitWait, errors.Join(err, f.j.save(f.rec))}
-	}
-	if err != nil {
-		f.fail(err)
-		return stepCheckRollback, nil
-	}
-	return stepCommit, nil
-}
-
-func (f *flow) commit(ctx context.Context) step {
-	err := f.enter(stepCommit)
-	if err == nil {
-		err = f.script(ctx, "ArtifactCommit", "Enter")
-	}
+func (f *flow) commit(ctx context.Context) (result, error) {
+	err := f.script(ctx, "ArtifactCommit", "Enter")
 	if err == nil {
 		err = f.scripts.checkRootfsVersion()
 	}
 	if err == nil {
-		err = f.call(ctx, "ArtifactCommit")()
+		err = f.call(ctx, "ArtifactCommit")
 	}
-	if err == nil && f.rec.Update.Managed {
-		err = f.enter(stepCommitLeave)
+	if err == nil {
+		f.note(eventCommitted)
 	}
-	if err != nil {
-		return f.failed(ctx, err, "ArtifactCommit")
-	}
-	f.did.committed = true
-	return stepCommitLeave
+	return done, err
 }
 
 // commitLeave: what fails here comes too late for a rollback.
-func (f *flow) commitLeave(ctx context.Context) step {
-	u := f.rec.Update
-	if !u.Managed {
-		if err := f.enter(stepCommitLeave); errors.Is(err, errLoop) {
-			return f.breakOut()
-		}
-	}
-	if err := f.script(ctx, "ArtifactCommit", "Leave"); err != nil {
-		if u.Managed {
-			f.fail(err)
-			f.errorScripts(ctx, "ArtifactCommit")
-			return stepCleanup
-		}
+func (f *flow) commitLeave(ctx context.Context) (result, error) {
+	err := f.leave(ctx, "ArtifactCommit")
+	switch {
+	case err == nil:
+	case f.mode.strict:
+		f.fail(err)
+		f.errorScripts(ctx, "ArtifactCommit")
+	default:
 		f.lg.fail(err)
-		u.PostCommit = true
+		f.keepCause(err) // which is how a later run knows it
+		f.note(eventPostCommit)
 	}
-	return stepCleanup
+	return done, nil
 }
 
-func (f *flow) checkRollback(ctx context.Context) step {
+func (f *flow) checkRollback(ctx context.Context) (result, error) {
 	can, err := f.query(ctx, "SupportsRollback")
 	if err != nil {
 		f.fail(err)
-		return stepFailure
+		return failed, nil
 	}
 	if can != "Yes" {
 		f.lg.errorf("the update module does not support rollback")
-		f.did.noRollback = true
-		return stepFailure
+		f.note(eventNoRollback)
+		return failed, nil
 	}
-	f.rec.Update.RollbackFailed = false
-	return stepRollback
+	f.rec.Update.Outcome = outcomeRolledBack
+	return done, nil
+}
+
+// turnedBack is how an update is while it is on its way back.
+func (f *flow) turnedBack() {
+	u := f.rec.Update
+	if u.BootID = ""; u.Outcome != outcomeInconsistent {
+		u.Outcome = outcomeRolledBack
+	}
 }
 
 // rollback brings the old state back. Nothing stops it on its way.
-func (f *flow) rollback(ctx context.Context) step {
-	u := f.rec.Update
-	u.BootID, u.RolledBack = "", true
-	if err := f.enter(stepRollback); errors.Is(err, errLoop) {
-		return f.breakOut()
-	}
-	if err := f.script(ctx, "ArtifactRollback", "Enter"); err != nil {
+func (f *flow) rollback(ctx context.Context) (result, error) {
+	if err := f.enterBack(ctx, "ArtifactRollback"); err != nil {
 		f.fail(err)
 	}
-	err := f.call(ctx, "ArtifactRollback")()
+	err := f.call(ctx, "ArtifactRollback")
+	if isTemporary(err) {
+		return failed, err
+	}
 	if err != nil {
 		f.fail(err)
 	}
-	if lerr := f.script(ctx, "ArtifactRollback", "Leave"); lerr != nil && err == nil && u.Managed {
+	if lerr := f.leave(ctx, "ArtifactRollback"); lerr != nil && err == nil && f.mode.strict {
 		f.fail(lerr)
 	}
-	if err != nil || !u.Managed {
-		return stepFailure
+	if err != nil || !f.mode.reboots {
+		return done, nil
 	}
-	if u.Reboot, err = f.query(ctx, "NeedsArtifactReboot"); err != nil {
-		f.fail(err)
-		return stepFailure
+	r, err := f.needsReboot(ctx)
+	if r == failed && err == nil {
+		r = done
 	}
-	if u.Reboot == "No" {
-		return stepFailure
-	}
-	return stepRollbackReboot
+	return r, err
 }
 
-func (f *flow) rollbackReboot(ctx context.Context) (step, *pause) {
-	u := f.rec.Update
-	if again := u.BootID != "" && u.BootID == f.bootID(); !again {
-		u.BootID = f.bootID()
-		if err := f.enter(stepRollbackReboot); errors.Is(err, errLoop) {
-			return f.breakOut(), nil
-		}
+func (f *flow) rebootBack(ctx context.Context) (result, error) {
+	if !f.rebooting {
 		if err := f.script(ctx, "ArtifactRollbackReboot", "Enter"); err != nil {
 			f.fail(err)
 		}
 	}
-	return f.rebootBack(ctx)
+	err := f.restartMachine(ctx, "ArtifactRollbackReboot")
+	if err != nil && exitCode(err) != exitReboot && !isTemporary(err) {
+		f.lg.warnf("ignored: %v", err)
+		err = nil
+	}
+	return done, err
 }
 
-func (f *flow) rebootBack(ctx context.Context) (step, *pause) {
-	p, err := f.doReboot(ctx, "ArtifactRollbackReboot")
-	if p != nil {
-		return stepRollbackReboot, p
+func (f *flow) verifyRollbackReboot(ctx context.Context) (result, error) {
+	err := f.call(ctx, "ArtifactVerifyRollbackReboot")
+	if isTemporary(err) {
+		return failed, err
 	}
 	if err != nil {
-		f.lg.warnf("ignored: %v", err)
-	}
-	return stepVerifyRollbackReboot, nil
-}
-
-func (f *flow) verifyRollbackReboot(ctx context.Context) (step, *pause) {
-	if err := f.enter(stepVerifyRollbackReboot); errors.Is(err, errLoop) {
-		return f.breakOut(), nil
-	}
-	if err := f.call(ctx, "ArtifactVerifyRollbackReboot")(); err != nil {
 		f.lg.warnf("rebooting again: %v", err)
-		f.rec.Update.BootID = f.bootID()
-		if err := f.enter(stepRollbackReboot); errors.Is(err, errLoop) {
-			return f.breakOut(), nil
-		}
-		return f.rebootBack(ctx)
+		f.rec.Update.BootID = f.bootID() // without the scripts of the first time
+		return failed, nil
 	}
 	if err := f.script(ctx, "ArtifactRollbackReboot", "Leave"); err != nil {
 		f.fail(err)
 		f.errorScripts(ctx, "ArtifactRollbackReboot")
 	}
-	return stepFailure, nil
+	return done, nil
 }
 
-func (f *flow) failure(ctx context.Context) step {
-	if err := f.enter(stepFailure); errors.Is(err, errLoop) {
-		return f.breakOut()
-	}
-	if err := f.script(ctx, "ArtifactFailure", "Enter"); err != nil {
+func (f *flow) failure(ctx context.Context) (result, error) {
+	if err := f.enterBack(ctx, "ArtifactFailure"); err != nil {
 		f.fail(err)
 	}
-	if err := f.call(ctx, "ArtifactFailure")(); err != nil {
+	if err := f.call(ctx, "ArtifactFailure"); err != nil {
 		f.fail(err)
 	}
-	if err := f.script(ctx, "ArtifactFailure", "Leave"); err != nil && f.rec.Update.Managed {
+	if err := f.leave(ctx, "ArtifactFailure"); err != nil && f.mode.strict {
 		f.fail(err)
 	}
-	return stepCleanup
+	return done, nil
 }
 
-// cleanup lets the module tidy up. A managed update has its provides and verdict in the
-// journal before that, together with the step; a standalone one after it, as with Mender.
-func (f *flow) cleanup(ctx context.Context) step {
-	u := f.rec.Update
-	if u.Managed {
+// enterBack and leave run scripts whose failure does not keep the others of a standalone update
+// from running.
+func (f *flow) enterBack(ctx context.Context, state string) error {
+	if f.mode.strict {
+		return f.script(ctx, state, "Enter")
+	}
+	return f.scripts.runAll(ctx, state, "Enter")
+}
+
+func (f *flow) leave(ctx context.Context, state string) error {
+	if f.mode.strict {
+		return f.script(ctx, state, "Leave")
+	}
+	return f.scripts.runAll(ctx, state, "Leave")
+}
+
+// settleFirst has provides and verdict in the journal before the last steps of an update that
+// is reported; one that a person drives has them there after its last, as with Mender.
+func (f *flow) settleFirst() {
+	if f.mode.reports && !f.rec.Update.settled() {
 		f.settle()
 	}
-	if err := f.enter(stepCleanup); errors.Is(err, errLoop) {
-		return f.breakOut()
-	}
-	if f.handler != nil {
-		if err := f.handler.call(ctx, "Cleanup"); err != nil {
-			f.lg.fail(err)
-			// What is settled, or has been rolled back, stays as it is.
-			u.RollbackFailed = u.RollbackFailed || !u.Failed
-			u.Failed, f.did.cleanupFailed, u.Cause = true, true, cmp.Or(u.Cause, err.Error())
-		}
-	}
-	if u.Managed {
-		return stepReport
-	}
-	return stepEnd
 }
 
-// settle decides what the device is from now on and writes it into the record, once.
+// cleanup lets the module tidy up.
+func (f *flow) cleanup(ctx context.Context) (result, error) {
+	if f.handler == nil {
+		return done, nil
+	}
+	if err := f.handler.call(ctx, "Cleanup"); err != nil {
+		f.lg.fail(err)
+		f.keepCause(err)
+		f.note(eventCleanupFailed)
+		// What is settled, or has been rolled back, stays as it is.
+		if u := f.rec.Update; !u.Outcome.bad() {
+			u.Outcome = outcomeInconsistent
+		}
+	}
+	return done, nil
+}
+
+// settle decides what the device is from now on and writes it into the record.
 func (f *flow) settle() {
 	u := f.rec.Update
-	if u.Settled {
-		return
-	}
-	u.Settled = true
-	v := verdict{Artifact: u.Artifact, ID: u.ID, Sum: u.Sum, Cause: u.Cause, Result: "committed"}
+	v := verdict{Artifact: u.Artifact, ID: u.ID, Sum: u.Sum, Cause: u.Cause, Result: string(u.Outcome)}
 	a := &artifact{Name: u.Artifact, Group: u.Group, Provides: u.Provides, Clears: u.Clears}
-	switch {
-	case !u.Failed:
+	switch u.Outcome {
+	case outcomeRunning:
+		v.Result = "committed"
 		f.rec.Provides = mergeProvides(f.rec.Provides, a)
-	case !u.RollbackFailed:
-		if v.Result = "failed"; u.RolledBack {
-			v.Result = "rolled-back"
-		}
-	default:
-		v.Result = "inconsistent"
+	case outcomeInconsistent:
 		a.Name = strings.TrimSuffix(a.Name, "_INCONSISTENT") + "_INCONSISTENT"
-		if u.Managed && !f.looped { // only name and group: what else is there is not known
+		if f.mode.reports && !f.has(eventLooped) { // only name and group: what else is there is not known
 			a.Provides, a.Clears = nil, []string{}
 		}
 		f.rec.Provides = mergeProvides(f.rec.Provides, a)
@@ -675,25 +787,20 @@ func (f *flow) settle() {
 }
 
 // report tells the server how it ended, until it has heard it or that is given up.
-func (f *flow) report(ctx context.Context) (step, *pause) {
-	u := f.rec.Update
-	u.Step = stepReport
-	if err := f.j.save(f.rec); err != nil {
-		f.lg.errorf("%v", err)
-	}
-	err := unlessStopped(ctx, f.finish(ctx, !u.Failed))
-	if exitCode(err) == exitTempFail {
-		return stepReport, &pause{stepReport, err}
-	}
-	if err != nil {
+func (f *flow) report(ctx context.Context) (result, error) {
+	err := unlessStopped(ctx, f.reportVerdict(ctx, !f.rec.Update.Outcome.bad()))
+	if err != nil && !isTemporary(err) {
 		f.lg.warnf("final status not reported: %v", err)
+		err = nil
 	}
-	return stepEnd, nil
+	return done, err
 }
 
 // end removes the update from the journal; its verdict stays.
 func (f *flow) end() *pause {
-	f.settle()
+	if !f.rec.Update.settled() {
+		f.settle()
+	}
 	f.ended, f.rec.Update = f.rec.Update, nil
 	if err := f.j.save(f.rec); err != nil {
 		return &pause{stepEnd, err}
@@ -701,59 +808,75 @@ func (f *flow) end() *pause {
 	return nil
 }
 
-// restartAt says where an update goes on whose process ended in step s, for whatever
-// reason. Being in a step means that it was cut short: where its effects can be repeated it
-// is repeated, else the update is rolled back. No Error scripts run for a cut.
-func (f *flow) restartAt() step {
-	u := f.rec.Update
-	again := f.handler != nil && f.handler.resumable() && !u.Scripts
-	cut := func(way step) step {
-		if again {
-			return u.Step
-		}
-		f.fail(fmt.Errorf("interrupted in %s", u.Step))
-		return way
+// succeeded tells whether the run did what it was asked to. A failure is told once.
+func (f *flow) succeeded(u *update, p *pause) bool {
+	switch {
+	case p != nil:
+		return !f.has(eventFailed)
+	case f.rec.Last.Result == "committed":
+		return u.Cause == ""
+	case f.rec.Last.Result == "inconsistent", f.has(eventFailed), f.has(eventCleanupFailed):
+		return false
 	}
+	return u.Known
+}
+
+// resumePoint says where an update goes on whose process ended, for whatever reason. To be in
+// a step means that it was cut short: where its effects can be repeated it is repeated, else
+// the update is rolled back, and cut says why it fails. No Error scripts run for a cut.
+// sameBoot: the machine has not been down since it was told to.
+func resumePoint(u *update, repeatable, sameBoot bool, m mode) (s step, cut error) {
+	cut = fmt.Errorf("interrupted in %s", u.Step)
+	again := repeatable && !u.Scripts || u.Parked
 	switch u.Step {
 	case stepDownload:
 		// Another try costs network traffic only, unless a module has seen part of it.
-		parked := u.Parked
 		// Scripts of the artifact have not run yet.
-		again = f.handler != nil && f.handler.resumable()
-		if u.Parked = false; u.Source != "-" && (parked && u.Type == "" || again && u.Type != "") {
-			return stepDownload
+		if u.Source != "-" && (u.Parked && u.Type == "" || repeatable && u.Type != "") {
+			return stepDownload, nil
 		}
-		return f.giveUp(errors.New("interrupted while downloading"))
-	case stepInstall, stepCommit:
-		if u.Managed {
-			return cut(stepCheckRollback)
+		return stepCleanup, errors.New("interrupted while downloading")
+	case stepInstall, stepCommit, stepVerifyReboot:
+		switch {
+		case again:
+		case m.asks || u.Step == stepVerifyReboot:
+			return stepCheckRollback, cut
+		default:
+			return stepRollback, cut
 		}
-		next := cut(stepRollback)
-		u.RollbackFailed = false
-		return next
-	case stepVerifyReboot:
-		return cut(stepCheckRollback)
 	case stepReboot:
-		if u.Reboot == "Automatic" && u.BootID != "" && u.BootID == f.bootID() {
-			return stepReboot // the machine has not been down yet
+		if !sameBoot {
+			return stepVerifyReboot, nil
 		}
-		return stepVerifyReboot
 	case stepRollbackReboot:
-		if u.Reboot == "Automatic" && u.BootID != "" && u.BootID == f.bootID() {
-			return stepRollbackReboot
-		}
-		return stepVerifyRollbackReboot
-	case stepCommitLeave:
-		if err := f.enter(stepCommitLeave); errors.Is(err, errLoop) {
-			return f.breakOut()
+		if !sameBoot {
+			return stepVerifyRollbackReboot, nil
 		}
 	}
-	return u.Step
+	return u.Step, nil
 }
 
-// take makes the artifact the one of the update, after every check that can be made before
+// resume is where the update in the journal goes on.
+func (f *flow) resume() step {
+	u := f.rec.Update
+	sameBoot := u.Reboot == "Automatic" && u.BootID != "" && u.BootID == f.bootID()
+	s, cut := resumePoint(u, f.handler != nil && f.handler.resumable(), sameBoot, f.mode)
+	if cut == nil {
+		return s
+	}
+	f.fail(cut)
+	switch s {
+	case stepCleanup:
+		u.Outcome = outcomeFailed
+	case stepRollback:
+		u.Outcome = outcomeRolledBack
+	}
+	return s
+}
+
+// accept makes the artifact the one of the update, after every check that can be made before
 // something changes. Its scripts are put in place.
-func (f *flow) take(ctx context.Context, art *artifact) error {
+func (f *flow) accept(ctx context.Context, art *artifact) error {
 	u := f.rec.Update
 	t, err := f.deviceType()
 	if err == nil {

@@ -119,6 +119,7 @@ type chainDevice struct {
 	artifact string
 	f        *flow
 	kills    map[string]int // calls in which the program dies, and how often
+	busy     map[string]int // calls for which something is locked, and how often
 	answers  map[string][]error
 	says     []string
 	boots    int
@@ -132,7 +133,7 @@ type chainDevice struct {
 }
 
 func newChainDevice(t *testing.T, artifact string) *chainDevice {
-	d := &chainDevice{t: t, dir: fastDir(t), artifact: artifact, kills: map[string]int{}, stops: map[string]bool{}, answers: map[string][]error{}}
+	d := &chainDevice{t: t, dir: fastDir(t), artifact: artifact, kills: map[string]int{}, busy: map[string]int{}, stops: map[string]bool{}, answers: map[string][]error{}}
 	for _, sub := range []string{"etc/scripts", "share/modules/v3", "var"} {
 		if err := os.MkdirAll(filepath.Join(d.dir, sub), 0o755); err != nil {
 			t.Fatal(err)
@@ -195,6 +196,8 @@ func (d *chainDevice) arrange(how string) {
 			if d.kills[name] = 1; w[0] == "endless" {
 				d.kills[name] = 1000
 			}
+		case "busy":
+			d.busy[name] = max(1, len(w[2]))
 		case "aborted", "unheard", "later":
 			d.answers[w[1]] = append(d.answers[w[1]], map[string]error{
 				"aborted": errAborted, "unheard": errors.New("no answer"), "later": tryLater("no answer")}[w[0]])
@@ -240,6 +243,10 @@ func (m mortal) call(ctx context.Context, state string) error {
 		m.d.die(state)
 	}
 	m.d.mayStop(state)
+	if m.d.busy[state] > 0 {
+		m.d.busy[state]--
+		return tryLater("the boot environment is locked")
+	}
 	err := m.payloadHandler.call(ctx, state)
 	m.d.die(state)
 	return err
@@ -313,7 +320,8 @@ func (d *chainDevice) managedFlow(a *app) *flow {
 		d.t.Cleanup(func() { r.Close() })
 		return a.openArtifact(r)
 	}
-	f.tell = func(ctx context.Context, status string) error {
+	f.mode = managedMode
+	f.reportStatus = func(ctx context.Context, status string) error {
 		if status == d.roAt {
 			d.readOnly = true
 		}
@@ -323,14 +331,19 @@ func (d *chainDevice) managedFlow(a *app) *flow {
 		}
 		return err
 	}
-	f.finish = func(ctx context.Context, success bool) error {
+	f.reportVerdict = func(ctx context.Context, success bool) error {
 		err := d.answer(ctx, "finish")
 		if err == nil {
 			d.says = append(d.says, map[bool]string{true: "S", false: "F"}[success])
 		}
 		return err
 	}
-	f.relogin = func(ctx context.Context) error { return d.answer(ctx, "login") }
+	f.checkServer = func(ctx context.Context) error {
+		if err := d.answer(ctx, "login"); err != nil {
+			return err
+		}
+		return f.reportStatus(ctx, "installing")
+	}
 	f.reboot = func(ctx context.Context) error {
 		d.note("reboot")
 		if err := d.answer(ctx, "reboot"); err != nil {
@@ -393,11 +406,10 @@ func (d *chainDevice) once(a *app) *pause {
 	if a.rec.Update == nil {
 		a.rec.Update = &update{Step: stepDownload, Managed: true, ID: "deployment-1"}
 		d.f = d.managedFlow(a)
-		return d.f.advance(ctx)
+		return d.f.advance(ctx, stepDownload)
 	}
 	d.f = d.managedFlow(a)
-	a.rec.Update.Step = d.f.restartAt()
-	return d.f.advance(ctx)
+	return d.f.advance(ctx, d.f.resume())
 }
 
 // powered runs f; it reports whether the program died in it.
@@ -415,6 +427,14 @@ var chains = []chain{
 	{"normal", "", "<INST> R.E R VR R.L C.E C C.L CL", "dir iS", "new", ""},
 	{"no reboot", "answer NR No", "<INST> C.E C C.L CL", "diiS", "new", ""},
 	{"no answer means no reboot", "answer NR", "<INST> C.E C C.L CL", "diiS", "new", ""},
+	// What may succeed later is no failure: the update waits in that step, however often.
+	{"busy in I", "busy I", "<DL> I.E I.E I I.L R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"busy in VR", "busy VR xx", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"busy in C", "busy C", "<INST> R.E R VR R.L C.E C.E C C.L CL", "diriS", "new", ""},
+	{"busy in C for long", "busy C xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+		"<INST> R.E R VR R.L " + strings.Repeat("C.E ", 41) + "C C.L CL", "diriS", "new", ""},
+	{"busy in RB", "fail C; busy RB", "<INST> R.E R VR R.L C.E C C.X RB.E " + "<RBK>", "diriF", "old", ""},
+	{"busy in VRR", "fail C; busy VRR xx", "<INST> R.E R VR R.L C.E C C.X <RBK>", "diriF", "old", ""},
 	{"no rollback", "answer SR No", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
 	{"sizes", "answer PPFS Yes", "D.E PPFS DownloadWithFileSizes D.L I.E I I.L R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
 	{"empty payload", "artifact empty", "D.E D.L", "dS", "new", ""},
@@ -607,7 +627,7 @@ func (row chain) check(t *testing.T, artifacts chainArtifacts) {
 	if got, want := strings.Join(d.says, ""), strings.ReplaceAll(row.says, " ", ""); got != want {
 		t.Errorf("statuses %s, want %s", got, want)
 	}
-	d.checkStored(row.stored, row.result, d.f.looped)
+	d.checkStored(row.stored, row.result, d.f.has(eventLooped))
 }
 
 // checkStored compares the provides and the verdict in the journal.
