@@ -4,9 +4,11 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -495,5 +497,78 @@ func BenchmarkJournalSave(b *testing.B) {
 		if err := j.save(rec); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// sink is a slot that takes everything and counts.
+type sink struct{ size, written int64 }
+
+func (s *sink) Size() int64 { return s.size }
+
+func (s *sink) Close() error { return nil }
+
+func (s *sink) Sync() error { return nil }
+
+func (s *sink) ReadAt(p []byte, off int64) (int, error) {
+	for i := range p {
+		p[i] = 0xff
+	}
+	return len(p), nil
+}
+
+func (s *sink) WriteAt(p []byte, off int64) (int, error) {
+	s.written += int64(len(p))
+	return len(p), nil
+}
+
+// countedJournal is a journal's storage that adds up what is written to it.
+type countedJournal struct {
+	simStorage
+	written, saves int64
+}
+
+func (c *countedJournal) WriteAt(p []byte, off int64) (int, error) {
+	c.written, c.saves = c.written+int64(len(p)), c.saves+1
+	return c.simStorage.WriteAt(p, off)
+}
+
+// What checkpoints wear out: journal bytes for an image of 1 GiB, when all of them are kept
+// that may be, which a slow medium makes.
+func TestJournalWear(t *testing.T) {
+	t.Parallel()
+	w := &world{}
+	file := &simFile{name: "journal", durable: make([]byte, journalSize), current: make([]byte, journalSize)}
+	st := &countedJournal{simStorage: simStorage{w, file}}
+	j, rec, _, _, err := readJournal(st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.Provides = map[string]string{"artifact_name": "release-1", "rootfs-image.version": "release-1", "rootfs-image.checksum": fmt.Sprintf("%064x", 1)}
+	rec.Update = &update{Step: stepDownload, Managed: true, ID: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0", Artifact: "release-2", Sum: fmt.Sprintf("%064x", 2),
+		Type: "rootfs-image", Provides: rec.Provides, Clears: []string{"artifact_group", "rootfs_image_checksum", "rootfs-image.*"}, From: 2, To: 3, Tries: 1,
+		Request: []byte(`{"device_provides":{"artifact_name":"release-1","device_type":"beaglebone"}}`)}
+	const size = 1 << 30
+	opt := defaultWriteOptions()
+	opt.keepPause = 0
+	s := &slotWriter{dst: &sink{size: size}, name: "sink", size: size, opt: opt}
+	off := int64(0)
+	s.mark = func() (restartPoint, bool) {
+		off += blockSize
+		return restartPoint{Kind: "gzip", File: off / 3, Out: off}, true
+	}
+	s.checkpoint = func(c checkpoint) error {
+		c.Slot, c.Source = "/dev/mmcblk0p3", sourceID{Name: "https://s3.example.com/mender-artifact-storage/0f1e2d3c-4b5a", Size: size / 3, Tag: `"0123456789abcdef0123456789abcdef-42"`}
+		rec.Update.Checkpoint = &c
+		return j.save(rec)
+	}
+	if err := errors.Join(s.takeHead(zeros{}), s.spoil()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.write(context.Background(), io.LimitReader(zeros{}, size-headSize), headSize); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes in %d saves for each GiB installed", st.written, st.saves)
+	if st.saves > size/(8<<20) || st.written > 256<<10 {
+		t.Errorf("%d saves, %d bytes: want 128 and 256 KiB at most", st.saves, st.written)
 	}
 }

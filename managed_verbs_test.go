@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -20,72 +19,6 @@ import (
 	"testing"
 	"time"
 )
-
-// verbBoard is a device of files that the program is run on with all its options, in this
-// process. It has an update module and no slots.
-type verbBoard struct {
-	t      *testing.T
-	dir    string
-	server *testServer
-}
-
-const boardID = `{"mac":"a"}`
-
-func newVerbBoard(t *testing.T) *verbBoard {
-	b := &verbBoard{t: t, dir: fastDir(t), server: newTestServer(t, false)}
-	for _, d := range []string{"etc", "share/identity", "share/inventory", "share/modules/v3", "var"} {
-		must(t, os.MkdirAll(filepath.Join(b.dir, d), 0o755))
-	}
-	writeScript(t, b.dir+"/share/identity/mender-device-identity", "echo mac=a", 0o755)
-	writeScript(t, b.dir+"/share/modules/v3/testmod", testModule, 0o755)
-	must(t, os.WriteFile(b.dir+"/none", []byte("{}"), 0o600))
-	t.Setenv("MENDER_CONF_DIR", b.dir+"/etc")
-	t.Setenv("MENDER_DATA_DIR", b.dir+"/share")
-	t.Setenv("MENDER_DATASTORE_DIR", b.dir+"/var")
-	return b
-}
-
-// call is the program with these words; it returns the exit code and what was printed.
-func (b *verbBoard) call(ctx context.Context, words ...string) (code int, out, log string) {
-	b.t.Helper()
-	var stdout, stderr bytes.Buffer
-	code = run(ctx, append([]string{"mendlet", "-b", b.dir + "/none"}, words...), strings.NewReader("secret\n"), &stdout, &stderr)
-	b.t.Logf("%s: exit code %d\n%s%s", strings.Join(words, " "), code, stdout.String(), stderr.String())
-	return code, stdout.String(), stderr.String()
-}
-
-// want is call with a check of the exit code and of words in what was said.
-func (b *verbBoard) want(code int, says string, words ...string) string {
-	b.t.Helper()
-	got, out, log := b.call(b.t.Context(), words...)
-	if got != code || !strings.Contains(out+log, says) {
-		b.t.Fatalf("%q: got exit code %d, want %d and %q", words, got, code, says)
-	}
-	return out
-}
-
-func (b *verbBoard) setup(more ...string) {
-	b.t.Helper()
-	b.want(0, "", append([]string{"setup", "--server-url", b.server.URL, "--device-type", "qemu"}, more...)...)
-}
-
-// wait forgets the wait for the next try.
-func (b *verbBoard) wait() {
-	j, rec, err := openJournal(b.dir+"/var", nil)
-	must(b.t, err)
-	rec.Net.NextTry = time.Time{}
-	must(b.t, j.save(rec))
-	must(b.t, j.st.Close())
-}
-
-func (b *verbBoard) artifact(name, payload string) []byte {
-	file := filepath.Join(b.dir, "payload")
-	must(b.t, os.WriteFile(file, []byte(payload), 0o600))
-	b.want(0, "", "pack", "-T", "testmod", "-n", name, "-c", "qemu", "-f", file, "-o", b.dir+"/made.mender")
-	text, err := os.ReadFile(b.dir + "/made.mender")
-	must(b.t, err)
-	return text
-}
 
 // From an empty device to a finished deployment and one that fails, verb by verb.
 func TestManagedVerbs(t *testing.T) {

@@ -4,44 +4,17 @@ package main
 
 import (
 	"bytes"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 )
-
-// TestMain: the tests below run the program as a process, so that it can be killed. It is
-// this test binary by another behaviour, which saves building it.
-func TestMain(m *testing.M) {
-	if os.Getenv("MENDLET_TEST_PROGRAM") != "" {
-		main()
-	}
-	os.Exit(m.Run())
-}
-
-// program runs mendlet on the device; exit is -1 when it was killed.
-func (d *chainDevice) program(args ...string) (exit int, stdout string) {
-	d.t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	cmd := exec.Command(self, append([]string{"-b", d.dir + "/fallback.conf"}, args...)...)
-	cmd.Env = append(os.Environ(), "MENDLET_TEST_PROGRAM=1", "MENDER_CONF_DIR="+d.dir+"/etc",
-		"MENDER_DATA_DIR="+d.dir+"/share", "MENDER_DATASTORE_DIR="+d.dir+"/var")
-	var out, log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &log
-	var failed *exec.ExitError
-	if err := cmd.Run(); err != nil && !errors.As(err, &failed) {
-		d.t.Fatal(err)
-	}
-	d.t.Logf("%s: exit code %d\n%s%s", strings.Join(args, " "), cmd.ProcessState.ExitCode(), out.String(), log.String())
-	return cmd.ProcessState.ExitCode(), out.String()
-}
 
 // Lines of standalone mode.
 const (
@@ -425,5 +398,279 @@ func TestProvidesAfterInstalls(t *testing.T) {
 		if _, got := d.program("show-provides"); got != want {
 			t.Errorf("%d, %q: provides\n%swant\n%s", i, row.args, got, want)
 		}
+	}
+}
+
+// The life of a device, and what is said where: stdout holds the lines of Mender's
+// standalone mode, stderr the log.
+func TestInstallCommitRollback(t *testing.T) {
+	b := newImageBoard(t)
+	img1, img2 := testBlocks(300000), testImage(9, 700000)
+	first, second := b.pack(t, "release-1", img1), b.pack(t, "release-2", img2)
+
+	out, errs := b.must(t, exitReboot, "install", "--reboot-exit-code", first)
+	if want := "Installing artifact...\nInstalled, but not committed.\nUse 'commit' to update, or 'rollback' to roll back the update.\nAt least one payload requested a reboot of the device it updated.\n"; out != want {
+		t.Errorf("stdout %q, want %q", out, want)
+	}
+	if !strings.Contains(errs, "300000 bytes in place") || !strings.HasSuffix(errs, "mendlet: reboot now, then 'mendlet commit' (or 'mendlet rollback')\n") {
+		t.Errorf("stderr %q", errs)
+	}
+	b.slotHolds(t, b.b, img1)
+	if v := b.env(t); v[varBootPart] != "3" || v[varBootPartHex] != "3" || v[varUpgrade] != "1" || v[varBootcount] != "0" {
+		t.Errorf("environment %v", v)
+	}
+	// Too early; nothing changes.
+	_, errs = b.must(t, exitFailed, "commit")
+	if !strings.Contains(errs, "has not been booted") || !strings.Contains(errs, "hint: ") {
+		t.Errorf("commit before the reboot: %q", errs)
+	}
+	b.must(t, exitFailed, "install", second)
+	b.reboot(t)
+	if out, errs = b.must(t, exitOK, "commit", "--stop-before", "ArtifactCommit_Enter"); out != "" ||
+		!strings.Contains(errs, "stopped before ArtifactCommit_Enter; 'mendlet commit' keeps it") {
+		t.Errorf("stopped: stdout %q, stderr %q", out, errs)
+	}
+	if out, _ = b.must(t, exitOK, "commit"); out != "Committed.\n" {
+		t.Errorf("stdout %q", out)
+	}
+	if out, _ = b.must(t, exitOK, "show-artifact"); out != "release-1\n" {
+		t.Errorf("show-artifact %q", out)
+	}
+	if out, _ = b.must(t, exitOK, "show-provides"); !strings.Contains(out, "artifact_name=release-1\n") || !strings.Contains(out, "rootfs-image.checksum=") {
+		t.Errorf("show-provides %q", out)
+	}
+
+	b.must(t, exitOK, "install", second, "-q")
+	b.slotHolds(t, b.a, img2)
+	b.reboot(t)
+	if out, errs = b.must(t, exitReboot, "rollback", "--reboot-exit-code"); out != "Rolled back.\n" || !strings.Contains(errs, "mendlet: reboot now, to run the system from before\n") {
+		t.Errorf("stdout %q, stderr %q", out, errs)
+	}
+	b.reboot(t)
+	if b.running != "B" {
+		t.Errorf("runs %s after the rollback", b.running)
+	}
+	if out, _ = b.must(t, exitOK, "show-artifact"); out != "release-1\n" {
+		t.Errorf("after rollback: %q", out)
+	}
+	b.must(t, exitNothing, "commit")
+}
+
+// What is on standard output or in the log is not said once more at the end.
+func TestNothingSaidTwice(t *testing.T) {
+	b := newImageBoard(t)
+	for _, verb := range []string{"commit", "rollback", "resume"} {
+		if out, errs := b.must(t, exitNothing, verb); out != "No update in progress.\n" || errs != "" {
+			t.Errorf("%s: stdout %q, stderr %q", verb, out, errs)
+		}
+	}
+	art := b.pack(t, "release-2", testBlocks(300000))
+	text, err := os.ReadFile(art)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[len(text)/2] ^= 1
+	writeFile(t, art, string(text))
+	out, errs := b.must(t, exitFailed, "install", art)
+	if n := strings.Count(errs, "SHA-256"); n != 1 || !strings.Contains(out, "Streaming failed.\nSystem not modified.\n") {
+		t.Errorf("a damaged artifact: the cause is told %d times, want once; stdout %q, stderr %q", n, out, errs)
+	}
+}
+
+// field case 28: the bootloader went back to the old side by itself.
+func TestCommitAfterFallBack(t *testing.T) {
+	b := newImageBoard(t)
+	art := b.pack(t, "release-2", testBlocks(100000))
+	b.must(t, exitOK, "install", art)
+	b.fallBack(t)
+	_, errs := b.must(t, exitFailed, "commit")
+	if !strings.Contains(errs, "reverted") {
+		t.Errorf("stderr %q", errs)
+	}
+	out, _ := b.must(t, exitOK, "status", "--json")
+	var r report
+	if err := json.Unmarshal([]byte(out), &r); err != nil || r.Last == nil || r.Last.Result != "rolled-back" || r.Update != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	if v := b.env(t); v[varBootPart] != "2" || v[varUpgrade] != "0" {
+		t.Errorf("environment %v", v)
+	}
+	b.must(t, exitOK, "install", art)
+}
+
+// field case 28: upgrade_available is 0 already, but the new side runs: a person committed
+// by hand; the side is unknown: nothing is made worse.
+func TestCommitWithOddEnvironment(t *testing.T) {
+	for _, c := range []struct {
+		part, running string
+		code          int
+		after         string
+	}{{"3", "B", exitOK, "3"}, {"7", "none", exitFailed, "2"}} {
+		b := newImageBoard(t)
+		b.must(t, exitOK, "install", b.pack(t, "release-2", testBlocks(100000)))
+		b.setEnv(t, map[string]string{varBootPart: c.part, varBootPartHex: c.part})
+		b.running = c.running
+		b.must(t, c.code, "commit")
+		if v := b.env(t); v[varBootPart] != c.after || v[varUpgrade] != "0" {
+			t.Errorf("%+v: environment %v", c, v)
+		}
+	}
+}
+
+// Everything to this end of the input fails and leaves the device as it is, over stdin.
+func TestInstallFromStdin(t *testing.T) {
+	b := newImageBoard(t)
+	img := testBlocks(200000)
+	art, err := os.ReadFile(b.pack(t, "release-2", img))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cut := range []int{0, 100, 5000, 60000, len(art) - 1024} {
+		code, out, _ := b.do(t, string(art[:cut]), "install", "-")
+		if code == exitOK || !strings.Contains(out, "System not modified.\n") {
+			t.Errorf("cut off after %d bytes: exit %d, %q", cut, code, out)
+		}
+		if v := b.env(t); v[varUpgrade] != "0" || v[varBootPart] != "2" {
+			t.Errorf("cut off after %d bytes: %v", cut, v)
+		}
+	}
+	if code, _, errs := b.do(t, string(art), "install", "-"); code != exitOK {
+		t.Fatalf("exit %d: %s", code, errs)
+	}
+	b.slotHolds(t, b.b, img)
+}
+
+// A data directory that nothing can be written to: said before anything is done.
+func TestInstallReadOnlyState(t *testing.T) {
+	b := newImageBoard(t)
+	art := b.pack(t, "release-2", testBlocks(1000))
+	if err := os.RemoveAll(filepath.Join(b.dir, "ds")); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(b.dir, "ds"), "a file")
+	_, errs := b.must(t, exitFailed, "install", art)
+	if !strings.Contains(errs, "hint: mendlet keeps its state in") {
+		t.Errorf("got %q", errs)
+	}
+	b.slotHolds(t, b.b, oldImage())
+}
+
+// The slot fails in ways that only the whole program meets (field case 23): the close of a
+// device reports what its writes could not.
+func TestInstallCloseError(t *testing.T) {
+	s := newSimSetup(t)
+	d := newSimDevice(t, s.dir, s.images)
+	a := d.start()
+	a.m.open = func(path string, how openMode) (storage, error) {
+		st, err := d.w.open(path, how)
+		if err == nil && how == openSlot && strings.HasSuffix(path, "p3") && d.w.ops > 2 {
+			return closeFails{st}, nil
+		}
+		return st, err
+	}
+	err := standalone{a}.install(t.Context(), s.artifacts["new"])
+	if exitCode(err) != exitFailed || !strings.Contains(err.Error(), "closing") || !strings.Contains(err.Error(), "input/output error") {
+		t.Errorf("got %v", err)
+	}
+	if v := d.env(); v[varUpgrade] != "0" || v[varBootPart] != "2" {
+		t.Errorf("the environment was changed: %v", v)
+	}
+	if err := d.settle(s.artifacts["next"], "next"); err != nil {
+		t.Error(err)
+	}
+}
+
+type closeFails struct{ storage }
+
+func (closeFails) Close() error { return syscall.EIO }
+
+// field case 13 (CVE-2020-25860): the file on the stick is swapped between check and use.
+// It is opened once, and what is written is what was hashed.
+func TestFileSwappedWhileInstalling(t *testing.T) {
+	b := newImageBoard(t)
+	img := testBlocks(300000)
+	art := b.pack(t, "release-2", img)
+	evil := b.pack(t, "evil", testImage(5, 300000))
+	fifo := filepath.Join(b.dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Skip("needs mkfifo: ", err)
+	}
+	good, err := os.ReadFile(art)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.WaitGroup
+	once.Go(func() {
+		f, err := os.OpenFile(fifo, os.O_WRONLY, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer f.Close()
+		f.Write(good[:20000]) // the header has been verified with this much
+		if err := os.Rename(evil, fifo); err != nil {
+			t.Error(err)
+		}
+		f.Write(good[20000:])
+	})
+	b.must(t, exitOK, "install", fifo)
+	once.Wait()
+	b.slotHolds(t, b.b, img)
+}
+
+// An update that was rolled back and is tried again: the slot holds the image, so that no more of
+// the artifact is needed than its header and the head of the image.
+func TestInstallAgain(t *testing.T) {
+	for _, comp := range []string{"none", "gzip", "xz"} {
+		b := newImageBoard(t)
+		img := make([]byte, 1<<20) // does not get smaller
+		rand.New(rand.NewSource(3)).Read(img)
+		art := b.pack(t, "release-2", img, "--compression", comp)
+		b.must(t, exitOK, "install", art)
+		b.must(t, exitOK, "rollback")
+		whole, err := os.ReadFile(art)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cut := writeTemp(t, "cut.mender", whole[:payloadStart(whole)+headSize+maxPacked])
+		_, errs := b.must(t, exitOK, "install", cut)
+		if want := "of which 0 written and 1048576 already there"; !strings.Contains(errs, want) {
+			t.Errorf("%s: got %q, want %q", comp, errs, want)
+		}
+		b.slotHolds(t, b.b, img)
+		if v := b.env(t); v[varUpgrade] != "1" || v[varBootPart] != "3" {
+			t.Errorf("%s: environment %v", comp, v)
+		}
+		b.must(t, exitOK, "rollback")
+		img[1<<20-1] ^= 1 // the image is another one in its last byte
+		b.must(t, exitOK, "install", b.pack(t, "release-3", img, "--compression", comp))
+		b.slotHolds(t, b.b, img)
+		b.must(t, exitOK, "rollback")
+		if _, errs = b.must(t, exitFailed, "install", cut); !strings.Contains(errs, "EOF") {
+			t.Errorf("%s: got %q, want the end to be missed", comp, errs)
+		}
+	}
+}
+
+// Bytes of the payload that change after the header was verified.
+func TestPayloadDiffersFromManifest(t *testing.T) {
+	b := newImageBoard(t)
+	path := b.pack(t, "release-2", testBlocks(300000))
+	art, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	art[len(art)/2] ^= 1
+	writeFile(t, path, string(art))
+	_, errs := b.must(t, exitFailed, "install", path)
+	if !strings.Contains(errs, "checksum") && !strings.Contains(errs, "SHA-256") {
+		t.Errorf("got %q", errs)
+	}
+	got, _ := os.ReadFile(b.b)
+	if len(bytes.Trim(got[:headSize], "\x00")) > 0 {
+		t.Error("the slot looks bootable")
+	}
+	if v := b.env(t); v[varUpgrade] != "0" {
+		t.Error("it was switched to")
 	}
 }

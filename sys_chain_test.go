@@ -5,138 +5,13 @@
 package main
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 )
-
-// loopBoard is a board with two slots on loop devices, a boot environment in a file, and a
-// program "reboot" that takes the caller down as a reboot would.
-type loopBoard struct {
-	*verbBoard
-	slots  map[string]string // by partition number
-	booted string            // A or B
-	boots  int
-}
-
-func newLoopBoard(t *testing.T) *loopBoard {
-	for _, tool := range []string{"losetup", "unshare", "mount"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s", tool)
-		}
-	}
-	if os.Getuid() != 0 {
-		t.Skip("needs root: loop devices, and a mount over the kernel's boot_id")
-	}
-	b := &loopBoard{verbBoard: newVerbBoard(t), slots: map[string]string{}}
-	for _, num := range []string{"2", "3"} {
-		img := filepath.Join(b.dir, "p"+num)
-		must(t, os.WriteFile(img, make([]byte, 4<<20), 0o600))
-		out, err := exec.Command("losetup", "-f", "--show", img).Output()
-		if err != nil {
-			t.Skipf("needs loop devices: %v", err)
-		}
-		loop := strings.TrimSpace(string(out))
-		t.Cleanup(func() { exec.Command("losetup", "-d", loop).Run() })
-		b.slots[num] = filepath.Join(b.dir, "mmcblk0p"+num) // the name says the number
-		must(t, os.Symlink(loop, b.slots[num]))
-	}
-	vars := map[string]string{"mender_boot_part": "2", "mender_boot_part_hex": "2", "upgrade_available": "0", "bootcount": "0"}
-	must(t, os.WriteFile(b.dir+"/env", append(simEnvImage(254, vars), simEnvImage(255, vars)...), 0o600))
-	conf := fmt.Sprintf("%s/env 0x0 %#x\n%s/env %#x %#x\n", b.dir, simEnvSize, b.dir, simEnvSize, simEnvSize)
-	must(t, os.WriteFile(b.dir+"/fw_env.config", []byte(conf), 0o600))
-	must(t, os.WriteFile(b.dir+"/none", fmt.Appendf(nil, `{"FwEnvConfig":%q,"BootEnv":"native"}`, b.dir+"/fw_env.config"), 0o600))
-	must(t, os.Mkdir(b.dir+"/bin", 0o755))
-	writeScript(t, b.dir+"/bin/reboot", "kill -9 $PPID", 0o755)
-	b.fill("2", "release-1")
-	b.setup("--rootfs-part-a", b.slots["2"], "--rootfs-part-b", b.slots["3"])
-	return b
-}
-
-// rootImage begins with its name, by which the boot loader knows what it boots.
-func rootImage(name string) []byte {
-	return append([]byte(name+"\n"), simImage(int64(len(name)), 3<<20)...)
-}
-
-func (b *loopBoard) fill(num, name string) {
-	f, err := os.OpenFile(b.slots[num], os.O_WRONLY, 0)
-	must(b.t, err)
-	_, err = f.Write(rootImage(name))
-	must(b.t, errors.Join(err, f.Sync(), f.Close()))
-}
-
-func (b *loopBoard) release(name string) []byte {
-	img := filepath.Join(b.dir, "root.img")
-	must(b.t, os.WriteFile(img, rootImage(name), 0o600))
-	b.want(0, "", "pack", "-n", name, "-c", "qemu", "-f", img, "-o", b.dir+"/made.mender")
-	text, err := os.ReadFile(b.dir + "/made.mender")
-	must(b.t, err)
-	return text
-}
-
-// boot is Mender's U-Boot logic with bootlimit 1; a root called broken resets the machine.
-// It returns the name of the root that comes up.
-func (b *loopBoard) boot() string {
-	b.t.Helper()
-	for range 3 {
-		b.boots++
-		env, err := os.ReadFile(b.dir + "/env")
-		must(b.t, err)
-		vars, cur := readSimEnv(env)
-		if n, _ := strconv.Atoi(vars["bootcount"]); vars["upgrade_available"] == "1" {
-			vars["bootcount"] = strconv.Itoa(n + 1)
-			if n >= 1 {
-				vars["mender_boot_part"] = map[string]string{"2": "3", "3": "2"}[vars["mender_boot_part"]]
-				vars["mender_boot_part_hex"], vars["upgrade_available"] = vars["mender_boot_part"], "0"
-			}
-			copy(env[(1-cur)*simEnvSize:], simEnvImage(env[cur*simEnvSize+4]+1, vars))
-			must(b.t, os.WriteFile(b.dir+"/env", env, 0o600))
-		}
-		num := vars["mender_boot_part"]
-		root, err := os.ReadFile(b.slots[num])
-		must(b.t, err)
-		name, _, _ := bytes.Cut(root, []byte("\n"))
-		if string(name) != "broken" {
-			b.booted = map[string]string{"2": "A", "3": "B"}[num]
-			return string(name)
-		}
-	}
-	b.t.Fatal("boot loop")
-	return ""
-}
-
-// run is the real program on the booted system; it ends with killed when it reboots.
-func (b *loopBoard) run(exit int, words ...string) string {
-	b.t.Helper()
-	self, err := os.Executable()
-	must(b.t, err)
-	id := filepath.Join(b.dir, "boot_id")
-	must(b.t, os.WriteFile(id, fmt.Appendf(nil, "boot-%d\n", b.boots), 0o600))
-	cmd := exec.Command("unshare", append([]string{"-m", "sh", "-ec", `mount --bind "$1" /proc/sys/kernel/random/boot_id; shift; exec "$@"`,
-		"sh", id, self, "-b", b.dir + "/none", "--running", b.booted}, words...)...)
-	cmd.Env = append(os.Environ(), "MENDLET_TEST_PROGRAM=1", "PATH="+b.dir+"/bin:"+os.Getenv("PATH"))
-	out, _ := cmd.CombinedOutput()
-	b.t.Logf("%s: %v\n%s", strings.Join(words, " "), cmd.ProcessState, out)
-	if got := cmd.ProcessState.ExitCode(); got != exit {
-		b.t.Fatalf("%q: got exit code %d, want %d", words, got, exit)
-	}
-	return string(out)
-}
-
-func (b *loopBoard) heard(dep *testDeployment, want string) []testLogMessage {
-	b.t.Helper()
-	statuses, _, logs := b.server.history(dep)
-	if got := strings.Join(statuses, " "); got != want {
-		b.t.Fatalf("the server heard %q, want %q", got, want)
-	}
-	return logs
-}
 
 // The whole chain: the program as a process, loop devices, a server, reboots.
 func TestFullChain(t *testing.T) {
@@ -187,4 +62,96 @@ func TestFullChain(t *testing.T) {
 	}
 	b.run(0, "run", "--splay", "1000h") // does not wait with an update open
 	b.heard(dep, "downloading installing rebooting installing success")
+}
+
+// The chains in which the server is asked, and some of the others with everything real: the
+// program as a process, a server, a module, scripts.
+func TestChainsWithServer(t *testing.T) {
+	artifact, err := os.ReadFile(newChainArtifacts(t).full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const (
+		poll = "Idle.E Idle.L Sync.E Sync.L "
+		end  = " C.E C C.L CL"
+		back = " RB.E RB RB.L F.E F F.L CL"
+		all  = "downloading installing installing success"
+	)
+	for _, row := range []struct {
+		name, how string
+		uses      []use // of "run"; says: what the server has heard until then
+		stored    string
+		result    string
+	}{
+		{"normal", "", []use{{"", 0, poll + "<INST>" + end, all}, {"", 0, poll, all}}, "new", ""},
+		{"reboot", "answer NR Yes", []use{{"", 0, poll + "<INST> R.E R VR R.L" + end, "downloading installing rebooting installing success"}}, "new", ""},
+		{"error in Idle.E", "fail Idle.E", []use{{"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		{"error in Idle.L", "fail Idle.L", []use{{"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		{"error in Sync.E", "once Sync.E", []use{{"", 1, "Idle.E Idle.L Sync.E Sync.X", ""}, {"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		// The deployment is dropped without a word, and comes again with the next poll.
+		{"error in Sync.L", "once Sync.L", []use{{"", 1, poll + "Sync.X", ""}, {"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		{"error in I", "fail I", []use{{"", 1, poll + "<DL> I.E I I.X" + back, "downloading installing failure"}}, "old", ""},
+		{"killed in D", "kill D", []use{{"", killed, poll + "D.E PPFS D", "downloading"}, {"", 1, "CL", "downloading failure"}}, "old", "failed"},
+		{"killed in I", "kill I", []use{{"", killed, poll + "<DL> I.E I", "downloading installing"}, {"", 1, back, "downloading installing failure"}}, "old", ""},
+		{"killed in C", "kill C", []use{{"", killed, poll + "<INST> C.E C", "downloading installing installing"},
+			{"", 1, back, "downloading installing installing failure"}}, "old", ""},
+		{"killed in C.L", "kill C.L", []use{{"", killed, poll + "<INST> C.E C C.L", "downloading installing installing"}, {"", 0, "C.L CL", all}}, "new", ""},
+		{"killed in CL", "kill CL", []use{{"", killed, poll + "<INST> C.E C C.L CL", "downloading installing installing"}, {"", 0, "CL", all}}, "new", ""},
+		{"killed in RB", "fail I; kill RB", []use{{"", killed, poll + "<DL> I.E I I.X RB.E RB", "downloading installing"},
+			{"", 1, back, "downloading installing failure"}}, "old", ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			server := newTestServer(t, false)
+			server.autoAccept = true
+			deployed := server.deploy("deployment-1", "new", []string{"sim"}, artifact)
+			d := newChainDevice(t, "")
+			for _, s := range []string{"Idle_Enter_00", "Idle_Leave_00", "Sync_Enter_00", "Sync_Leave_00", "Sync_Error_00"} {
+				putScript(t, d.dir+"/etc/scripts", s, actor, 0o755)
+			}
+			putScript(t, d.dir+"/share/identity", "mender-device-identity", "#!/bin/sh\necho mac=02:00:00:00:00:01\n", 0o755)
+			d.put("etc/mender.conf", fmt.Sprintf(`{"ServerURL":%q}`, server.URL))
+			d.arrange("answer NR No")
+			d.arrange(row.how)
+			for i, u := range row.uses {
+				exit, _ := d.program("run", "--no-reboot")
+				if exit != u.exit {
+					t.Errorf("run %d: exit code %d, want %d", i+1, exit, u.exit)
+				}
+				if got, want := d.trace(), chainCalls(u.calls); got != want {
+					t.Errorf("run %d: calls\ngot  %s\nwant %s", i+1, got, want)
+				}
+				if heard, _, _ := server.history(deployed); strings.Join(heard, " ") != u.says {
+					t.Errorf("run %d: the server heard %q, want %q", i+1, heard, u.says)
+				}
+			}
+			d.checkStored(row.stored, row.result, false)
+		})
+	}
+}
+
+// A rootfs-image that fails when the boot environment points to it already, but before the
+// reboot: the old system runs, so there is nothing to reboot for. Mender reboots.
+func TestNoRebootForNothing(t *testing.T) {
+	s := newManagedSetup(t)
+	s.artifacts["scripted"] = filepath.Join(s.dir, "scripted.mender")
+	script := writeTemp(t, "ArtifactInstall_Leave_00", []byte("#!/bin/sh\nexit 1\n"))
+	if err := packCommand([]string{"-n", "scripted", "-c", "sim", "-f", filepath.Join(s.dir, "new.img"), "-s", script, "-o", s.artifacts["scripted"]}, io.Discard, nil); err != nil {
+		t.Fatal(err)
+	}
+	d, deployed := s.device(t, "scripted")
+	if err := d.settleManaged(s.server.URL, deployed.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.check("scripted"); err != nil {
+		t.Error(err)
+	}
+	rec, err := d.peek()
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard, _, _ := s.server.history(deployed)
+	if got := strings.Join(heard, " "); got != "downloading installing failure" || rec.Last.Result != "rolled-back" || d.boots != 1 {
+		t.Errorf("heard %q, verdict %s, %d boots; want \"downloading installing failure\", rolled-back, 1", got, rec.Last.Result, d.boots)
+	}
 }

@@ -5,30 +5,13 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand"
-	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 )
 
 // Going on after a cut: what it costs to fetch, and that it can never go wrong.
-
-// resumeScale is the program's sizes, a 256th of the real ones and less, in bytes.
-const (
-	simBlock     = 4096
-	simHead      = 4096
-	simKeep      = 4 * simBlock
-	simReadAhead = 1024
-	simFlush     = 8192 // between two places where the gzip data can be entered
-)
-
-func resumeScale() writeOptions {
-	return writeOptions{block: simBlock, head: simHead, syncEvery: 2 * simBlock, keepEvery: simKeep, readAhead: simReadAhead}
-}
 
 // lostPerCut is the most that is fetched twice because of one cut, in bytes of the artifact
 // where the data does not shrink: what came since the checkpoint, which is kept at the first
@@ -56,72 +39,6 @@ func payloadStart(artifact []byte) int64 {
 		off += int(size+511) &^ 511
 	}
 	return 0
-}
-
-// countedFile is a source that adds up what is read of it.
-func countedFile(name string, n *atomic.Int64) *source {
-	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
-		r, id, err := openFile(name, off, want)
-		return &countedReader{r, n}, id, err
-	}}
-}
-
-type countedReader struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (c *countedReader) Read(p []byte) (int, error) {
-	n, err := c.ReadCloser.Read(p)
-	c.n.Add(int64(n))
-	return n, err
-}
-
-// newResumeSetup has an image of 60 blocks in an artifact of the given compression.
-func newResumeSetup(t testing.TB, compression string) (s *simSetup, flush int64) {
-	s = &simSetup{dir: simLayout(t), images: map[string][]byte{"old": simImage(1, 20000), "new": simImage(2, 60*simBlock+77)}, artifacts: map[string]string{}}
-	s.artifacts["new"] = filepath.Join(s.dir, "new.mender")
-	if compression == "gzip" {
-		flush = simFlush
-	}
-	if err := os.WriteFile(s.artifacts["new"], simArtifact(t, "new", compression, s.images["new"]), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return s, flush
-}
-
-func simArtifact(t testing.TB, name, compression string, image []byte) []byte {
-	k := newKit("rootfs-image", tarMember{name: "root.img", body: image})
-	k.header[0].body = []byte(`{"payloads":[{"type":"rootfs-image"}],"artifact_provides":{"artifact_name":"` + name + `"},"artifact_depends":{"device_type":["sim"]}}`)
-	switch compression {
-	case "gzip":
-		k.data = func(tar []byte) (string, []byte) { return "data/0000.tar.gz", gzipped(t, tar, 6, len(tar), simFlush) }
-	case "gzip -9":
-		k.data = func(tar []byte) (string, []byte) { return "data/0000.tar.gz", gzipped(t, tar, 9, len(tar), 0) }
-	}
-	return k.build(t)
-}
-
-// device is a device whose every life reads the artifact through a counter.
-func (s *simSetup) countedDevice(t testing.TB) (*simDevice, *atomic.Int64) {
-	n := &atomic.Int64{}
-	d := newSimDevice(t, s.dir, s.images)
-	d.arm = func(a *app) {
-		a.o.write = resumeScale()
-		a.src = countedFile(s.artifacts["new"], n)
-	}
-	return d, n
-}
-
-// endsWell checks that the new image runs and was committed.
-func (d *simDevice) endsWell(name string) error {
-	if err := d.check(name); err != nil {
-		return err
-	}
-	if rec, _ := d.peek(); rec.Last.Result != "committed" {
-		return fmt.Errorf("verdict %q, want committed: %s", rec.Last.Result, rec.Last.Cause)
-	}
-	return nil
 }
 
 // MEN-2293: every operation of an install cut, and what is fetched in all bounded.
@@ -162,24 +79,6 @@ func TestFetchedBytesWithACutAtEveryOperation(t *testing.T) {
 			}
 		})
 	}
-}
-
-// recordFetched lives the update once without a cut: what a cut may meet, and how many bytes of the
-// artifact had been fetched by then.
-func (s *simSetup) recordFetched(t *testing.T) (moments []moment, fetched []int64) {
-	d, n := s.countedDevice(t)
-	d.w.record = true
-	d.w.fault = func(int, *simFile, bool) error {
-		fetched = append(fetched, n.Load())
-		return nil
-	}
-	if err := d.settle(s.artifacts["new"], "new"); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.check("new"); err != nil {
-		t.Fatal(err)
-	}
-	return d.w.moments, fetched
 }
 
 // The power goes again and again, each time after so many operations.
@@ -224,115 +123,11 @@ func TestFetchedBytesWithManyCuts(t *testing.T) {
 	}
 }
 
-// sink is a slot that takes everything and counts.
-type sink struct{ size, written int64 }
-
-func (s *sink) Size() int64  { return s.size }
-func (s *sink) Close() error { return nil }
-func (s *sink) Sync() error  { return nil }
-
-func (s *sink) ReadAt(p []byte, off int64) (int, error) {
-	for i := range p {
-		p[i] = 0xff
-	}
-	return len(p), nil
-}
-
-func (s *sink) WriteAt(p []byte, off int64) (int, error) {
-	s.written += int64(len(p))
-	return len(p), nil
-}
-
-// countedJournal is a journal's storage that adds up what is written to it.
-type countedJournal struct {
-	simStorage
-	written, saves int64
-}
-
-func (c *countedJournal) WriteAt(p []byte, off int64) (int, error) {
-	c.written, c.saves = c.written+int64(len(p)), c.saves+1
-	return c.simStorage.WriteAt(p, off)
-}
-
-// What checkpoints wear out: journal bytes for an image of 1 GiB, when all of them are kept
-// that may be, which a slow medium makes.
-func TestJournalWear(t *testing.T) {
-	t.Parallel()
-	w := &world{}
-	file := &simFile{name: "journal", durable: make([]byte, journalSize), current: make([]byte, journalSize)}
-	st := &countedJournal{simStorage: simStorage{w, file}}
-	j, rec, _, _, err := readJournal(st)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rec.Provides = map[string]string{"artifact_name": "release-1", "rootfs-image.version": "release-1", "rootfs-image.checksum": fmt.Sprintf("%064x", 1)}
-	rec.Update = &update{Step: stepDownload, Managed: true, ID: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0", Artifact: "release-2", Sum: fmt.Sprintf("%064x", 2),
-		Type: "rootfs-image", Provides: rec.Provides, Clears: []string{"artifact_group", "rootfs_image_checksum", "rootfs-image.*"}, From: 2, To: 3, Tries: 1,
-		Request: []byte(`{"device_provides":{"artifact_name":"release-1","device_type":"beaglebone"}}`)}
-	const size = 1 << 30
-	opt := defaultWriteOptions()
-	opt.keepPause = 0
-	s := &slotWriter{dst: &sink{size: size}, name: "sink", size: size, opt: opt}
-	off := int64(0)
-	s.mark = func() (restartPoint, bool) {
-		off += blockSize
-		return restartPoint{Kind: "gzip", File: off / 3, Out: off}, true
-	}
-	s.checkpoint = func(c checkpoint) error {
-		c.Slot, c.Source = "/dev/mmcblk0p3", sourceID{Name: "https://s3.example.com/mender-artifact-storage/0f1e2d3c-4b5a", Size: size / 3, Tag: `"0123456789abcdef0123456789abcdef-42"`}
-		rec.Update.Checkpoint = &c
-		return j.save(rec)
-	}
-	if err := errors.Join(s.takeHead(zeros{}), s.spoil()); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.write(context.Background(), io.LimitReader(zeros{}, size-headSize), headSize); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%d bytes in %d saves for each GiB installed", st.written, st.saves)
-	if st.saves > size/(8<<20) || st.written > 256<<10 {
-		t.Errorf("%d saves, %d bytes: want 128 and 256 KiB at most", st.saves, st.written)
-	}
-}
-
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) {
 	clear(p)
 	return len(p), nil
-}
-
-// halfway is a device whose install was cut when its checkpoint was at or behind byte at.
-func (s *simSetup) halfway(t testing.TB, at int64) (*simDevice, *atomic.Int64) {
-	t.Helper()
-	d, n := s.countedDevice(t)
-	if err := d.boot(); err != nil {
-		t.Fatal(err)
-	}
-	d.w.fault = func(op int, f *simFile, sync bool) error {
-		if rec, err := d.peek(); err == nil && rec.Update != nil && rec.Update.Checkpoint != nil && rec.Update.Checkpoint.Offset >= at {
-			panic(powerCut{})
-		}
-		return nil
-	}
-	if !d.powered(func() { d.life(s.artifacts["new"], "new") }) {
-		t.Fatal("the install was not cut")
-	}
-	d.w.fault = nil
-	d.w.lose("lose", 0, rand.New(rand.NewSource(1)))
-	return d, n
-}
-
-// journal changes the record on the medium.
-func (d *simDevice) journal(change func(*record)) {
-	j, rec, damaged, _, err := readJournal(simStorage{d.w, d.w.files[simJournal]})
-	if err = errors.Join(err, damaged); err == nil {
-		change(rec)
-		err = j.save(rec)
-	}
-	if err != nil {
-		d.t.Fatal(err)
-	}
 }
 
 func TestCheckpointsThatDoNotFit(t *testing.T) {

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// plan names every reason, install stops at the first; both give its exit code, and plan
+// changes nothing at all.
+func TestPlan(t *testing.T) {
+	b := newImageBoard(t)
+	good := b.pack(t, "release-2", testBlocks(300000))
+	before := snapshot(t, b.dir)
+	out, errs := b.must(t, exitOK, "plan", good)
+	want := fmt.Sprintf(`artifact: "release-2", type "rootfs-image", compression none
+signature: none
+for device types: testboard
+slots: A %[1]s/p2, B %[1]s/p3; running A
+  boot environment: mender_boot_part=2 is slot A (%[1]s/p2)
+  --running says slot A (%[1]s/p2)
+would write: slot B (%[1]s/p3), 300000 of 1048576 bytes
+would change in the boot environment (`, b.dir)
+	if !strings.HasPrefix(out, want) || errs != "" {
+		t.Errorf("got %q, want %q; stderr %q", out, want, errs)
+	}
+	if want := "  -mender_boot_part=2\n  +mender_boot_part=3\n  -mender_boot_part_hex=2\n  +mender_boot_part_hex=3\n  -upgrade_available=0\n  +upgrade_available=1\ninstall would go ahead\n"; !strings.HasSuffix(out, want) {
+		t.Errorf("got %q, want at the end %q", out, want)
+	}
+	if after := snapshot(t, b.dir); after != before {
+		t.Errorf("plan changed files:\n%s\n%s", before, after)
+	}
+
+	bad := b.pack(t, "release-3", testBlocks(2<<20), "-c", "otherboard", "-d", "color:blue")
+	bad2 := filepath.Join(b.dir, "bad2.mender")
+	if err := packCommand([]string{"-n", "x", "-c", "otherboard", "-f", b.a, "--compression", "none", "-o", bad2}, io.Discard, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		art     string
+		env     map[string]string
+		refused []string
+	}{
+		{bad2, nil, []string{"device"}},
+		{bad, nil, []string{"color", "too small: the image has 2097152 bytes, the slot 1048576"}},
+		{bad, map[string]string{varBootPart: "2", varUpgrade: "1", varCanary: "0"}, []string{"color", "never saved", "too small"}},
+		{good, map[string]string{varBootPart: "3", varUpgrade: "1"}, []string{"already", "do not agree"}},
+		{good, map[string]string{varBootPart: "9"}, []string{"neither slot"}},
+	} {
+		if c.env == nil {
+			c.env = map[string]string{varBootPart: "2"}
+		}
+		b.setEnv(t, c.env)
+		code, out, _ := b.do(t, "", "plan", "--json", c.art)
+		var p struct{ Refused []string }
+		if err := json.Unmarshal([]byte(out), &p); err != nil || code != exitRefused || len(p.Refused) < len(c.refused) {
+			t.Errorf("%s, %v: exit %d, %v, %q", c.art, c.env, code, err, p.Refused)
+			continue
+		}
+		for _, w := range c.refused {
+			if !slices.ContainsFunc(p.Refused, func(s string) bool { return strings.Contains(s, w) }) {
+				t.Errorf("%s, %v: no %q in %q", c.art, c.env, w, p.Refused)
+			}
+		}
+		if got, _, _ := b.do(t, "", "install", c.art); got != code {
+			t.Errorf("%s, %v: plan gives %d, install %d", c.art, c.env, code, got)
+		}
+		b.slotHolds(t, b.b, oldImage())
+	}
+}
+
+func TestPlanRefusedList(t *testing.T) {
+	b := newImageBoard(t)
+	out, _ := b.must(t, exitOK, "plan", "--json", b.pack(t, "release-2", testBlocks(1000)))
+	if !strings.Contains(out, `"refused": []`) {
+		t.Errorf("no empty list of refusals: %s", out)
+	}
+	b.must(t, exitOK, "install", b.pack(t, "release-2", testBlocks(1000)))
+	out, errs := b.must(t, exitFailed, "plan", b.pack(t, "release-3", testBlocks(1000)))
+	if !strings.Contains(out, "refused: an update is in progress") || !strings.Contains(errs, "install would refuse") {
+		t.Errorf("%q, %q", out, errs)
+	}
+}
+
+// The form that programs read.
+func TestStatusJSON(t *testing.T) {
+	b := newImageBoard(t)
+	out, errs := b.must(t, exitOK, "status", "--json")
+	want := strings.ReplaceAll(`{
+  "running": "A",
+  "idle": "B",
+  "slots": {
+    "A": "DIR/p2",
+    "B": "DIR/p3"
+  },
+  "evidence": [
+    "boot environment: mender_boot_part=2 is slot A (DIR/p2)",
+    "--running says slot A (DIR/p2)"
+  ],
+  "boot_environment": {
+    "bootcount": "0",
+    "bootlimit": "1",
+    "mender_boot_part": "2",
+    "mender_boot_part_hex": "2",
+    "mender_check_saveenv_canary": "1",
+    "mender_saveenv_canary": "1",
+    "upgrade_available": "0"
+  },
+  "boot_environment_from": FROM,
+  "provides": {
+    "artifact_name": "unknown"
+  },
+  "update": null,
+  "last": null
+}
+`, "DIR", b.dir)
+	var r report
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatal(err)
+	}
+	from, _ := json.Marshal(r.EnvFrom)
+	if want = strings.ReplaceAll(want, "FROM", string(from)); out != want || errs != "" {
+		t.Errorf("got %s, want %s; stderr %q", out, want, errs)
+	}
+	b.must(t, exitOK, "install", b.pack(t, "release-2", testBlocks(1000)))
+	out, _ = b.must(t, exitOK, "status", "--json")
+	if !strings.Contains(out, `"update": {
+    "artifact": "release-2",
+    "type": "rootfs-image",
+    "step": "Before_ArtifactCommit_Enter",
+    "managed": false,
+    "failed": false
+  },`) {
+		t.Errorf("got %s", out)
+	}
+	b.reboot(t)
+	b.must(t, exitOK, "commit")
+	out, _ = b.must(t, exitOK, "status")
+	for _, want := range []string{"running B, idle A", "  artifact_name=release-2\n", "update in progress: none\n", `last update: "release-2" committed`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in %s", want, out)
+		}
+	}
+	writeFile(t, filepath.Join(b.dir, "env"), "garbage")
+	out, _ = b.must(t, exitOK, "status", "--json")
+	if json.Unmarshal([]byte(out), &r) != nil || r.Problem == "" {
+		t.Errorf("a broken environment is not shown: %s", out)
+	}
+}
+
+func TestEnvVerb(t *testing.T) {
+	b := newImageBoard(t)
+	b.must(t, exitOK, "env", "set", "one=1 x", "two=2")
+	if out, errs := b.must(t, exitOK, "env", "print", "two", "one"); out != "two=2\none=1 x\n" || errs != "" {
+		t.Errorf("got %q, %q", out, errs)
+	}
+	b.must(t, exitOK, "env", "set", "two=")
+	if out, _ := b.must(t, exitOK, "env", "print"); strings.Contains(out, "two=") || !strings.Contains(out, "one=1 x\n") {
+		t.Errorf("got %q", out)
+	}
+	// The same binary by its other names.
+	cfg := filepath.Join(b.dir, "fw_env.config")
+	fw := func(args ...string) (int, string) {
+		var out, errs bytes.Buffer
+		t.Setenv("MENDER_CONF_DIR", b.dir)
+		code := run(t.Context(), args, strings.NewReader(""), &out, &errs)
+		return code, out.String()
+	}
+	if code, _ := fw("/sbin/fw_setenv", "-c", cfg, "three", "a", "b"); code != 0 {
+		t.Errorf("fw_setenv: exit %d", code)
+	}
+	if code, out := fw("fw_printenv", "-c", cfg, "-n", "three"); code != 0 || out != "a b\n" {
+		t.Errorf("fw_printenv: exit %d, %q", code, out)
+	}
+	if code, _ := fw("fw_printenv", "-c", cfg, "four"); code != 1 {
+		t.Errorf("fw_printenv of what is not there: exit %d", code)
+	}
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestRefuseOpen(t *testing.T) {
+	for errno, want := range map[syscall.Errno]string{syscall.EBUSY: "is busy", syscall.EROFS: "is read-only", syscall.ENOENT: "does not exist", syscall.ENXIO: "no such device"} {
+		if err := refuseOpen(&slot{letter: "B", path: "x"}, &os.PathError{Op: "open", Path: "x", Err: errno}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: got %v", errno, err)
+		}
+	}
+}
+
+func TestBootEnvRefusals(t *testing.T) {
+	for _, c := range []struct {
+		vars map[string]string
+		want string
+	}{
+		{map[string]string{}, ""},
+		{map[string]string{varUpgrade: "0", varCanaryCheck: "1", varCanary: "1"}, ""},
+		{map[string]string{varCanaryCheck: "0"}, ""},
+		{map[string]string{varCanaryCheck: "1"}, "never saved its environment"},
+		{map[string]string{varUpgrade: "1"}, `already "1"`},
+		{map[string]string{varUpgrade: "2"}, `already "2"`},
+	} {
+		err := checkBootEnv(c.vars)
+		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || exitCode(err) != exitRefused || hintOf(err) == "") {
+			t.Errorf("%v: got %v, want %q", c.vars, err, c.want)
+		}
+	}
+}
+
+// field case 28 (mender#623, #97): what the bootloader left, and what each state then does.
+func TestRootfsStates(t *testing.T) {
+	const committed, rolledBack = "part=3 up=0", "part=2 up=0"
+	for name, c := range map[string]struct {
+		state, env, running, wantErr, after string
+	}{
+		"install":                            {"ArtifactInstall", "part=2 up=0", "A", "", "part=3 up=1"},
+		"install again":                      {"ArtifactInstall", "part=3 up=1", "A", "", "part=3 up=1"},
+		"install, environment changed":       {"ArtifactInstall", "part=3 up=0", "B", "changed since the image was written", "part=3 up=0"},
+		"install, another is pending":        {"ArtifactInstall", "part=2 up=1", "A", "already", "part=2 up=1"},
+		"verify":                             {"ArtifactVerifyReboot", "part=3 up=1", "B", "", "part=3 up=1"},
+		"verify, not rebooted":               {"ArtifactVerifyReboot", "part=3 up=1", "A", "has not been booted", "part=3 up=1"},
+		"verify, fell back":                  {"ArtifactVerifyReboot", "part=2 up=0", "A", "was reverted", "part=2 up=0"},
+		"verify, unknown side":               {"ArtifactVerifyReboot", "part=7 up=1", "B", "was reverted", "part=7 up=1"},
+		"commit":                             {"ArtifactCommit", "part=3 up=1", "B", "", committed},
+		"commit in initramfs":                {"ArtifactCommit", "part=3 up=1", "none", "", committed},
+		"commit, new side but upgrade was 0": {"ArtifactCommit", "part=3 up=0", "B", "", committed},
+		"commit, old side, upgrade 0":        {"ArtifactCommit", "part=2 up=0", "A", "was reverted", rolledBack},
+		"commit, env new, old runs":          {"ArtifactCommit", "part=3 up=0", "A", "was reverted", "part=3 up=0"},
+		"rollback":                           {"ArtifactRollback", "part=3 up=1", "B", "", rolledBack},
+		"rollback before reboot":             {"ArtifactRollback", "part=3 up=1", "A", "", rolledBack},
+		"rollback, bootloader did":           {"ArtifactRollback", "part=2 up=0", "A", "", rolledBack},
+		"rollback, unknown side":             {"ArtifactRollback", "part=7 up=1", "B", "", rolledBack},
+		"verify rollback":                    {"ArtifactVerifyRollbackReboot", "part=2 up=0", "A", "", rolledBack},
+		"verify rollback, still up":          {"ArtifactVerifyRollbackReboot", "part=2 up=1", "A", "still 1", "part=2 up=1"},
+		"verify rollback, new still runs":    {"ArtifactVerifyRollbackReboot", "part=2 up=0", "B", "do not agree", rolledBack},
+		"failure does nothing":               {"ArtifactFailure", "part=2 up=0", "A", "", rolledBack},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newImageBoard(t)
+			var part, up string
+			fmt.Sscanf(c.env, "part=%s up=%s", &part, &up)
+			b.setEnv(t, map[string]string{varBootPart: part, varBootPartHex: part, varUpgrade: up})
+			r := b.rootfs(t, c.running, &update{From: 2, To: 3})
+			err := r.call(t.Context(), c.state)
+			if (err == nil) != (c.wantErr == "") || err != nil && !strings.Contains(err.Error(), c.wantErr) {
+				t.Errorf("got %v, want %q", err, c.wantErr)
+			}
+			v := b.env(t)
+			if got := fmt.Sprintf("part=%s up=%s", v[varBootPart], v[varUpgrade]); got != c.after || v[varBootPart] != v[varBootPartHex] {
+				t.Errorf("environment %s, want %s", got, c.after)
+			}
+		})
+	}
+}
+
+// field case 27, cloned storage: the update of another device, whose partitions are not here.
+func TestRollbackOfAnotherDevice(t *testing.T) {
+	b := newImageBoard(t)
+	r := b.rootfs(t, "A", &update{From: 5, To: 6})
+	for _, state := range []string{"ArtifactInstall", "ArtifactVerifyReboot", "ArtifactCommit", "ArtifactRollback"} {
+		if err := r.call(t.Context(), state); err == nil {
+			t.Errorf("%s of another device's update succeeded", state)
+		}
+	}
+	if v := b.env(t); v[varBootPart] != "2" || v[varUpgrade] != "0" {
+		t.Errorf("the environment changed: %v", v)
+	}
+}
+
+func TestNeedsReboot(t *testing.T) {
+	for _, c := range []struct{ running, part, want string }{{"A", "2", "No"}, {"A", "3", "Automatic"}, {"B", "3", "No"}, {"none", "2", "Automatic"}} {
+		b := newImageBoard(t)
+		b.setEnv(t, map[string]string{varBootPart: c.part})
+		got, err := b.rootfs(t, c.running, &update{}).query(t.Context(), "NeedsArtifactReboot")
+		if err != nil || got != c.want {
+			t.Errorf("%+v: got %q, %v", c, got, err)
+		}
+	}
+}
