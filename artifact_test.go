@@ -8,9 +8,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"maps"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -18,48 +15,6 @@ import (
 
 	"github.com/ulikunitz/xz"
 )
-
-const fixtures = "testdata/artifact/"
-
-// fixture reads a file of testdata/artifact.
-func fixture(t testing.TB, name string) []byte {
-	t.Helper()
-	b, err := os.ReadFile(fixtures + name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-// readAll opens an artifact and reads it to its end; its payload files by name.
-func readAll(b []byte, opt artifactOptions) (*artifact, map[string][]byte, error) {
-	a, err := openArtifact(bytes.NewReader(b), opt)
-	if err != nil {
-		return nil, nil, err
-	}
-	files := map[string][]byte{}
-	for {
-		f, err := a.nextFile()
-		if err == io.EOF {
-			return a, files, nil
-		}
-		if err != nil {
-			return a, files, err
-		}
-		var buf bytes.Buffer
-		if _, err := io.Copy(&buf, f); err != nil {
-			return a, files, err
-		}
-		files[f.Name] = buf.Bytes()
-	}
-}
-
-func needTool(t testing.TB, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("needs %s: %v", name, err)
-	}
-}
 
 const rootfsSum = "65170c11f0c76d9954bd768095dc21c3d21de427d0ce64fe17999250da6d7ac4"
 
@@ -92,100 +47,6 @@ func TestArtifactFixtures(t *testing.T) {
 			}
 		})
 	}
-}
-
-// tarMember is a member of a tar made by a test.
-type tarMember struct {
-	name string
-	body []byte
-	head func(*tar.Header) // changes the header, or nil
-}
-
-func makeTar(t testing.TB, members []tarMember) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	for _, m := range members {
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: m.name, Size: int64(len(m.body)), Mode: 0o600}
-		if m.head != nil {
-			m.head(h)
-		}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		if h.Typeflag == tar.TypeReg {
-			if _, err := w.Write(m.body); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
-// kit builds artifacts, right ones and any wrong one. Hooks that are nil change nothing.
-type kit struct {
-	version  string
-	header   []tarMember
-	files    []tarMember
-	manifest func(lines []string) []string
-	data     func(tar []byte) (name string, stored []byte)
-	headTar  func(tar []byte) (name string, stored []byte)
-	outer    func([]tarMember) []tarMember
-	sign     func(manifest []byte) []byte
-}
-
-func newKit(typ string, files ...tarMember) *kit {
-	return &kit{
-		version: `{"format":"mender","version":3}`,
-		header: []tarMember{
-			{name: "header-info", body: []byte(`{"payloads":[{"type":"` + typ + `"}],"artifact_provides":{"artifact_name":"rel"},"artifact_depends":{"device_type":["dev"]}}`)},
-			{name: "headers/0000/type-info", body: []byte(`{"type":"` + typ + `"}`)},
-			{name: "headers/0000/meta-data"},
-		},
-		files: files,
-	}
-}
-
-func (k *kit) build(t testing.TB) []byte {
-	t.Helper()
-	headName, head := "header.tar", makeTar(t, k.header)
-	if k.headTar != nil {
-		headName, head = k.headTar(head)
-	}
-	dataName, data := "data/0000.tar", makeTar(t, k.files)
-	if k.data != nil {
-		dataName, data = k.data(data)
-	}
-	sums := map[string][]byte{"version": []byte(k.version), headName: head}
-	for _, f := range k.files {
-		sums["data/0000/"+f.name] = f.body
-	}
-	var lines []string
-	for _, name := range slices.Sorted(maps.Keys(sums)) {
-		lines = append(lines, fmt.Sprintf("%x  %s\n", sha256.Sum256(sums[name]), name))
-	}
-	if k.manifest != nil {
-		lines = k.manifest(lines)
-	}
-	manifest := []byte(strings.Join(lines, ""))
-	members := []tarMember{{name: "version", body: []byte(k.version)}, {name: "manifest", body: manifest}}
-	if k.sign != nil {
-		members = append(members, tarMember{name: "manifest.sig", body: k.sign(manifest)})
-	}
-	members = append(members, tarMember{name: headName, body: head}, tarMember{name: dataName, body: data})
-	if k.outer != nil {
-		members = k.outer(members)
-	}
-	return makeTar(t, members)
-}
-
-// readFileOrNil is for a file that a tool may or may not have written.
-func readFileOrNil(path string) []byte {
-	b, _ := os.ReadFile(path)
-	return b
 }
 
 // refusal is a change of the kit that must be refused, and a word of the message.
@@ -233,8 +94,6 @@ func manifestEdit(old, new string) func(k *kit) {
 		}
 	}
 }
-
-func helloSum() string { return fmt.Sprintf("%x", sha256.Sum256([]byte("hello"))) }
 
 // CVE-2025-67903, field case 1: a checksum that is missing, empty, short, upper case or
 // there twice; a file that the manifest does not have, or has and the payload does not.

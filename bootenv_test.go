@@ -187,13 +187,6 @@ func TestEnvChoice(t *testing.T) {
 	check(envBytes(0x200, 3, 0, "copy=1"), torn, "1")
 }
 
-func writeFile(t testing.TB, path, text string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // runTool runs a program that must succeed, or skips the test if it is not installed.
 func runTool(t *testing.T, stdin, name string, args ...string) string {
 	t.Helper()

@@ -16,6 +16,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
@@ -611,3 +612,59 @@ NeedsArtifactReboot) echo No ;;
 SupportsRollback) echo Yes ;;
 ArtifactInstall) cp "$2/files/payload" "$(dirname "$0")/../../installed" && ! grep -q broken "$2/files/payload" ;;
 esac`
+
+const testID = `{"mac":"52:54:00:12:34:56"}`
+
+func fixedID(context.Context) (string, error) { return testID, nil }
+
+func testSigner(t testing.TB) crypto.Signer {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func testConfig(t testing.TB, servers ...string) *config {
+	t.Helper()
+	dir := t.TempDir()
+	c := defaultConfig(paths{conf: dir, data: dir, ds: dir})
+	for _, s := range servers {
+		c.Servers = append(c.Servers, serverEntry{s})
+	}
+	return c
+}
+
+func noEnv(string) string { return "" }
+
+func testHTTPClient(t testing.TB, c *config, o netOptions) *http.Client {
+	t.Helper()
+	if o.getenv == nil {
+		o.getenv = noEnv
+	}
+	hc, err := newHTTPClient(c, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hc.CloseIdleConnections)
+	return hc
+}
+
+// apiFor is a client with a key of its own against s.
+func apiFor(t testing.TB, s *testServer) *apiClient {
+	t.Helper()
+	c := testConfig(t, s.URL)
+	return newAPIClient(c, testHTTPClient(t, c, netOptions{}), fixedID, testSigner(t), nil)
+}
+
+func wantCode(t *testing.T, err error, code int) {
+	t.Helper()
+	if exitCode(err) != code {
+		t.Fatalf("got %v (exit code %d), want exit code %d", err, exitCode(err), code)
+	}
+}
+
+func provides(name string) []byte {
+	return []byte(`{"device_provides":{"artifact_name":"` + name + `","device_type":"qemu","rootfs-image.version":"<1>"}}`)
+}

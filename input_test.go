@@ -17,62 +17,6 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// gzipped compresses in members of the given size, flushed every flush bytes (0: never).
-func gzipped(t testing.TB, b []byte, level, member, flush int) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	for m := range slices.Chunk(b, member) {
-		w, err := gzip.NewWriterLevel(&out, level)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.Name, w.Comment, w.Extra = "name", "comment", []byte("\x00\x00\xff\xff")
-		for part := range slices.Chunk(m, max(flush, 1<<10)) {
-			w.Write(part)
-			if flush > 0 {
-				w.Flush()
-			}
-		}
-		w.Close()
-	}
-	return out.Bytes()
-}
-
-func xzipped(t testing.TB, b []byte, c xz.WriterConfig) []byte {
-	t.Helper()
-	return written(t, b, func(w io.Writer) (io.WriteCloser, error) { return c.NewWriter(w) })
-}
-
-// written is what a compressor makes of b.
-func written(t testing.TB, b []byte, compressor func(io.Writer) (io.WriteCloser, error)) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	w, err := compressor(&out)
-	if err == nil {
-		_, err = w.Write(b)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
-// piped runs a program over b.
-func piped(t testing.TB, b []byte, args ...string) []byte {
-	t.Helper()
-	needTool(t, args[0])
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdin = bytes.NewReader(b)
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
 // restartCases are data members of every kind, with how many restart points at least they
 // have for 1.3 MB; the first four and last four are resumed from.
 var restartCases = []struct {

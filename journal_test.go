@@ -21,13 +21,6 @@ import (
 // blankJournal is a journal in memory, never written to.
 func blankJournal() *memDisk { return &memDisk{data: make([]byte, journalSize)} }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 func mustRead(t testing.TB, st storage) (*journalFile, *record) {
 	t.Helper()
 	j, rec, damaged, _, err := readJournal(st)

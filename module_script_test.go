@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -28,19 +27,6 @@ func scriptRun(t *testing.T) (*scripts, func() []string) {
 
 // traceScript appends its name to a file that lies two directories above it.
 const traceScript = "#!/bin/sh\nTRACE=${0%/*}/../../trace\necho ${0##*/} >>$TRACE\n"
-
-func putScript(t *testing.T, dir, name, text string, mode os.FileMode) {
-	t.Helper()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	// As in writeFileDurably: a fork of another test's must not keep the script open.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
-		t.Fatal(err)
-	}
-}
 
 func TestScriptsOrderAndChoice(t *testing.T) {
 	t.Parallel()

@@ -5,14 +5,7 @@ package main
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
-	mrand "math/rand"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,99 +13,6 @@ import (
 	"strings"
 	"testing"
 )
-
-// testImage is n bytes of an image's kind: words, runs of zeros, islands of noise. The same
-// seed gives the same bytes.
-func testImage(seed int64, n int) []byte {
-	r := mrand.New(mrand.NewSource(seed))
-	var words [500][]byte
-	for i := range words {
-		words[i] = make([]byte, 2+r.Intn(9))
-		for j := range words[i] {
-			words[i][j] = byte('a' + r.Intn(26))
-		}
-	}
-	b := make([]byte, 0, n+120<<10)
-	for len(b) < n {
-		switch k := r.Intn(20); {
-		case k < 7:
-			for range 900 {
-				b = append(append(b, words[r.Intn(len(words))]...), ' ')
-			}
-		case k < 17:
-			b = append(b, make([]byte, (1+r.Intn(60))<<10)...)
-		default:
-			island := make([]byte, (1+r.Intn(30))<<9)
-			r.Read(island)
-			b = append(b, island...)
-		}
-	}
-	return b[:n]
-}
-
-func writeTemp(t testing.TB, name string, b []byte) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// packed runs pack with args and returns what it wrote.
-func packed(t testing.TB, args ...string) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	if err := packCommand(append(args, "-o", "-"), &out, nil); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
-// keyPair writes a new private key, in PEM of the given type, and its public half.
-func keyPair(t testing.TB, pemType string, key any) (private, public string) {
-	t.Helper()
-	var der []byte
-	var err error
-	var pub any
-	switch k := key.(type) {
-	case *rsa.PrivateKey:
-		pub = &k.PublicKey
-	case *ecdsa.PrivateKey:
-		pub = &k.PublicKey
-	}
-	switch pemType {
-	case "RSA PRIVATE KEY":
-		der = x509.MarshalPKCS1PrivateKey(key.(*rsa.PrivateKey))
-	case "EC PRIVATE KEY":
-		der, err = x509.MarshalECPrivateKey(key.(*ecdsa.PrivateKey))
-	default:
-		der, err = x509.MarshalPKCS8PrivateKey(key)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	pubDER, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private = writeTemp(t, "key.pem", pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}))
-	public = writeTemp(t, "key.pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pubDER}))
-	return private, public
-}
-
-func newKeys(t testing.TB) (*rsa.PrivateKey, *ecdsa.PrivateKey) {
-	t.Helper()
-	r, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r, e
-}
 
 // TestPackTypeInfo: the provides and clears by default are mender-artifact's, as it writes
 // them for the same options.

@@ -5,7 +5,6 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -35,15 +34,6 @@ func tarOf(t *testing.T, files ...artifactFile) string {
 	}
 	w.Close()
 	return b.String()
-}
-
-// look gives the contents of a file, "" when there is none.
-func look(path string) string {
-	text, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err.Error()
-	}
-	return string(text)
 }
 
 func ownModules(t *testing.T) []ownModule {
@@ -432,5 +422,222 @@ func TestOwnConfigure(t *testing.T) {
 	os.Remove(base + "/applied")
 	if out, err := exec.Command(m.program, "--apply-only").CombinedOutput(); err != nil || len(out) > 0 || look(base+"/applied") != `{"a":"c"}` {
 		t.Errorf("--apply-only: got %v, %q, applied %q", err, out, look(base+"/applied"))
+	}
+}
+
+// debianModule is a handler for a module of Debian's mender-client package, which is
+// installed or unpacked at MENDER_MODULES_DIR.
+func debianModule(t *testing.T, name string, env ...string) *module {
+	t.Helper()
+	onlyExhaustive(t, "a module of Debian's")
+	t.Parallel()
+	dir := os.Getenv("MENDER_MODULES_DIR")
+	if dir == "" {
+		dir = "/usr/share/mender/modules/v3"
+	}
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Skipf("needs Debian's mender-client: %v", err)
+	}
+	return moduleOf(t, name, string(text), env...)
+}
+
+// through takes an artifact through the calls of a deployment that ends at last, and says
+// what failed.
+func through(t *testing.T, m *module, text []byte, states ...string) error {
+	t.Helper()
+	a := opened(t, text)
+	treeOf(t, m, a)
+	if err := m.download(t.Context(), a); err != nil {
+		return err
+	}
+	var failed error
+	for _, state := range states {
+		if err := m.call(t.Context(), state); err != nil && failed == nil {
+			failed = fmt.Errorf("%s: %w", state, err)
+		}
+	}
+	return failed
+}
+
+var (
+	chainGood = []string{"ArtifactInstall", "ArtifactCommit", "Cleanup"}
+	chainBack = []string{"ArtifactInstall", "ArtifactRollback", "ArtifactRollback", "ArtifactFailure", "Cleanup"}
+)
+
+func TestDebianSingleFile(t *testing.T) {
+	m := debianModule(t, "single-file")
+	dest := t.TempDir()
+	made := func(body string) []byte {
+		return madeArtifact(t, "single-file", "", artifactFile{"dest_dir", dest + "\n"}, artifactFile{"filename", "app.conf\n"},
+			artifactFile{"permissions", "640\n"}, artifactFile{"app.conf", body})
+	}
+	for _, c := range []struct {
+		body, want string
+		states     []string
+	}{{"one", "one", chainGood}, {"two", "one", chainBack}, {"three", "three", chainGood}} {
+		if err := through(t, m, made(c.body), c.states...); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(dest + "/app.conf"); string(got) != c.want {
+			t.Errorf("after %q: got %q, %v, want %q", c.body, got, err, c.want)
+		}
+	}
+	dest = "/dev/null/no"
+	if err := through(t, m, made("x"), "ArtifactInstall", "ArtifactRollback", "Cleanup"); err == nil {
+		t.Error("got success at an impossible place")
+	}
+}
+
+func TestDebianDirectory(t *testing.T) {
+	m := debianModule(t, "directory")
+	dest := filepath.Join(t.TempDir(), "app")
+	made := func(name string) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: 1})
+		w.Write([]byte("x"))
+		w.Close()
+		return madeArtifact(t, "directory", "", artifactFile{"update.tar", b.String()}, artifactFile{"dest_dir", dest + "\n"})
+	}
+	for _, c := range []struct {
+		name, want string
+		states     []string
+	}{{"one", "one", chainGood}, {"two", "one", chainBack}, {"three", "three", chainGood}} {
+		if err := through(t, m, made(c.name), c.states...); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := os.ReadDir(dest); len(list) != 1 || list[0].Name() != c.want {
+			t.Errorf("after %q: got %v, %v, want %q", c.name, list, err, c.want)
+		}
+	}
+	dest = "/"
+	if err := through(t, m, made("x"), "ArtifactInstall", "Cleanup"); err == nil {
+		t.Error("got success for /")
+	}
+}
+
+func TestDebianScript(t *testing.T) {
+	trace := filepath.Join(t.TempDir(), "trace")
+	m := debianModule(t, "script", "TRACE="+trace)
+	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"hello.sh", "#!/bin/sh\necho ${0##*/} >>$TRACE\n"}), chainGood...); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(trace); string(got) != "hello.sh\n" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"bad.sh", "#!/bin/sh\nexit 3\n"}), chainGood...); err == nil {
+		t.Error("a failing script: got success")
+	}
+}
+
+// A package of its own, installed into a root of its own.
+func TestDebianDeb(t *testing.T) {
+	dir := t.TempDir()
+	m := debianModule(t, "deb", "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	needTool(t, "dpkg-deb")
+	dpkg, err := exec.LookPath("dpkg")
+	if err != nil {
+		t.Skip("needs dpkg")
+	}
+	for _, d := range []string{"info", "updates", "triggers"} {
+		putScript(t, dir+"/root/var/lib/dpkg/"+d, "none", "", 0o644)
+	}
+	putScript(t, dir+"/root/var/lib/dpkg", "status", "", 0o644)
+	putScript(t, dir+"/bin", "dpkg", "#!/bin/sh\nexec "+dpkg+" --root="+dir+"/root --log=/dev/null --force-not-root \"$@\"\n", 0o755)
+	putScript(t, dir+"/p/DEBIAN", "control", "Package: mendlet-test\nVersion: 1\nArchitecture: all\nMaintainer: none <none@example.com>\nDescription: test\n", 0o644)
+	putScript(t, dir+"/p/etc", "mendlet-test", "installed\n", 0o644)
+	if out, err := exec.Command("dpkg-deb", "--root-owner-group", "--build", dir+"/p", dir+"/test.deb").CombinedOutput(); err != nil {
+		t.Fatalf("dpkg-deb: %v: %s", err, out)
+	}
+	lg := newChildLog()
+	m.lg = &lg.logger
+	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", look(dir + "/test.deb")}), chainGood...); err != nil {
+		t.Errorf("%v\n%s", err, lg.text())
+	}
+	if got := look(dir + "/root/etc/mendlet-test"); got != "installed\n" {
+		t.Errorf("got %q, want the file of the package", got)
+	}
+	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", "no package"}), chainGood...); err == nil {
+		t.Error("a broken package: got success")
+	}
+}
+
+// A package of its own, installed into a root of its own.
+func TestDebianRpm(t *testing.T) {
+	dir := t.TempDir()
+	m := debianModule(t, "rpm", "PATH="+dir+"/bin:"+os.Getenv("PATH"))
+	needTool(t, "rpmbuild")
+	rpm, err := exec.LookPath("rpm")
+	if err != nil {
+		t.Skip("needs rpm")
+	}
+	putScript(t, dir, "test.spec", `Name: mendlet-test
+Version: 1
+Release: 1
+Summary: test
+License: none
+BuildArch: noarch
+AutoReqProv: no
+%description
+test
+%install
+mkdir -p %{buildroot}/etc
+echo installed >%{buildroot}/etc/mendlet-test
+%files
+/etc/mendlet-test
+`, 0o644)
+	if out, err := exec.Command("rpmbuild", "-bb", "--quiet", "--define", "_topdir "+dir, "--define", "_rpmdir "+dir,
+		"--define", "_build_name_fmt test.rpm", dir+"/test.spec").CombinedOutput(); err != nil {
+		t.Fatalf("rpmbuild: %v: %s", err, out)
+	}
+	putScript(t, dir+"/bin", "rpm", "#!/bin/sh\nexec "+rpm+" --root="+dir+"/root \"$@\"\n", 0o755)
+	lg := newChildLog()
+	m.lg = &lg.logger
+	if err := through(t, m, madeArtifact(t, "rpm", "", artifactFile{"test.rpm", look(dir + "/test.rpm")}), chainGood...); err != nil {
+		t.Errorf("%v\n%s", err, lg.text())
+	}
+	if got := look(dir + "/root/etc/mendlet-test"); got != "installed\n" {
+		t.Errorf("got %q, want the file of the package", got)
+	}
+	if err := through(t, m, madeArtifact(t, "rpm", "", artifactFile{"test.rpm", "no package"}), chainGood...); err == nil {
+		t.Error("a broken package: got success")
+	}
+}
+
+// fakeEngine is a docker without an engine, which keeps a list of the containers that run.
+const fakeEngine = `#!/bin/sh
+cd "$BASE" && touch running
+case "$1" in
+ps) cat running ;;
+pull) [ "$2" != missing ] ;;
+run) shift $(($# - 1)) && echo "$1" >>running ;;
+stop) shift && for c; do grep -vx "$c" running >left; mv left running; done ;;
+start) shift && for c; do echo "$c" >>running; done ;;
+*) exit 9 ;;
+esac
+`
+
+func TestDebianDocker(t *testing.T) {
+	base := t.TempDir()
+	m := debianModule(t, "docker", "BASE="+base, "PATH="+base+"/bin:"+os.Getenv("PATH"))
+	needTool(t, "jq")
+	putScript(t, base+"/bin", "docker", fakeEngine, 0o755)
+	made := func(containers string) []byte {
+		return madeArtifact(t, "docker", `{"containers":[`+containers+`],"run_args":"-p 80:80"}`)
+	}
+	for _, c := range []struct {
+		containers, want string
+		states           []string
+	}{{`"one"`, "one\n", chainGood}, {`"two"`, "one\n", chainBack}, {`"three","four"`, "three\nfour\n", chainGood}} {
+		if err := through(t, m, made(c.containers), c.states...); err != nil {
+			t.Fatal(err)
+		}
+		if got := look(base + "/running"); got != c.want {
+			t.Errorf("after %s: %q run, want %q", c.containers, got, c.want)
+		}
+	}
+	if err := through(t, m, made(`"missing"`), chainBack...); err == nil || look(base+"/running") != "three\nfour\n" {
+		t.Errorf("an image that is not there: %v, %q run", err, look(base+"/running"))
 	}
 }
