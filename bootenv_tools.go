@@ -206,7 +206,7 @@ func envCommand(args []string, env bootEnv, out io.Writer) error {
 		if bare {
 			names = names[1:]
 		}
-		missing, err := printEnv(env, names, bare, out)
+		missing, err := printEnv(env, names, bare, plain, out)
 		if err == nil && len(missing) > 0 {
 			err = fmt.Errorf("boot environment: %q is not set", missing)
 		}
@@ -227,8 +227,9 @@ func envCommand(args []string, env bootEnv, out io.Writer) error {
 }
 
 // printEnv prints the variables named, or all of them, and gives back those not set. Each
-// value ends with a line feed, with bare too.
-func printEnv(env bootEnv, names []string, bare bool, out io.Writer) (missing []string, err error) {
+// value ends with a line feed, with bare too; a bare value is as it is, for programs. The rest
+// goes through show.
+func printEnv(env bootEnv, names []string, bare bool, show func(string) string, out io.Writer) (missing []string, err error) {
 	there, err := env.vars()
 	if err != nil {
 		return nil, err
@@ -243,10 +244,11 @@ func printEnv(env bootEnv, names []string, bare bool, out io.Writer) (missing []
 			missing = append(missing, n)
 			continue
 		}
-		if !bare {
-			b.WriteString(n + "=")
+		if bare {
+			b.WriteString(v + "\n")
+		} else {
+			b.WriteString(show(n) + "=" + show(v) + "\n")
 		}
-		b.WriteString(v + "\n")
 	}
 	_, err = io.WriteString(out, b.String())
 	return missing, err
@@ -335,7 +337,7 @@ func fwCommand(argv0 string, args []string, c *config, in io.Reader, out, errOut
 		err = fwSet(env, f, in)
 	} else {
 		var missing []string
-		missing, err = printEnv(env, f.args, f.bare, out)
+		missing, err = printEnv(env, f.args, f.bare, strings.Clone, out)
 		for _, n := range missing {
 			fmt.Fprintf(errOut, "## Error: %q not defined\n", n)
 		}

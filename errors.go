@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // Exit codes. They are an interface: a number, once given, keeps its meaning for ever.
@@ -131,7 +133,7 @@ func parseLevel(s string) (logLevel, error) {
 	return levelInfo, usageError("log level %q: want one of %s", s, strings.Join(levelNames, ", "))
 }
 
-// logger writes one line per event. A nil logger is silent. It may be used from several
+// logger writes one line per event, in which nothing is hidden. A nil logger is silent. It may be used from several
 // goroutines.
 type logger struct {
 	mu    sync.Mutex
@@ -152,7 +154,7 @@ func (l *logger) log(level logLevel, format string, args ...any) {
 	if level < l.level && l.tee == nil {
 		return
 	}
-	msg := strings.TrimRight(fmt.Sprintf(format, args...), "\n")
+	msg := oneLine(fmt.Sprintf(format, args...))
 	if l.tee != nil && level >= levelDebug {
 		l.tee(time.Now(), level, msg)
 	}
@@ -160,9 +162,7 @@ func (l *logger) log(level logLevel, format string, args ...any) {
 		return
 	}
 	for _, s := range l.sinks {
-		for line := range strings.SplitSeq(msg, "\n") {
-			s(level, line)
-		}
+		s(level, msg)
 	}
 }
 
@@ -185,6 +185,48 @@ func noEOF(err error) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// visible is s with all escaped, as in Go's strings, that a terminal or a reader of lines takes for
+// more than a letter: control characters, separators of lines, what changes the direction of
+// text, bytes that are not UTF-8, and U+FFFD, which stands for such.
+func visible(s string) string {
+	hidden := func(r rune) bool { return r == utf8.RuneError || !strconv.IsGraphic(r) }
+	if !strings.ContainsFunc(s, hidden) {
+		return s
+	}
+	var b strings.Builder
+	for i, r := range s {
+		_, size := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case !hidden(r):
+			b.WriteRune(r)
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case r == utf8.RuneError:
+			b.WriteString(`\ufffd`)
+		default:
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+// quote is s in quotes, as %q has it, and visible.
+func quote(s string) string { return visible(strconv.Quote(s)) }
+
+// plain is s for output that programs read line by line: as it is, or quoted where it has
+// something that is not visible.
+func plain(s string) string {
+	if visible(s) == s {
+		return s
+	}
+	return quote(s)
+}
+
+// oneLine is an error or a message of several lines in one, visible.
+func oneLine(s string) string {
+	return visible(strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "; "))
 }
 
 // clip shortens what goes into a message.

@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -99,58 +98,50 @@ func (a inspector) status() error {
 	}
 	if a.c.RootfsPartA != "" || a.c.RootfsPartB != "" {
 		if _, _, err := r.lookAround(a.app); err != nil {
-			r.Problem = err.Error()
+			r.Problem = oneLine(err.Error())
 		}
 	}
 	if a.o.json {
-		return a.printJSON(r)
+		return printJSON(a.out, r)
 	}
 	r.print(a.out)
 	return nil
 }
 
-func (a inspector) printJSON(v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err == nil {
-		_, err = fmt.Fprintf(a.out, "%s\n", text)
-	}
-	return err
-}
-
 func (r *report) print(w io.Writer) {
 	if r.Slots != nil {
-		fmt.Fprintf(w, "slots: A %s, B %s; running %s, idle %s\n", r.Slots["A"], r.Slots["B"], r.Running, r.Idle)
+		printf(w, "slots: A %s, B %s; running %s, idle %s\n", r.Slots["A"], r.Slots["B"], r.Running, r.Idle)
 	}
 	for _, l := range r.Evidence {
-		fmt.Fprintf(w, "  %s\n", l)
+		printf(w, "  %s\n", l)
 	}
 	if r.EnvFrom != "" {
-		fmt.Fprintf(w, "boot environment: %s\n", r.EnvFrom)
+		printf(w, "boot environment: %s\n", r.EnvFrom)
 		for _, k := range slices.Sorted(maps.Keys(r.Env)) {
-			fmt.Fprintf(w, "  %s=%s\n", k, r.Env[k])
+			printf(w, "  %s=%s\n", k, r.Env[k])
 		}
 	}
 	if r.Problem != "" {
-		fmt.Fprintf(w, "problem: %s\n", r.Problem)
+		printf(w, "problem: %s\n", r.Problem)
 	}
-	fmt.Fprintln(w, "provides:")
+	printf(w, "provides:\n")
 	for _, k := range slices.Sorted(maps.Keys(r.Provides)) {
-		fmt.Fprintf(w, "  %s=%s\n", k, r.Provides[k])
+		printf(w, "  %s=%s\n", k, r.Provides[k])
 	}
 	if u := r.Update; u != nil {
-		fmt.Fprintf(w, "update in progress: %q, next: %s\n", u.Artifact, u.Step)
+		printf(w, "update in progress: %q, next: %s\n", u.Artifact, string(u.Step))
 		if u.Done > 0 {
-			fmt.Fprintf(w, "  %s downloaded, %s left\n", mega(u.Done), mega(u.Left))
+			printf(w, "  %s downloaded, %s left\n", mega(u.Done), mega(u.Left))
 		}
 	} else {
-		fmt.Fprintln(w, "update in progress: none")
+		printf(w, "update in progress: none\n")
 	}
 	if v := r.Last; v != nil {
-		fmt.Fprintf(w, "last update: %q %s", v.Artifact, v.Result)
+		printf(w, "last update: %q %s", v.Artifact, v.Result)
 		if v.Cause != "" {
-			fmt.Fprintf(w, ": %s", v.Cause)
+			printf(w, ": %s", v.Cause)
 		}
-		fmt.Fprintln(w)
+		printf(w, "\n")
 	}
 }
 
@@ -189,7 +180,7 @@ func (a inspector) plan(ctx context.Context, source string) error {
 		if err == nil {
 			return
 		}
-		if p.Refused = append(p.Refused, err.Error()); first == nil {
+		if p.Refused = append(p.Refused, oneLine(err.Error())); first == nil {
 			first = err
 		}
 	}
@@ -205,7 +196,7 @@ func (a inspector) plan(ctx context.Context, source string) error {
 		no(err)
 	}
 	if a.o.json {
-		no(a.printJSON(p))
+		no(printJSON(a.out, p))
 	} else {
 		p.print(a.out)
 	}
@@ -258,29 +249,29 @@ func (a inspector) planRootfs(p *planReport, art *artifact, no func(error)) {
 }
 
 func (p *planReport) print(w io.Writer) {
-	fmt.Fprintf(w, "artifact: %q, type %s, compression %s\n", p.Artifact, orNone(p.Type), p.Compression)
-	fmt.Fprintf(w, "signature: %s\n", p.Signature)
-	fmt.Fprintf(w, "for device types: %s\n", strings.Join(p.DeviceTypes, ", "))
+	printf(w, "artifact: %q, type %s, compression %s\n", p.Artifact, orNone(p.Type), p.Compression)
+	printf(w, "signature: %s\n", p.Signature)
+	printf(w, "for device types: %s\n", strings.Join(p.DeviceTypes, ", "))
 	if p.Slots != nil {
-		fmt.Fprintf(w, "slots: A %s, B %s; running %s\n", p.Slots["A"], p.Slots["B"], p.Running)
+		printf(w, "slots: A %s, B %s; running %s\n", p.Slots["A"], p.Slots["B"], p.Running)
 	}
 	for _, l := range p.Evidence {
-		fmt.Fprintf(w, "  %s\n", l)
+		printf(w, "  %s\n", l)
 	}
 	if p.Target != "" {
-		fmt.Fprintf(w, "would write: slot %s, %d of %d bytes\n", p.Target, p.ImageSize, p.SlotSize)
+		printf(w, "would write: slot %s, %d of %d bytes\n", p.Target, p.ImageSize, p.SlotSize)
 	}
 	if len(p.EnvChanges) > 0 {
-		fmt.Fprintf(w, "would change in the boot environment (%s):\n", p.EnvFrom)
+		printf(w, "would change in the boot environment (%s):\n", p.EnvFrom)
 		for _, l := range p.EnvChanges {
-			fmt.Fprintf(w, "  %s\n", l)
+			printf(w, "  %s\n", l)
 		}
 	}
 	for _, l := range p.Refused {
-		fmt.Fprintf(w, "refused: %s\n", l)
+		printf(w, "refused: %s\n", l)
 	}
 	if len(p.Refused) == 0 {
-		fmt.Fprintln(w, "install would go ahead")
+		printf(w, "install would go ahead\n")
 	}
 }
 
@@ -288,7 +279,7 @@ func orNone(s string) string {
 	if s == "" {
 		return "none"
 	}
-	return strconv.Quote(s)
+	return quote(s)
 }
 
 // show prints what is in an artifact after reading it to its end.
@@ -303,8 +294,7 @@ func (a inspector) show(ctx context.Context, source string) error {
 
 func (a inspector) env(words []string) error {
 	if len(words) > 0 && (words[0] == "-h" || words[0] == "--help") {
-		_, err := fmt.Fprintln(a.out, "usage: mendlet env print [-n] [NAME…]\n       mendlet env set NAME=VALUE…   (NAME= removes it)")
-		return err
+		return printf(a.out, "usage: mendlet env print [-n] [NAME…]\n       mendlet env set NAME=VALUE…   (NAME= removes it)\n")
 	}
 	env, err := openBootEnv(a.c, a.m.open, a.lg)
 	if err != nil {
@@ -365,9 +355,7 @@ func showCommand(a *artifact, asJSON bool, w io.Writer) error {
 		s.Files = append(s.Files, shownFile{f.Name, f.Size, fmt.Sprintf("%x", f.Sum)})
 	}
 	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(s)
+		return printJSON(w, s)
 	}
 	_, err := io.WriteString(w, s.text())
 	return err
@@ -376,7 +364,7 @@ func showCommand(a *artifact, asJSON bool, w io.Writer) error {
 func (s *shown) text() string {
 	var b strings.Builder
 	line := func(key, format string, args ...any) {
-		fmt.Fprintf(&b, "%-14s "+format+"\n", append([]any{key + ":"}, args...)...)
+		printf(&b, "%-14s "+format+"\n", append([]any{key + ":"}, args...)...)
 	}
 	line("name", "%s", s.Name)
 	if s.Group != "" {

@@ -709,11 +709,9 @@ func checkUpdate(ctx context.Context, a *app) error {
 		return err
 	}
 	if dep == nil {
-		fmt.Fprintln(a.out, "no update")
-		return nil
+		return printf(a.out, "no update\n")
 	}
-	fmt.Fprintf(a.out, "update: deployment %s, artifact %q\n", dep.ID, dep.ArtifactName)
-	return nil
+	return printf(a.out, "update: deployment %s, artifact %q\n", dep.ID, dep.ArtifactName)
 }
 
 func inventoryNow(ctx context.Context, a *app) error {

@@ -381,7 +381,7 @@ func (s *slots) findRunning(m *machine, env map[string]string) error {
 	case byCmd != nil:
 		s.running = byCmd
 	default:
-		return withHint(refuse("which slot runs: the mounted root is neither RootfsPartA nor RootfsPartB\n%s", strings.Join(s.why, "\n")),
+		return withHint(refuse("which slot runs: the mounted root is neither RootfsPartA nor RootfsPartB (%s)", strings.Join(s.why, "; ")),
 			"set RootfsPartA and RootfsPartB to the two root partitions, or say --running A, B or none")
 	}
 	return nil
@@ -437,11 +437,11 @@ func (s *slots) fromCmdline(m *machine) *slot {
 func (s *slots) agree(env map[string]string) error {
 	byEnv := s.byNum(env["mender_boot_part"])
 	if byEnv == nil {
-		return withHint(refuse("mender_boot_part=%q in the boot environment is the number of neither slot: %s is %d, %s is %d", env["mender_boot_part"], s.a, s.a.num, s.b, s.b.num),
+		return withHint(refuse("mender_boot_part=%q in the boot environment is the number of neither slot: it is %d for %s, %d for %s", env["mender_boot_part"], s.a.num, s.a, s.b.num, s.b),
 			"the bootloader may lack the Mender integration, or its environment is another device's")
 	}
 	if s.running != nil && s.running != byEnv {
-		return withHint(refuse("the slot that runs and the boot environment do not agree\n%s", strings.Join(s.why, "\n")),
+		return withHint(refuse("the slot that runs and the boot environment do not agree (%s)", strings.Join(s.why, "; ")),
 			"reboot if a rollback or an install is waiting for it; else set mender_boot_part to the slot that runs")
 	}
 	return nil

@@ -300,7 +300,7 @@ func TestRunningSlot(t *testing.T) {
 		"root= not to be found":     {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "root=PARTUUID=5", env: "2", err: "root=PARTUUID=5 is neither"},
 		"root= not given":           {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "quiet", env: "2", err: "root= not given is neither"},
 		"environment says other":    {mounts: mountLine(numA, "/", "ext4", "/dev/root"), cmdline: "root=/dev/mmcblk0p2", env: "3", want: "A", agree: "do not agree"},
-		"environment says neither":  {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "7", want: "A", agree: `"7" in the boot environment is the number of neither slot: A is 2, B is 3`},
+		"environment says neither":  {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "7", want: "A", agree: `"7" in the boot environment is the number of neither slot: it is 2 for A (`},
 		"environment says nothing":  {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "", want: "A", agree: `mender_boot_part=""`},
 		"initramfs, env is garbage": {mounts: mountLine("0:2", "/", "rootfs", "rootfs"), env: "02", agree: "neither slot"},
 		"--running against env":     {mounts: mountLine("0:2", "/", "rootfs", "rootfs"), running: "A", env: "3", want: "A", agree: "do not agree"},

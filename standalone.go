@@ -17,7 +17,7 @@ type standalone struct{ *app }
 // print prints a line of the standalone interface; programs that asked for JSON get none.
 func (a standalone) print(format string, args ...any) {
 	if a.o.progress != "json" {
-		fmt.Fprintf(a.out, format+"\n", args...)
+		printf(a.out, format+"\n", args...)
 	}
 }
 
@@ -321,7 +321,7 @@ func nextStep(u *update, reboot bool) string {
 func (a standalone) showArtifact() error {
 	p, err := a.provides()
 	if err == nil {
-		fmt.Fprintln(a.out, p["artifact_name"])
+		err = printf(a.out, "%s\n", p["artifact_name"])
 	}
 	return err
 }
@@ -329,7 +329,7 @@ func (a standalone) showArtifact() error {
 func (a standalone) showProvides() error {
 	p, err := a.provides()
 	for _, k := range slices.Sorted(maps.Keys(p)) {
-		fmt.Fprintf(a.out, "%s=%s\n", k, p[k])
+		printf(a.out, "%s=%s\n", k, p[k])
 	}
 	return err
 }

@@ -7,6 +7,9 @@ package main
 //   - stdout is for data that a program may read, stderr for people.
 //   - One event, one line. No colour, no cursor movement, unless stderr is a terminal and
 //     the line is the progress bar.
+//   - What comes from outside (artifacts, servers, configuration, programs) forges no line and no
+//     colour: the logger escapes what is not visible; on stdout printf quotes a string that has
+//     such, and printJSON escapes it.
 //   - Lines start with "mendlet: ". Messages have no capital and no full stop at the end.
 //   - A message names the thing it is about in quotes and says what was got and what was
 //     wanted. Where a person can do something about it, a second line starts with "hint: ".
@@ -22,8 +25,56 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf16"
 	"unsafe"
 )
+
+// outside is a string that may hold anything. %s gives it plain, %q quoted.
+type outside string
+
+func (s outside) Format(f fmt.State, verb rune) {
+	text := plain(string(s))
+	if verb == 'q' {
+		text = quote(string(s))
+	}
+	fmt.Fprintf(f, fmt.FormatString(f, 's'), text)
+}
+
+// printf prints to stdout. Strings among args are taken for ones from outside.
+func printf(w io.Writer, format string, args ...any) error {
+	for i, a := range args {
+		if s, ok := a.(string); ok {
+			args[i] = outside(s)
+		}
+	}
+	_, err := fmt.Fprintf(w, format, args...)
+	return err
+}
+
+// printJSON prints v, with all of it escaped that is not visible: encoding/json leaves some controls
+// and what changes the direction of text.
+func printJSON(w io.Writer, v any) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\n", visibleJSON(text))
+	return err
+}
+
+func visibleJSON(text []byte) []byte {
+	var b []byte
+	for _, r := range string(text) {
+		if s := string(r); r == '\n' || visible(s) == s {
+			b = append(b, s...)
+			continue
+		}
+		for _, u := range utf16.Encode([]rune{r}) {
+			b = fmt.Appendf(b, `\u%04x`, u)
+		}
+	}
+	return b
+}
 
 // syslogSeverity maps a level to the severities of RFC 5424, 6.2.1.
 func syslogSeverity(level logLevel) int {
