@@ -6,8 +6,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -198,6 +202,199 @@ func TestWorkflowTargets(t *testing.T) {
 // manText is a manual page without its escapes for dashes.
 func manText(t *testing.T, path string) string {
 	return strings.ReplaceAll(readText(t, path), `\-`, "-")
+}
+
+// section is the part of a manual page below a heading of this level (SH, SS).
+func section(t *testing.T, man, kind, name string) string {
+	t.Helper()
+	_, text, ok := strings.Cut(man, "\n."+kind+" "+name+"\n")
+	if !ok {
+		t.Errorf("no section %q", name)
+	}
+	text, _, _ = strings.Cut(text, "\n."+kind+" ")
+	return text
+}
+
+// The manual page has every verb and every option in its section, each state to stop before,
+// and nothing that the program has not.
+func TestManual(t *testing.T) {
+	man := manText(t, "doc/mendlet.8")
+	in := map[string]string{"": section(t, man, "SH", "OPTIONS"), "pack": section(t, man, "SH", "PACK")}
+	text := section(t, man, "SH", "VERBS")
+	known := map[string]bool{"-n": true, "-": true} // of env print; standard input
+	sets := verbFlagSets()
+	for name := range sets {
+		if in[name] == "" {
+			in[name] = text
+		}
+		if !regexp.MustCompile(`(?m)^\.(BR?|BI) (.* )?"?` + name + `\b`).MatchString(text) {
+			t.Errorf("no verb %s", name)
+		}
+	}
+	if len(packVerbs()) == 0 {
+		return // the page is that of the build which has all verbs
+	}
+	for name, fs := range sets {
+		fs.VisitAll(func(f *flag.Flag) {
+			known[dashed(f.Name)] = true
+			if !regexp.MustCompile(`[ "]` + dashed(f.Name) + `\b`).MatchString(in[name]) {
+				t.Errorf("%s: no option %s", name, dashed(f.Name))
+			}
+		})
+	}
+	for _, o := range regexp.MustCompile(`(?m)[ ("](--?[a-zA-Z][a-z-]*)`).FindAllStringSubmatch(man, -1) {
+		if !known[o[1]] {
+			t.Errorf("the program has no option %s", o[1])
+		}
+	}
+	for _, s := range stopPoints {
+		if !strings.Contains(text, string(s)) {
+			t.Errorf("no state %s", s)
+		}
+	}
+}
+
+// The help that goes with every verb has all such options, with the defaults that they have.
+func TestGeneralHelp(t *testing.T) {
+	t.Setenv("MENDER_CONF_DIR", "")
+	t.Setenv("MENDER_DATASTORE_DIR", "")
+	help := helpOf(t, "--help")
+	verbFlagSets()[""].VisitAll(func(f *flag.Flag) {
+		if !regexp.MustCompile(`[ (]` + dashed(f.Name) + `[ ,\n]`).MatchString(help) {
+			t.Errorf("no option %s", dashed(f.Name))
+		}
+	})
+	o := &options{paths: defaultPaths()}
+	for name, def := range map[string]string{"config": o.mainConfig(), "fallback-config": o.fallbackConfig(), "data": o.paths.ds,
+		"log-level": defaultConfig(o.paths).DaemonLogLevel, "log": "stderr"} {
+		if !regexp.MustCompile(dashed(name) + ` .*\(` + regexp.QuoteMeta(def) + `\)\n`).MatchString(help) {
+			t.Errorf("%s: no default %s", dashed(name), def)
+		}
+	}
+}
+
+// README.md has the verbs as the help has them, and knows no others.
+func TestReadmeVerbs(t *testing.T) {
+	_, table, _ := strings.Cut(readText(t, "README.md"), "| verb | |\n|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	rows := map[string]bool{}
+	for row := range strings.SplitSeq(table, "\n") {
+		rows[row] = true
+	}
+	for _, v := range verbs() {
+		row := fmt.Sprintf("| `%s` | %s |", strings.TrimSpace(v.name+" "+strings.ReplaceAll(v.words, "|", `\|`)), v.help)
+		if !rows[row] {
+			t.Errorf("no row %s", row)
+		}
+		delete(rows, row)
+	}
+	if len(packVerbs()) == 0 {
+		return // it is that of the build which has all verbs
+	}
+	if len(rows) > 0 {
+		t.Errorf("rows that are no verbs: %q", slices.Sorted(maps.Keys(rows)))
+	}
+	known := map[string]bool{}
+	for _, fs := range verbFlagSets() {
+		fs.VisitAll(func(f *flag.Flag) { known[dashed(f.Name)] = true })
+	}
+	for _, o := range regexp.MustCompile("[ `]--[a-z][a-z-]*").FindAllString(readText(t, "README.md"), -1) {
+		if !known[o[1:]] {
+			t.Errorf("the program has no option %s", o[1:])
+		}
+	}
+}
+
+// codeIn is what of a file is meant to be typed or run: blocks and spans of code in Markdown, and
+// lines that are no comments elsewhere; lines that go on in the next one are joined.
+func codeIn(path, text string) string {
+	pattern := "(?m)^[^#\\n].*$"
+	if filepath.Ext(path) == ".md" {
+		pattern = "(?s)```.*?```|`[^`\\n]+`|\\n    [^\\n]+"
+	}
+	return strings.ReplaceAll(strings.Join(regexp.MustCompile(pattern).FindAllString(text, -1), "\n"), "\\\n", " ")
+}
+
+// Every command line of ours in the documents and in what is packaged is one that the program
+// takes.
+func TestDocumentedCommands(t *testing.T) {
+	if len(packVerbs()) == 0 {
+		t.Skip("the documents are those of the build which has all verbs")
+	}
+	files := []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "ARCHITECTURE.md", "rig/README.md"}
+	must(t, filepath.WalkDir("packaging", func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			files = append(files, path)
+		}
+		return err
+	}))
+	command := regexp.MustCompile("(?m)(?:^|[ /`'])mendlet ([a-z][^\\n`'|>#]*)")
+	found := 0
+	for _, file := range files {
+		for _, m := range command.FindAllStringSubmatch(codeIn(file, readText(t, file)), -1) {
+			found++
+			words := strings.Fields(m[1])
+			v, err := findVerb(words[0])
+			if err == nil && v.name == "pack" {
+				set := flag.NewFlagSet("", flag.ContinueOnError)
+				set.SetOutput(io.Discard)
+				new(packOptions).flags(set)
+				if err = set.Parse(words[1:]); errors.Is(err, flag.ErrHelp) {
+					err = nil
+				}
+			} else if err == nil {
+				_, err = parseVerb(v, words[1:], &options{help: len(words) == 1}) // a bare verb is just named
+			}
+			if err != nil {
+				t.Errorf("%s: %q: %v", file, words, err)
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("found %d command lines", found)
+	}
+}
+
+// The exit codes are those of the source, in README.md, the manual page and --help, under the
+// same names.
+func TestExitCodes(t *testing.T) {
+	codes := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^\texit\w+ += (\d+) +// (?:EX_\w+ of sysexits.h(?:: )?)?(.*)$`).FindAllStringSubmatch(readText(t, "errors.go"), -1) {
+		codes[m[1]] = cmp.Or(firstPhrase(m[2]), "usage")
+	}
+	if len(codes) != 7 {
+		t.Fatalf("got codes %q of the source", codes)
+	}
+	_, readme, _ := strings.Cut(readText(t, "README.md"), "## Verbs and exit codes\n")
+	readme, _, _ = strings.Cut(readme, "\n## ")
+	man := section(t, manText(t, "doc/mendlet.8"), "SH", "EXIT STATUS")
+	for name, rows := range map[string][][]string{
+		"README.md":  regexp.MustCompile(`(?m)^\| (\d+) \| (.*) \|$`).FindAllStringSubmatch(readme, -1),
+		"mendlet(8)": regexp.MustCompile(`(?m)^(\d+)\t(.*)$`).FindAllStringSubmatch(man, -1),
+	} {
+		if len(rows) != len(codes) {
+			t.Errorf("%s has %d exit codes, want %d", name, len(rows), len(codes))
+		}
+		for _, r := range rows {
+			if got := firstPhrase(r[2]); got != codes[r[1]] {
+				t.Errorf("%s: exit code %s is %q, want %q", name, r[1], got, codes[r[1]])
+			}
+		}
+	}
+	_, help, _ := strings.Cut(strings.Join(strings.Fields(helpOf(t, "--help")), " "), "Exit codes: ")
+	for code, name := range codes {
+		if want := " " + code + " " + strings.ReplaceAll(name, ",", ""); !strings.Contains(" "+help, want) {
+			t.Errorf("--help: no exit code%s", want)
+		}
+	}
+}
+
+// firstPhrase is what comes before details.
+func firstPhrase(s string) string {
+	if i := strings.IndexAny(s, "(:;"); i >= 0 {
+		s = s[:i]
+	}
+	return strings.TrimSpace(s)
 }
 
 // configKeys are the keys of mender.conf by the names that its manual page gives them, with

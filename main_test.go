@@ -5,10 +5,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 )
@@ -116,34 +114,5 @@ func TestOtherNames(t *testing.T) {
 		if code := run(t.Context(), args, nil, &out, &errs); code != 0 || out.String() != "unknown\n" || errs.Len() > 0 {
 			t.Errorf("%s: exit %d, %q, %q", name, code, &out, &errs)
 		}
-	}
-}
-
-// The manual page has every verb and every option that --help has.
-func TestManual(t *testing.T) {
-	text, err := os.ReadFile("doc/mendlet.8")
-	if err != nil {
-		t.Fatal(err)
-	}
-	man := strings.ReplaceAll(string(text), `\-`, "-")
-	fs := flag.NewFlagSet("", flag.ContinueOnError)
-	globalFlags(fs, &options{})
-	sets := map[string]*flag.FlagSet{"mendlet": fs, "pack": flag.NewFlagSet("", flag.ContinueOnError)}
-	for _, v := range verbs() {
-		if !strings.Contains(man, v.name) {
-			t.Errorf("no verb %s", v.name)
-		}
-		sets[v.name] = flag.NewFlagSet("", flag.ContinueOnError)
-		if v.flags != nil {
-			v.flags(sets[v.name], &options{})
-		}
-	}
-	new(packOptions).flags(sets["pack"])
-	for name, fs := range sets {
-		fs.VisitAll(func(f *flag.Flag) {
-			if dashes := strings.Repeat("-", min(len(f.Name), 2)); !regexp.MustCompile(`[ "]` + dashes + f.Name + `\b`).MatchString(man) {
-				t.Errorf("%s: no option %s%s", name, dashes, f.Name)
-			}
-		})
 	}
 }
