@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -563,5 +564,62 @@ func TestJournalWear(t *testing.T) {
 	t.Logf("%d bytes in %d saves for each GiB installed", st.written, st.saves)
 	if st.saves > size/(8<<20) || st.written > 256<<10 {
 		t.Errorf("%d saves, %d bytes: want 128 and 256 KiB at most", st.saves, st.written)
+	}
+}
+
+// What a journal of before says of an outcome is read, and what is written says the same to a
+// program of before: the other slot may hold one.
+func TestJournalOutcome(t *testing.T) {
+	for _, c := range []struct {
+		name, flags string // beside step and artifact
+		want        update
+		written     string // "": the same
+	}{
+		{"running", ``, update{}, ``},
+		{"failed before anything was installed", `"failed":true`, update{Outcome: outcomeFailed}, ``},
+		{"nothing is known to be as it was", `"failed":true,"rollback_failed":true`, update{Outcome: outcomeInconsistent}, ``},
+		{"on the way back", `"failed":true,"rolled_back":true`, update{Outcome: outcomeRolledBack}, ``},
+		{"the way back failed", `"failed":true,"rollback_failed":true,"rolled_back":true`, update{Outcome: outcomeInconsistent},
+			`"failed":true,"rollback_failed":true`},
+		{"a person asked for it", `"failed":true,"rolled_back":true,"asked":true`, update{Outcome: outcomeRolledBack, Known: true},
+			`"failed":true,"rolled_back":true,"told":true`},
+		{"told", `"failed":true,"told":true`, update{Outcome: outcomeFailed, Known: true}, ``},
+		{"after the commit", `"post_commit":true`, update{Cause: "a state script of ArtifactCommit_Leave failed"}, ``},
+		{"after the commit, with a cause", `"cause":"why","post_commit":true`, update{Cause: "why"}, ``},
+		{"parked", `"parked":true`, update{Parked: true}, ``},
+	} {
+		before := `{"step":"Cleanup","artifact":"new"` + strings.TrimSuffix(","+c.flags, ",") + `}`
+		var got update
+		if err := json.Unmarshal([]byte(before), &got); err != nil {
+			t.Fatal(err)
+		}
+		c.want.Step, c.want.Artifact = stepCleanup, "new"
+		if !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: got %+v, want %+v", c.name, got, c.want)
+		}
+		text, err := json.Marshal(&got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags := map[string]any{}
+		if err := json.Unmarshal(text, &flags); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range []string{"step", "artifact", "sum", "type", "provides", "clears", "cause"} {
+			delete(flags, k)
+		}
+		want := map[string]any{}
+		if err := json.Unmarshal([]byte("{"+cmp.Or(c.written, c.flags)+"}"), &want); err != nil {
+			t.Fatal(err)
+		}
+		delete(want, "cause")
+		if !reflect.DeepEqual(flags, want) {
+			t.Errorf("%s: written as %v, want %v", c.name, flags, want)
+		}
+	}
+	// A deployment in its last steps has its verdict in the record, and says so.
+	text, err := json.Marshal(&update{Step: stepReport, Managed: true})
+	if err != nil || !strings.Contains(string(text), `"settled":true`) {
+		t.Errorf("got %s, %v", text, err)
 	}
 }

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -226,4 +228,62 @@ func (row chain) check(t *testing.T, artifacts chainArtifacts) {
 		t.Errorf("statuses %s, want %s", got, want)
 	}
 	d.checkStored(row.stored, row.result, d.f.has(eventLooped))
+}
+
+// From each step every result leads to a step that there is, and without failures to the end.
+func TestNext(t *testing.T) {
+	for _, m := range []mode{standaloneMode, managedMode} {
+		for s := range stepDefs {
+			for r := done; r <= wait; r++ {
+				to := next(s, r, m)
+				if _, known := stepDefs[to]; !known && to != stepEnd {
+					t.Errorf("%v: %q with %d leads to %q", m, s, r, to)
+				}
+			}
+			at, n := s, 0
+			for ; at != stepEnd && n < len(stepDefs); n++ {
+				at = next(at, done, m)
+			}
+			if at != stepEnd {
+				t.Errorf("%v: from %q the end is not reached, but %q", m, s, at)
+			}
+		}
+	}
+}
+
+// calm is a payload handler that does nothing, well.
+type calm struct{}
+
+func (calm) prepare(context.Context, *artifact) error      { return nil }
+func (calm) download(context.Context, *artifact) error     { return nil }
+func (calm) call(context.Context, string) error            { return nil }
+func (calm) query(context.Context, string) (string, error) { return "Yes", nil }
+func (calm) resumable() bool                               { return true }
+
+// A journal that cannot be written does not stop the way back, but it is said, and it is what
+// the verdict names where nothing else has failed.
+func TestDyingJournalOnTheWayBack(t *testing.T) {
+	for _, s := range []step{stepRollback, stepVerifyRollbackReboot, stepFailure, stepCleanup} {
+		dir, readOnly := t.TempDir(), false
+		st, err := openLocked(filepath.Join(dir, journalName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		j, rec, _, _, err := readJournal(lockedStorage{st, &readOnly})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		rec.Update = &update{Step: stepCommitWait, Artifact: "new", Outcome: outcomeRolledBack, Known: true}
+		f := &flow{lg: newLogger(&said), j: j, rec: rec, handler: calm{}, scripts: newScripts(defaultConfig(paths{conf: dir, ds: dir}), nil),
+			bootID: func() string { return "1" }}
+		readOnly = true
+		if r, p := f.run(t.Context(), s); r != done || p != nil {
+			t.Errorf("%s: got result %d, %v", s, r, p)
+		}
+		if !strings.Contains(said.String(), "writing copy") || !strings.Contains(rec.Update.Cause, "writing copy") {
+			t.Errorf("%s: said %q, cause %q", s, said.String(), rec.Update.Cause)
+		}
+	}
 }
