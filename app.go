@@ -285,7 +285,11 @@ func (a *app) fetch(ctx context.Context) (*artifact, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.openArtifact(r)
+	art, err := a.openArtifact(r)
+	if errors.Is(err, errNoArtifact) {
+		err = fmt.Errorf("%q: %w", a.src.id.Name, err)
+	}
+	return art, err
 }
 
 // lasting is the name of a source in any working directory.

@@ -106,14 +106,8 @@ func (a *artifact) fail(err error) error {
 }
 
 func (a *artifact) open() error {
-	head, err := a.in.peek(6)
-	if err != nil && err != io.EOF {
+	if err := a.recognise(); err != nil {
 		return err
-	}
-	for kind, magic := range compressionMagic {
-		if magic != "" && bytes.HasPrefix(head, []byte(magic)) {
-			return withHint(refuse("artifact: the whole file is compressed with %s; want a plain tar", kind), "unpack it once: the file inside is the artifact")
-		}
 	}
 	a.outer = &tarStream{name: "artifact", r: counter{r: a.in}}
 	version, _, err := a.whole("version", maxVersion)
@@ -146,6 +140,56 @@ func (a *artifact) open() error {
 		}
 	}
 	return a.openData()
+}
+
+// errNoArtifact: the file is none at all, as against one that is damaged or not taken.
+var errNoArtifact = errors.New("not a Mender artifact")
+
+// recognise refuses what is no artifact by its first bytes, and says what it looks like.
+func (a *artifact) recognise() error {
+	head, err := a.in.peek(512)
+	if err != nil {
+		return err
+	}
+	if beginsArtifact(head) {
+		return nil
+	}
+	if head, err = a.in.peek(min(looksAt, len(a.in.buf))); err != nil {
+		return err
+	}
+	what, advice := looksLike(head)
+	for kind, magic := range compressionMagic {
+		if magic == "" || !bytes.HasPrefix(head, []byte(magic)) {
+			continue
+		}
+		if in := a.unpackStart(kind, head); beginsArtifact(in) {
+			what, advice = fmt.Sprintf("looks like one, but the whole file is compressed with %s", kind), "unpack it once: the file inside is the artifact"
+		} else if len(in) > 0 {
+			inner, _ := looksLike(in)
+			what += "; unpacked it " + strings.TrimPrefix(inner, "it ")
+		}
+	}
+	return withHint(refuse("%w: %s", errNoArtifact, what), "%s", advice)
+}
+
+// beginsArtifact tells the start of an artifact, 512 bytes or all there is: its first member is
+// version. Before it there may be a pax header.
+func beginsArtifact(head []byte) bool {
+	_, isTar := firstMember(head)
+	return bytes.HasPrefix(head, []byte("version\x00")) || isTar && head[156] == 'x'
+}
+
+// unpackStart gives what the start of a compressed file holds, as far as that goes.
+func (a *artifact) unpackStart(kind string, head []byte) []byte {
+	in := newInput(bytes.NewReader(head), 0, len(head))
+	in.section(int64(len(head)))
+	out := make([]byte, 4<<10)
+	un, err := newUnpacker(kind, in, unpackLimits{dict: a.opt.dictLimit, out: int64(len(out))})
+	if err != nil {
+		return nil
+	}
+	n, _ := io.ReadFull(un, out) // it is cut off, so there may be an error
+	return out[:n]
 }
 
 // openHeader reads what is between manifest and payload.
