@@ -3,7 +3,6 @@
 package main
 
 import (
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -134,7 +133,7 @@ func TestRoomsFindUses(t *testing.T) {
 	found := roomUses(t)
 	for _, pair := range [][2]string{{"main", "app"}, {"state", "journal"}, {"flash", "storage"}, {"managed", "netclient"}} {
 		if found[pair[0]][pair[1]] == "" {
-			t.Error(fmt.Sprintf("%s.go is not found to use %s.go", pair[0], pair[1]))
+			t.Errorf("%s.go is not found to use %s.go", pair[0], pair[1])
 		}
 	}
 }
