@@ -201,14 +201,7 @@ func (b *imageBoard) provides(t testing.TB, art []byte) {
 	for k, values := range a.Depends {
 		rec.Provides[k] = values[len(values)-1]
 	}
-	j, _, err := openJournal(filepath.Join(b.dir, "ds"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer j.st.Close()
-	if err := j.save(rec); err != nil {
-		t.Fatal(err)
-	}
+	changeJournal(t, filepath.Join(b.dir, "ds"), func(r *record) { *r = *rec })
 }
 
 // process is the program as a process of its own, see TestMain.

@@ -136,15 +136,7 @@ func newChainDevice(t *testing.T, artifact string) *chainDevice {
 	d.put("fallback.conf", "{}")
 	d.put("answer-NeedsArtifactReboot", "Yes\n")
 	d.put("answer-SupportsRollback", "Yes\n")
-	j, rec, err := openJournal(d.dir+"/var", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer j.st.Close()
-	rec.Provides = map[string]string{"artifact_name": "old", "keep": "1"}
-	if err := j.save(rec); err != nil {
-		t.Fatal(err)
-	}
+	changeJournal(t, d.dir+"/var", func(r *record) { r.Provides = map[string]string{"artifact_name": "old", "keep": "1"} })
 	return d
 }
 

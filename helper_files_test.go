@@ -100,7 +100,7 @@ func writeFile(t testing.TB, path, text string) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -134,4 +134,16 @@ func look(path string) string {
 		return err.Error()
 	}
 	return string(text)
+}
+
+// changeJournal changes what the journal in ds says.
+func changeJournal(t testing.TB, ds string, change func(*record)) {
+	t.Helper()
+	j, rec, err := openJournal(ds, nil)
+	must(t, err)
+	change(rec)
+	must(t, j.save(rec))
+	// Until its exec, a child of a parallel test has the descriptor, and with it the lock.
+	must(t, syscall.Flock(int(j.st.(*device).f.Fd()), syscall.LOCK_UN))
+	must(t, j.st.Close())
 }

@@ -209,13 +209,5 @@ func (b *board) interrupted(a realArtifact, at int64) {
 }
 
 func (b *board) journal(change func(*record)) {
-	j, rec, err := openJournal(b.dir, nil)
-	if err == nil {
-		defer j.st.Close()
-		change(rec)
-		err = j.save(rec)
-	}
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	changeJournal(b.t, b.dir, change)
 }

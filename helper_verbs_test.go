@@ -68,11 +68,7 @@ func (b *verbBoard) setup(more ...string) {
 
 // wait forgets the wait for the next try.
 func (b *verbBoard) wait() {
-	j, rec, err := openJournal(b.dir+"/var", nil)
-	must(b.t, err)
-	rec.Net.NextTry = time.Time{}
-	must(b.t, j.save(rec))
-	must(b.t, j.st.Close())
+	changeJournal(b.t, b.dir+"/var", func(r *record) { r.Net.NextTry = time.Time{} })
 }
 
 func (b *verbBoard) artifact(name, payload string) []byte {
