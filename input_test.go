@@ -46,6 +46,21 @@ var restartCases = []struct {
 	{"xz program, sizes in headers", ".xz", 12, func(t testing.TB, b []byte) []byte {
 		return piped(t, b, "xz", "-zc", "-T2", "--block-size=100KiB", "--check=crc32")
 	}},
+	{"xz streams", ".xz", 12, func(t testing.TB, b []byte) (packed []byte) {
+		for part := range slices.Chunk(b, 100<<10) {
+			packed = slices.Concat(packed, xzipped(t, part, xz.WriterConfig{DictCap: 64 << 10}), make([]byte, 8))
+		}
+		return packed
+	}},
+	{"xz streams of blocks", ".xz", 12, func(t testing.TB, b []byte) (packed []byte) {
+		for part := range slices.Chunk(b, 500<<10) {
+			packed = append(packed, xzipped(t, part, xz.WriterConfig{DictCap: 64 << 10, BlockSize: 100 << 10})...)
+		}
+		return packed
+	}},
+	{"xz program, filters", ".xz", 12, func(t testing.TB, b []byte) []byte {
+		return piped(t, b, "xz", "-zc", "-T2", "--block-size=100KiB", "--x86", "--delta=dist=3", "--lzma2=preset=1")
+	}},
 	{"xz program, noise", ".xz", 0, func(t testing.TB, b []byte) []byte { return piped(t, b, "xz", "-zc", "-0") }},
 	{"zstd frames", ".zst", 12, func(t testing.TB, b []byte) (packed []byte) {
 		for part := range slices.Chunk(b, 100<<10) {

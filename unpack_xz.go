@@ -18,58 +18,75 @@ import (
 // Xz and LZMA2. The decoder is our own for its speed: that of github.com/ulikunitz/xz takes twice the time, and
 // allocates for each match (BenchmarkLZMA holds one against the other).
 
-// unxz unpacks one xz stream (The .xz File Format 1.2.1). The dictionary's size is known before
-// it is allocated, one dictionary serves all blocks, and a block can be entered by itself.
+// unxz unpacks xz streams (The .xz File Format 1.2.1) one after the other, and the padding between and behind them. A
+// dictionary's size is known before it is allocated, one serves all blocks, and a block can be entered by itself.
 type unxz struct {
-	in      *input
-	lim     unpackLimits
-	lz      *lzmaDecoder
-	check   byte
-	crc     uint32 // of the block
-	started bool   // the stream header was read
-	resumed bool   // the stream was entered at a block
-	inBlock bool
-	first   bool  // the next chunk is the block's first
-	header  int64 // size of the block's header
-	packed  int64 // offset in the file of the block's data
-	block   int64 // bytes unpacked of this block
-	wantIn  int64 // size of the block's data by its header, or -1
-	wantOut int64 // size of what it unpacks to by its header, or -1
-	index   hash.Hash
-	blocks  uint64 // blocks that index holds
-	out     int64
-	latest  restartPoint
-	err     error
+	in  *input
+	lim unpackLimits
+	out int64 // bytes given in all, from wherever the caller counts
+	err error
+
+	streams  int  // read to their end
+	inStream bool // the stream header was read, or is known
+	partial  bool // the stream was entered at a block: those before are not known
+	check    byte
+	index    hash.Hash // of the sizes of the stream's blocks
+	blocks   uint64    // blocks that index holds
+
+	inBlock    bool
+	first      bool  // the next chunk is the block's first
+	chunksOver bool  // the block's last chunk was read
+	headerSize int64 // of the block's header, bytes
+	dataAt     int64 // offset in the file of the block's data
+	unpacked   int64 // bytes of this block given
+	wantIn     int64 // size of the block's data by its header, or -1
+	wantOut    int64 // size of what it unpacks to by its header, or -1
+	crc        uint32
+	lzma       *lzmaDecoder
+	filters    xzFilters
+
+	latest restartPoint
 }
 
 func (z *unxz) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
+	for len(p) > 0 && z.err == nil {
+		n := 0
+		switch {
+		case z.filters.ready() > 0:
+			n = z.filters.read(p)
+		case z.lzma == nil || z.lzma.left == 0:
+			z.err = z.advance()
+		case len(z.filters.list) > 0:
+			z.err = z.damaged(z.filters.fill(z.lzma, z.in))
+		default:
+			n, z.err = z.lzma.read(z.in, p)
+			z.err = z.damaged(z.err)
+		}
+		if n > 0 {
+			z.unpacked += int64(n)
+			z.out += int64(n)
+			if z.check == xzCRC32 {
+				z.crc = crc32.Update(z.crc, crc32.IEEETable, p[:n])
+			}
+			return n, nil
+		}
 	}
-	for z.err == nil && (z.lz == nil || z.lz.left == 0) {
-		z.err = z.advance()
-	}
-	if z.err != nil {
-		return 0, z.err
-	}
-	n, err := z.lz.read(z.in, p)
-	z.block += int64(n)
-	z.out += int64(n)
-	if z.check == xzCRC32 {
-		z.crc = crc32.Update(z.crc, crc32.IEEETable, p[:n])
-	}
-	if err != nil {
-		z.err = fmt.Errorf("offset %d: %w", z.in.offset(), noEOF(err))
-	}
-	return n, nil
+	return 0, z.err
 }
 
-// advance reads what is between two chunks: headers, ends of blocks, the index. io.EOF when
-// the stream is complete.
+// damaged adds the place to an error of the LZMA decoder.
+func (z *unxz) damaged(err error) error {
+	if err == errLZMA {
+		err = fmt.Errorf("offset %d: %w", z.in.offset(), err)
+	}
+	return err
+}
+
+// advance reads what is between two chunks: headers, ends of blocks, indexes, padding. io.EOF at the end of the section.
 func (z *unxz) advance() error {
 	switch {
-	case !z.started && !z.resumed:
-		return z.streamHeader()
+	case !z.inStream:
+		return z.nextStream()
 	case !z.inBlock:
 		head, err := z.in.need(1)
 		if err != nil {
@@ -79,45 +96,65 @@ func (z *unxz) advance() error {
 			return z.streamEnd()
 		}
 		return z.blockHeader((int(head[0]) + 1) * 4)
-	}
-	err := z.lz.chunk(z.in, z.first)
-	if z.first = false; err == io.EOF {
+	case z.chunksOver:
 		return z.blockEnd()
 	}
-	if err == errLZMA {
-		err = fmt.Errorf("offset %d: %w", z.in.offset(), err)
+	err := z.lzma.chunk(z.in, z.first)
+	if z.first = false; err == io.EOF {
+		z.chunksOver = true
+		z.filters.run(true)
+		return nil
 	}
-	return err
+	return z.damaged(err)
 }
 
-func (z *unxz) streamHeader() error {
-	var h [12]byte
-	if _, err := io.ReadFull(z.in, h[:]); err != nil {
-		return noEOF(err)
+// nextStream reads a stream header (section 2.1.1), or four bytes of the padding that may follow a stream (2.2).
+func (z *unxz) nextStream() error {
+	at := z.in.offset()
+	h, err := z.in.peek(12)
+	switch {
+	case err != nil:
+		return err
+	case z.streams > 0 && len(h) == 0:
+		return io.EOF
+	case z.streams > 0 && len(h) >= 4 && allZero(h[:4]):
+		return z.in.skip(4)
+	case z.streams > 0 && h[0] == 0:
+		return fmt.Errorf("offset %d: xz stream padding: got % x, want zero bytes by fours", at, h[:min(len(h), 4)])
+	case len(h) < 12:
+		return io.ErrUnexpectedEOF
+	case string(h[:6]) != compressionMagic["xz"] || h[6] != 0 ||
+		crc32.ChecksumIEEE(h[6:8]) != binary.LittleEndian.Uint32(h[8:]):
+		return fmt.Errorf("offset %d: xz stream header % x is damaged", at, h)
 	}
-	if string(h[:6]) != compressionMagic["xz"] || h[6] != 0 ||
-		crc32.ChecksumIEEE(h[6:8]) != binary.LittleEndian.Uint32(h[8:]) {
-		return fmt.Errorf("offset %d: xz stream header % x is damaged", z.in.offset()-12, h)
-	}
-	z.started = true
-	return z.setCheck(h[7])
+	z.inStream, z.partial, z.blocks = true, false, 0
+	z.index.Reset()
+	check := h[7]
+	z.in.pos += 12
+	return z.setCheck(check)
 }
 
-// xzCRC32 is a check ID, and xzCheckSize has the sizes of those that xz writes, in bytes: none,
-// CRC-32, CRC-64, SHA-256 (section 2.1.1.2).
+// xzCRC32 is a check ID (section 2.1.1.2).
 const xzCRC32 = 1
-
-var xzCheckSize = map[byte]int{0: 0, xzCRC32: 4, 4: 8, 10: 32}
 
 // setCheck takes a check ID. CRC-32 is verified, which costs nothing. CRC-64 would be a tenth of
 // all the work for nothing: each file that an artifact holds must have the SHA-256 of
-// the manifest, and what is around the files is checked to the byte (tarStream).
+// the manifest, and what is around the files is checked to the byte (tarStream). So other checks, those that have
+// only a number so far, too, are skipped.
 func (z *unxz) setCheck(id byte) error {
-	if _, ok := xzCheckSize[id]; !ok {
-		return fmt.Errorf("xz integrity check %d is not known; want none, CRC32, CRC64 or SHA-256", id)
+	if id > 15 {
+		return fmt.Errorf("xz integrity check %d, want 0 to 15", id)
 	}
 	z.check = id
 	return nil
+}
+
+// checkSize is the size of a check in bytes (section 2.1.1.2).
+func (z *unxz) checkSize() int {
+	if z.check == 0 {
+		return 0
+	}
+	return 4 << ((z.check - 1) / 3)
 }
 
 // blockHeader reads a header of n bytes, 8 to 1024 (section 3.1).
@@ -131,8 +168,8 @@ func (z *unxz) blockHeader(n int) error {
 	if crc32.ChecksumIEEE(h[:n-4]) != binary.LittleEndian.Uint32(h[n-4:]) {
 		return bad("CRC is wrong")
 	}
-	if h[1]&0x3f != 0 {
-		return bad("want the one filter LZMA2 and no other")
+	if h[1]&0x3c != 0 {
+		return bad("has reserved bits set")
 	}
 	r := bytes.NewReader(h[2 : n-4])
 	z.wantIn, z.wantOut = -1, -1
@@ -143,23 +180,49 @@ func (z *unxz) blockHeader(n int) error {
 		if h[1]&f.flag == 0 {
 			continue
 		}
-		v, err := binary.ReadUvarint(r)
-		if err != nil || v > math.MaxInt64 {
+		v, err := xzNumber(r)
+		if err != nil || v > math.MaxInt64-2048 || v == 0 && f.flag == 0x40 {
 			return bad("size out of range")
 		}
 		*f.to = int64(v)
 	}
-	var filter [3]byte
-	if _, err := io.ReadFull(r, filter[:]); err != nil || filter[0] != 0x21 || filter[1] != 1 || filter[2] > 40 {
-		return bad("want the one filter LZMA2 and no other")
+	z.filters.reset()
+	for range h[1] & 3 {
+		if err := z.filters.add(r); err == io.ErrUnexpectedEOF {
+			return bad("ends within a filter")
+		} else if err != nil {
+			return withHint(refuse("offset %d: xz block header: %w", at, err),
+				"write the artifact again with LZMA2 alone, as xz does without other filters")
+		}
 	}
-	if pad := h[n-4-r.Len() : n-4]; bytes.Count(pad, []byte{0}) < len(pad) {
+	var last [3]byte
+	if _, err := io.ReadFull(r, last[:]); err != nil || last[0] != 0x21 || last[1] != 1 || last[2] > 40 {
+		return bad("want LZMA2 as the last filter")
+	}
+	if pad := h[n-4-r.Len() : n-4]; !allZero(pad) {
 		return bad("padding is not zero")
 	}
 	z.latest = restartPoint{Kind: "xz", File: at, Out: z.out, Fresh: true, Check: z.check}
-	z.inBlock, z.first, z.block, z.header, z.packed = true, true, 0, int64(n), z.in.offset()
-	z.crc = 0
-	return z.needDict(xzDictSize(filter[2]))
+	z.inBlock, z.first, z.chunksOver, z.unpacked, z.crc = true, true, false, 0, 0
+	z.headerSize, z.dataAt = int64(n), z.in.offset()
+	return z.needDict(xzDictSize(last[2]))
+}
+
+// xzNumber reads an integer of one to nine bytes (section 1.2).
+func xzNumber(r io.ByteReader) (v uint64, err error) {
+	for i := range 9 {
+		c, err := r.ReadByte()
+		if err != nil {
+			return 0, noEOF(err)
+		}
+		if v |= uint64(c&0x7f) << (7 * i); c < 0x80 {
+			if c == 0 && i > 0 {
+				break // one byte less would have done
+			}
+			return v, nil
+		}
+	}
+	return 0, errors.New("integer is damaged")
 }
 
 // xzDictSize decodes a dictionary size, 0 to 40 (section 5.3.1), to bytes.
@@ -173,7 +236,7 @@ func xzDictSize(b byte) int64 {
 // minDict is the smallest dictionary, in bytes (section 5.3.1).
 const minDict = 4096
 
-// needDict sees that lz has a dictionary of n bytes, or of as many as can be of use.
+// needDict sees that there is a dictionary of n bytes, or of as many as can be of use.
 func (z *unxz) needDict(n int64) error {
 	use := n
 	if z.lim.out > 0 {
@@ -187,12 +250,15 @@ func (z *unxz) needDict(n int64) error {
 			"write the artifact again with --compression gzip, "+
 				"or with a smaller dictionary (mendlet pack --compression xz)")
 	}
-	if z.lz != nil && use > int64(len(z.lz.dict)) {
-		z.lz = nil
-		debug.FreeOSMemory() // the limit is for all of them together
+	if z.lzma == nil {
+		z.lzma = &lzmaDecoder{packed: make([]byte, 0, maxPacked)}
 	}
-	if z.lz == nil {
-		z.lz = newLZMA(int(use))
+	if d := z.lzma; use > int64(len(d.dict)) {
+		if d.dict != nil {
+			d.dict = nil
+			debug.FreeOSMemory() // the limit is for all of them together
+		}
+		d.dict, d.next = make([]byte, roomFor(use, z.lim.dict)), 0
 	}
 	return nil
 }
@@ -201,29 +267,30 @@ func (z *unxz) needDict(n int64) error {
 // index (sections 3.3, 3.4, 4.3).
 func (z *unxz) blockEnd() error {
 	z.inBlock = false
-	size := z.in.offset() - z.packed
-	if z.wantIn >= 0 && size != z.wantIn || z.wantOut >= 0 && z.block != z.wantOut {
+	size := z.in.offset() - z.dataAt
+	if z.wantIn >= 0 && size != z.wantIn || z.wantOut >= 0 && z.unpacked != z.wantOut {
 		return fmt.Errorf("offset %d: xz block has %d bytes for %d; its header says %d for %d",
-			z.in.offset(), size, z.block, z.wantIn, z.wantOut)
+			z.in.offset(), size, z.unpacked, z.wantIn, z.wantOut)
 	}
-	var buf [3 + sha256.Size]byte
+	var buf [3 + 64]byte
 	pad := int(-size & 3)
-	end := buf[:pad+xzCheckSize[z.check]]
+	end := buf[:pad+z.checkSize()]
 	if _, err := io.ReadFull(z.in, end); err != nil {
 		return noEOF(err)
 	}
-	if bytes.Count(end[:pad], []byte{0}) < int(pad) {
+	if !allZero(end[:pad]) {
 		return fmt.Errorf("offset %d: padding of the xz block is not zero", z.in.offset())
 	}
 	if z.check == xzCRC32 && binary.LittleEndian.Uint32(end[pad:]) != z.crc {
 		return fmt.Errorf("offset %d: xz block check is %x, the data has %08x", z.in.offset(), end[pad:], z.crc)
 	}
-	z.record(z.index, uint64(z.header+size)+uint64(xzCheckSize[z.check]), uint64(z.block))
+	recordBlock(z.index, uint64(z.headerSize+size)+uint64(z.checkSize()), uint64(z.unpacked))
 	z.blocks++
 	return nil
 }
 
-func (z *unxz) record(h hash.Hash, unpadded, size uint64) {
+// recordBlock sums up the two sizes of a block that an index has.
+func recordBlock(h hash.Hash, unpadded, size uint64) {
 	var b [16]byte
 	binary.LittleEndian.PutUint64(b[:], unpadded)
 	binary.LittleEndian.PutUint64(b[8:], size)
@@ -234,14 +301,14 @@ func (z *unxz) record(h hash.Hash, unpadded, size uint64) {
 type crcBytes struct {
 	in  *input
 	n   int64
-	crc uint32
+	crc uint32 // all bits the other way round
 }
 
 func (c *crcBytes) ReadByte() (byte, error) {
 	b, err := c.in.ReadByte()
 	if err == nil {
 		c.n++
-		c.crc = crc32.Update(c.crc, crc32.IEEETable, []byte{b})
+		c.crc = crc32.IEEETable[byte(c.crc)^b] ^ c.crc>>8
 	}
 	return b, err
 }
@@ -250,36 +317,39 @@ func (c *crcBytes) ReadByte() (byte, error) {
 // blocks that were read. A stream that was entered at a block knows its last ones only.
 func (z *unxz) streamEnd() error {
 	at := z.in.offset()
-	r := &crcBytes{in: z.in}
+	r := &crcBytes{in: z.in, crc: math.MaxUint32}
 	bad := func(what string) error { return fmt.Errorf("offset %d: xz index: %s", at, what) }
 	r.ReadByte()
-	count, err := binary.ReadUvarint(r)
-	if err != nil || count < z.blocks || count > z.blocks && !z.resumed {
+	count, err := xzNumber(r)
+	if err == nil && (count < z.blocks || count > z.blocks && !z.partial) {
 		return bad(fmt.Sprintf("%d blocks, got %d", count, z.blocks))
 	}
 	got := sha256.New()
-	for i := range count {
-		unpadded, err1 := binary.ReadUvarint(r)
-		size, err2 := binary.ReadUvarint(r)
-		if err1 != nil || err2 != nil {
-			return bad("damaged")
+	for i := uint64(0); err == nil && i < count; i++ {
+		var unpadded, size uint64
+		if unpadded, err = xzNumber(r); err == nil {
+			size, err = xzNumber(r)
 		}
 		if i >= count-z.blocks {
-			z.record(got, unpadded, size)
+			recordBlock(got, unpadded, size)
 		}
 	}
-	for r.n%4 != 0 {
-		if b, err := r.ReadByte(); err != nil || b != 0 {
+	for err == nil && r.n%4 != 0 {
+		var b byte
+		if b, err = r.ReadByte(); b != 0 {
 			return bad("padding is not zero")
 		}
 	}
 	var t [16]byte // CRC of the index, footer
-	if _, err := io.ReadFull(z.in, t[:]); err != nil {
-		return noEOF(err)
+	if err == nil {
+		_, err = io.ReadFull(z.in, t[:])
+	}
+	if err != nil {
+		return fmt.Errorf("offset %d: xz index: %w", at, noEOF(err))
 	}
 	le := binary.LittleEndian
 	switch {
-	case le.Uint32(t[:]) != r.crc:
+	case le.Uint32(t[:]) != ^r.crc:
 		return bad("CRC is wrong")
 	case !bytes.Equal(got.Sum(nil), z.index.Sum(nil)):
 		return bad("does not fit the blocks")
@@ -287,7 +357,9 @@ func (z *unxz) streamEnd() error {
 		int64(le.Uint32(t[8:])) != (r.n+4)/4-1, t[12] != 0, t[13] != z.check, t[14] != 'Y', t[15] != 'Z':
 		return bad("footer is wrong")
 	}
-	return io.EOF
+	z.inStream = false
+	z.streams++
+	return nil
 }
 
 func (z *unxz) latestRestart() (restartPoint, bool) { return z.latest, z.latest.Kind != "" }
@@ -296,7 +368,7 @@ func (z *unxz) latestRestart() (restartPoint, bool) { return z.latest, z.latest.
 // SDK; The .xz File Format 1.2.1, 5.3.1).
 type lzmaDecoder struct {
 	dict  []byte // the last bytes unpacked, round and round
-	o     int    // in dict: where the next byte goes
+	next  int    // in dict: where the next byte goes
 	total int64  // bytes unpacked since the last reset of the dictionary
 
 	packed []byte // of the chunk, as far as it has come: all of it
@@ -344,11 +416,6 @@ const (
 const maxPacked = 1 << 16
 
 var errLZMA = errors.New("LZMA data is damaged")
-
-// newLZMA makes a decoder with a dictionary of n bytes.
-func newLZMA(n int) *lzmaDecoder {
-	return &lzmaDecoder{dict: make([]byte, n), packed: make([]byte, 0, maxPacked)}
-}
 
 // chunk reads the header of a chunk and, of LZMA data, all the rest; io.EOF at the byte that ends
 // the chunks. first: a block of xz begins, and so must the dictionary.
@@ -427,16 +494,16 @@ func (d *lzmaDecoder) reset() {
 
 // read unpacks some of the chunk; it gives at least one byte unless p is empty or the chunk over.
 func (d *lzmaDecoder) read(in *input, p []byte) (int, error) {
-	if d.o == len(d.dict) {
-		d.o = 0
+	if d.next == len(d.dict) {
+		d.next = 0
 	}
-	begin := d.o
+	begin := d.next
 	n := min(len(p), d.left, len(d.dict)-begin)
 	if d.stored {
 		if _, err := io.ReadFull(in, d.dict[begin:begin+n]); err != nil {
 			return 0, noEOF(err)
 		}
-		d.o += n
+		d.next += n
 	} else if err := d.unpack(begin + n); err != nil {
 		return 0, err
 	}
@@ -446,7 +513,7 @@ func (d *lzmaDecoder) read(in *input, p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	return copy(p, d.dict[begin:d.o]), nil
+	return copy(p, d.dict[begin:d.next]), nil
 }
 
 // finish checks that the end of a chunk's output is that of its input.
@@ -569,12 +636,12 @@ func (d *lzmaDecoder) distance(length uint32, rng, code uint32, pos int) (uint32
 // unpack fills the dictionary up to limit. An index of the input that is beyond its end shows
 // that it was too short.
 func (d *lzmaDecoder) unpack(limit int) error {
-	begin := d.o
-	if n := min(d.pending, limit-d.o); n > 0 {
-		d.repeat(d.o, n)
-		d.o, d.pending = d.o+n, d.pending-n
+	begin := d.next
+	if n := min(d.pending, limit-d.next); n > 0 {
+		d.repeat(d.next, n)
+		d.next, d.pending = d.next+n, d.pending-n
 	}
-	rng, code, pos, o, state := d.rng, d.code, d.pos, d.o, d.state
+	rng, code, pos, o, state := d.rng, d.code, d.pos, d.next, d.state
 	var b, length uint32
 	for o < limit {
 		total := d.total + int64(o-begin)
@@ -615,7 +682,7 @@ func (d *lzmaDecoder) unpack(limit int) error {
 	if pos > len(d.packed) {
 		return errLZMA
 	}
-	d.rng, d.code, d.pos, d.o, d.state = rng, code, pos, o, state
+	d.rng, d.code, d.pos, d.next, d.state = rng, code, pos, o, state
 	return nil
 }
 

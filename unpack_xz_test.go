@@ -59,6 +59,39 @@ func TestLZMA(t *testing.T) {
 	}
 }
 
+// Streams after one another, empty ones too, and padding between and behind them.
+func TestXZStreams(t *testing.T) {
+	data := testImage(4, 1<<20)[:30000]
+	one := xzipped(t, data, xz.WriterConfig{DictCap: 1 << 16, CheckSum: xz.CRC32})
+	two := xzipped(t, data, xz.WriterConfig{DictCap: minDict, CheckSum: xz.SHA256, BlockSize: 5000})
+	none := xzipped(t, nil, xz.WriterConfig{})
+	zeros := make([]byte, 1<<20)
+	for name, c := range map[string]struct {
+		b    []byte
+		n    int // times the data
+		want string
+	}{
+		"two":                   {slices.Concat(one, two), 2, ""},
+		"empty ones":            {slices.Concat(none, none, one, none, two, none), 2, ""},
+		"padding":               {slices.Concat(one, zeros[:4], two, zeros[:8], none, zeros), 2, ""},
+		"padding of 3":          {slices.Concat(one, zeros[:3]), 1, "by fours"},
+		"padding of 5":          {slices.Concat(one, zeros[:5]), 1, "by fours"},
+		"padding of 6, another": {slices.Concat(one, zeros[:6], one), 1, "by fours"},
+		"padding before":        {slices.Concat(zeros[:4], one), 0, "not xz data"},
+		"no padding":            {slices.Concat(one, zeros[:8], []byte("1234")), 1, "unexpected EOF"},
+		"no stream":             {slices.Concat(one, zeros[:4], []byte("123456789012")), 1, "stream header"},
+		"cut off":               {slices.Concat(one, two[:len(two)-1]), 2, "unexpected EOF"},
+		"cut off in a header":   {slices.Concat(one, two[:7]), 1, "unexpected EOF"},
+	} {
+		for _, n := range []int{1 << 20, 1000} {
+			got, err := unxzAll(c.b, n)
+			if !bytes.Equal(got, bytes.Repeat(data, c.n)) || (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s: %d bytes, %v; want %d and an error with %q", name, len(got), err, c.n*len(data), c.want)
+			}
+		}
+	}
+}
+
 // Dictionaries that grow from block to block: the limit is for all of them together.
 func TestLZMAGrowingDictionary(t *testing.T) {
 	z := &unxz{lim: unpackLimits{dict: 32 << 20}, wantOut: -1}
@@ -112,7 +145,7 @@ func TestLZMADamaged(t *testing.T) {
 // lzma2All unpacks bare LZMA2 data.
 func lzma2All(b []byte) (out []byte, rest int, err error) {
 	in := newInput(bytes.NewReader(b), 0, 4<<10)
-	d := newLZMA(1 << 16)
+	d := &lzmaDecoder{dict: make([]byte, 1<<16), packed: make([]byte, 0, maxPacked)}
 	buf := make([]byte, 5000)
 	for first := true; err == nil; first = false {
 		if err = d.chunk(in, first); err != nil {
