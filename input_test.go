@@ -31,6 +31,9 @@ var restartCases = []struct {
 	{"gzip huffman only", ".gz", 11, func(t testing.TB, b []byte) []byte { return gzipped(t, b, gzip.HuffmanOnly, len(b), 100<<10) }},
 	{"gzip members", ".gz", 12, func(t testing.TB, b []byte) []byte { return gzipped(t, b, 6, 100<<10, 0) }},
 	{"gzip members flushed", ".gz", 18, func(t testing.TB, b []byte) []byte { return gzipped(t, b, 1, 300<<10, 64<<10) }},
+	{"gzip members, zeros", ".gz", 12, func(t testing.TB, b []byte) []byte {
+		return append(gzipped(t, b, 6, 100<<10, 0), make([]byte, 300<<10)...)
+	}},
 	{"gzip not flushed", ".gz", 4, func(t testing.TB, b []byte) []byte { return gzipped(t, b, 6, len(b), 0) }},
 	{"gzip program", ".gz", 4, func(t testing.TB, b []byte) []byte { return piped(t, b, "gzip", "-9") }},
 	{"xz blocks", ".xz", 9, func(t testing.TB, b []byte) []byte {

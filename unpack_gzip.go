@@ -79,8 +79,8 @@ func (g *gunzip) nextMember() error {
 	if err != nil {
 		return err
 	}
-	if len(head) == 0 && g.members > 0 {
-		return io.EOF
+	if g.members > 0 && (len(head) == 0 || head[0] == 0) {
+		return g.zeros()
 	}
 	const fhcrc, fextra, fname, fcomment, reserved = 2, 4, 8, 16, 0xe0 // RFC 1952, 2.3.1
 	if len(head) < 10 || head[0] != 0x1f || head[1] != 0x8b || head[2] != 8 || head[3]&reserved != 0 {
@@ -115,6 +115,19 @@ func (g *gunzip) nextMember() error {
 	}
 	g.inflate.reset()
 	return nil
+}
+
+// zeros reads past those that may be behind the last member, as gzip does (gzip(1), -d), to the end of the section.
+func (g *gunzip) zeros() error {
+	for {
+		if err := g.in.fill(); err != nil {
+			return err
+		}
+		if rest := g.in.buf[g.in.pos:g.in.lim]; !allZero(rest) {
+			return fmt.Errorf("offset %d: data between zero bytes behind the last gzip member", g.in.offset())
+		}
+		g.in.pos = g.in.lim
+	}
 }
 
 // trailer checks a member's CRC-32 and size. Of a member that was entered in the middle
@@ -248,7 +261,8 @@ func (f *inflater) pending() []byte { return f.buf[f.begin:f.end] }
 // more unpacks at least one byte when nothing is pending, and no more than the buffer holds;
 // io.EOF after the last block. Whole bytes behind that block stay in the input.
 func (f *inflater) more() error {
-	if f.begin == f.end && f.end > gzipWindow {
+	// Not each time: a block may hold one byte, and the window is 32 KiB.
+	if f.begin == f.end && f.end > gzipWindow+inflateRoom/2 {
 		moved := f.end - gzipWindow
 		copy(f.buf, f.buf[moved:f.end])
 		f.low, f.begin, f.end = max(f.low-moved, 0), gzipWindow, gzipWindow

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand"
 	"slices"
+	"strings"
 	"testing"
 	"testing/iotest"
 )
@@ -211,6 +212,52 @@ func BenchmarkInflate(b *testing.B) {
 	benchAgainst(b, "gzip", gzipped(b, data, 6, len(data), 0), len(data), func(r io.Reader) (io.Reader, error) {
 		return gzip.NewReader(r)
 	})
+}
+
+// Zeros behind the last member are read past, to the end, and nothing else.
+func TestGzipZeros(t *testing.T) {
+	data := testImage(5, 3000)
+	b := gzipped(t, data, 6, 1000, 0)
+	for name, c := range map[string]struct {
+		tail []byte
+		want string
+	}{
+		"none":           {nil, ""},
+		"one":            {make([]byte, 1), ""},
+		"many":           {make([]byte, 100_000), ""},
+		"a byte behind":  {append(make([]byte, 100), 1), "data between zero bytes"},
+		"another member": {append(make([]byte, 512), b...), "data between zero bytes"},
+		"other data":     {[]byte("x"), "want a gzip header or the end"},
+	} {
+		all := slices.Concat(b, c.tail)
+		in := newInput(bytes.NewReader(all), 0, 4<<10)
+		in.section(int64(len(all)))
+		u, err := newUnpacker("gzip", in, unpackLimits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(u)
+		if !bytes.Equal(got, data) || (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %d bytes, %v; want an error with %q", name, len(got), err, c.want)
+		}
+	}
+}
+
+// Blocks of one byte each do not have the window of 32 KiB moved for each of them.
+func TestInflateMoves(t *testing.T) {
+	block := []byte{0, 1, 0, 0xfe, 0xff, 'x'}
+	b := slices.Concat(bytes.Repeat(block, 100_000), []byte{3, 0}, make([]byte, 16))
+	f, err := newInflater(newInput(bytes.NewReader(b), 0, 4<<10), 0, nil, 0)
+	moves := 0
+	for at := 0; err == nil; at = f.end {
+		if err = f.more(); f.end < at {
+			moves++
+		}
+		f.begin = f.end
+	}
+	if err != io.EOF || f.total != 100_000 || moves > 100_000/(inflateRoom/2) {
+		t.Errorf("%d bytes, %d moves, %v", f.total, moves, err)
+	}
 }
 
 // A gzip header may have all the optional fields of RFC 1952, 2.3; the program of that name writes a name at most.

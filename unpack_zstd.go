@@ -178,9 +178,7 @@ func (z *unzstd) needWindow(n uint64) error {
 	}
 	z.window = int(n)
 	if len(z.buf) < z.window+zstdBlock+2*zstdSlack {
-		// Rounded up, so that frames that grow and grow do not take a new buffer each.
-		step := uint64(1) << max(bits.Len64(n)-4, 10)
-		size := int(min((n+step-1)&^(step-1), uint64(z.lim.dict)))
+		size := int(roomFor(max(int64(n), 1<<10), z.lim.dict))
 		if z.buf != nil {
 			z.buf = nil
 			debug.FreeOSMemory() // the limit is for all of them together
