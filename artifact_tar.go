@@ -248,5 +248,3 @@ func (t *tarStream) tail() error {
 		}
 	}
 }
-
-func allZero(p []byte) bool { return bytes.Count(p, []byte{0}) == len(p) }

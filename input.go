@@ -3,10 +3,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"math"
+	"math/bits"
 	"os"
 	"strings"
 	"time"
@@ -158,6 +160,8 @@ func (in *input) need(n int) ([]byte, error) {
 	return p, err
 }
 
+func allZero(p []byte) bool { return bytes.Count(p, []byte{0}) == len(p) }
+
 // gzipWindow is how far back deflate can refer in bytes (RFC 1951, 2), so what must be known of
 // the data before a point that is not fresh.
 const gzipWindow = 32 << 10
@@ -180,6 +184,16 @@ var compressionMagic = map[string]string{
 	"gzip": "\x1f\x8b",
 	"xz":   "\xfd7zXZ\x00",
 	"zstd": "\x28\xb5\x2f\xfd",
+}
+
+// roomFor rounds the n bytes of a dictionary or window up to a power of two or one and a half of that, but not beyond the
+// limit: of such sizes there are few, so that data which wants more and more cannot have new memory each time.
+func roomFor(n, limit int64) int64 {
+	room := int64(1) << bits.Len64(uint64(n-1))
+	if less := room / 4 * 3; less >= n {
+		room = less
+	}
+	return min(room, limit)
 }
 
 // compressionOf tells the compression from a member's name; ok is false for a name that is

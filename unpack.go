@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
-	"math/bits"
 	"os"
 	"strconv"
 	"strings"
@@ -68,16 +67,6 @@ func (s *stored) Read(p []byte) (int, error) {
 
 func (s *stored) latestRestart() (restartPoint, bool) {
 	return restartPoint{Kind: "none", File: s.in.offset(), Out: s.out, Fresh: true}, true
-}
-
-// roomFor rounds the n bytes of a dictionary or window up to a power of two or one and a half of that, but not beyond the
-// limit: of such sizes there are few, so that data which wants more and more cannot have new memory each time.
-func roomFor(n, limit int64) int64 {
-	room := int64(1) << bits.Len64(uint64(n-1))
-	if less := room / 4 * 3; less >= n {
-		room = less
-	}
-	return min(room, limit)
 }
 
 // defaultDictLimit is 64 MiB, which mender-artifact's xz needs, or half of the memory that

@@ -57,7 +57,7 @@ func (z *unxz) Read(p []byte) (int, error) {
 		case z.lzma == nil || z.lzma.left == 0:
 			z.err = z.advance()
 		case len(z.filters.list) > 0:
-			z.err = z.damaged(z.filters.fill(z.lzma, z.in))
+			z.err = z.damaged(z.filters.fill(func(p []byte) (int, error) { return z.lzma.read(z.in, p) }))
 		default:
 			n, z.err = z.lzma.read(z.in, p)
 			z.err = z.damaged(z.err)
@@ -188,9 +188,7 @@ func (z *unxz) blockHeader(n int) error {
 	}
 	z.filters.reset()
 	for range h[1] & 3 {
-		if err := z.filters.add(r); err == io.ErrUnexpectedEOF {
-			return bad("ends within a filter")
-		} else if err != nil {
+		if err := z.addFilter(r); err != nil {
 			return withHint(refuse("offset %d: xz block header: %w", at, err),
 				"write the artifact again with LZMA2 alone, as xz does without other filters")
 		}
@@ -206,6 +204,18 @@ func (z *unxz) blockHeader(n int) error {
 	z.inBlock, z.first, z.chunksOver, z.unpacked, z.crc = true, true, false, 0, 0
 	z.headerSize, z.dataAt = int64(n), z.in.offset()
 	return z.needDict(xzDictSize(last[2]))
+}
+
+// addFilter reads a filter before the last one: its number, the size of its properties, and these (section 3.1.5).
+func (z *unxz) addFilter(r *bytes.Reader) error {
+	id, err1 := xzNumber(r)
+	size, err2 := xzNumber(r)
+	if err1 != nil || err2 != nil || size > uint64(r.Len()) {
+		return errors.New("ends within a filter")
+	}
+	properties := make([]byte, size)
+	r.Read(properties)
+	return z.filters.add(id, properties)
 }
 
 // xzNumber reads an integer of one to nine bytes (section 1.2).

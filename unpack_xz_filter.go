@@ -3,11 +3,8 @@
 package main
 
 import (
-	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"math/bits"
 	"slices"
 )
@@ -52,31 +49,19 @@ const xzFilterRoom = 16 << 10
 
 func (c *xzFilters) reset() { c.list, c.begin, c.end = c.list[:0], 0, 0 }
 
-// add reads a filter from a block header (5.3): its number, the size of its properties, and these.
-func (c *xzFilters) add(r *bytes.Reader) error {
-	id, err := xzNumber(r)
-	if err != nil {
-		return err
-	}
-	size, err := xzNumber(r)
-	if err != nil {
-		return err
-	}
-	var p [4]byte
-	switch {
-	case id == xzDelta && size == 1, id > xzDelta && id <= xzRISCV && size == 4:
-		if _, err := io.ReadFull(r, p[:size]); err != nil {
-			return noEOF(err)
-		}
-	case id > xzDelta && id <= xzRISCV && size == 0:
-	default:
-		return fmt.Errorf("filter %#x with %d bytes of properties is not known", id, size)
-	}
+// add takes a filter of a block header by its number and its properties.
+func (c *xzFilters) add(id uint64, p []byte) error {
 	f := xzFilter{id: byte(id)}
-	if id == xzDelta {
+	switch {
+	case id == xzDelta && len(p) == 1:
 		f.dist = p[0]
-	} else if f.pos = binary.LittleEndian.Uint32(p[:]); f.pos%xzAlign[id-xzX86] != 0 {
-		return errors.New("start of a filter is not aligned")
+	case id > xzDelta && id <= xzRISCV && len(p) == 0:
+	case id > xzDelta && id <= xzRISCV && len(p) == 4:
+		if f.pos = binary.LittleEndian.Uint32(p); f.pos%xzAlign[id-xzX86] != 0 {
+			return fmt.Errorf("start of filter %#x at %d is not aligned", id, f.pos)
+		}
+	default:
+		return fmt.Errorf("filter %#x with %d bytes of properties is not known", id, len(p))
 	}
 	c.list = slices.Insert(c.list, 0, f)
 	if c.buf == nil {
@@ -100,12 +85,12 @@ func (c *xzFilters) read(p []byte) int {
 }
 
 // fill gets some more of what LZMA2 unpacks when nothing is ready.
-func (c *xzFilters) fill(d *lzmaDecoder, in *input) error {
+func (c *xzFilters) fill(unpack func(p []byte) (int, error)) error {
 	for i := range c.list {
 		c.list[i].done -= c.begin
 	}
 	c.begin, c.end = 0, copy(c.buf, c.buf[c.begin:c.end])
-	n, err := d.read(in, c.buf[c.end:])
+	n, err := unpack(c.buf[c.end:])
 	c.end += n
 	c.run(false)
 	return err
@@ -205,7 +190,7 @@ func (f *xzFilter) undoIA64(b []byte) int {
 			}
 			bit := 5 + 41*slot
 			at, shift := b[n+bit/8:], bit%8
-			all := littleEndian(at[:6])
+			all := uint64(binary.LittleEndian.Uint32(at)) | uint64(binary.LittleEndian.Uint16(at[4:]))<<32
 			v := all >> shift
 			if v>>37&15 != 5 || v>>9&7 != 0 {
 				continue
