@@ -123,11 +123,22 @@ type app struct {
 
 // openState takes the journal for this process and makes sure that the device has a name.
 func (a *app) openState() error {
-	var err error
+	err := a.c.paths.checkDatastore()
+	if err != nil {
+		return err
+	}
 	if a.j, a.rec, err = a.openJournal(a.c.paths.ds, a.lg); err != nil {
 		return err
 	}
 	return a.nameDevice()
+}
+
+// peek reads the journal for a verb that only looks.
+func (a *app) peek() (*record, error) {
+	if err := a.c.paths.checkDatastore(); err != nil {
+		return nil, err
+	}
+	return peekJournal(a.c.paths.ds, a.lg)
 }
 
 func (a *app) closeState() {
@@ -491,9 +502,12 @@ var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, 
 // provides reads what is installed. A device that has no name yet gets it now, if nobody
 // else holds the journal.
 func (a *app) provides() (map[string]string, error) {
-	rec, err := peekJournal(a.c.paths.ds, a.lg)
-	if err != nil || rec.Provides["artifact_name"] != "" {
-		return rec.Provides, err
+	rec, err := a.peek()
+	if err != nil {
+		return nil, err
+	}
+	if rec.Provides["artifact_name"] != "" {
+		return rec.Provides, nil
 	}
 	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, "bootstrap.mender")); serr == nil && a.openState() == nil {
 		return a.rec.Provides, nil

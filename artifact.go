@@ -451,7 +451,7 @@ func unmarshalObject(name string, text []byte, to any) error {
 		return fmt.Errorf("%s: %q is not a JSON object", name, clip(text))
 	}
 	if err := json.Unmarshal(text, to); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", name, atPlace(text, err))
 	}
 	return nil
 }

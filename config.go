@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -39,6 +41,29 @@ func defaultPaths() paths {
 
 func (p paths) in(dir string, name ...string) string {
 	return filepath.Join(append([]string{dir}, name...)...)
+}
+
+// checkDatastore tells a link to a place that is not there from a datastore that has not been made
+// yet: the second is no fault.
+func (p paths) checkDatastore() error {
+	link, target := danglingLink(p.ds)
+	if link == "" {
+		return nil
+	}
+	return withHint(fmt.Errorf("datastore %q: %q is a link to %q, which is not there", p.ds, link, target),
+		"mount or make what it leads to; -d names another place")
+}
+
+// explainFull says of an error for lack of room that it is the datastore which has none.
+func (p paths) explainFull(err error) error {
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) || exitCode(err) == exitRefused {
+		return err
+	}
+	how := fullness(p.ds)
+	if how == "" {
+		return err
+	}
+	return withHint(fmt.Errorf("datastore %q %s: %w", p.ds, how, err), "make room there, or name another place with -d")
 }
 
 type serverEntry struct{ ServerURL string }
@@ -165,8 +190,8 @@ func (c *config) readFile(path string, lg *logger) error {
 // a warning and its key keeps what it had.
 func (c *config) parse(text []byte, lg *logger) error {
 	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(text, &keys); err != nil {
-		return fmt.Errorf("not a JSON object: %w", err)
+	if err := parseObject(text, &keys); err != nil {
+		return err
 	}
 	for _, k := range slices.Sorted(maps.Keys(keys)) {
 		one, err := json.Marshal(map[string]json.RawMessage{k: keys[k]})
@@ -194,6 +219,19 @@ func (c *config) parse(text []byte, lg *logger) error {
 		}
 	}
 	return c.check(keys)
+}
+
+// parseObject reads a JSON object that a person has written, on whatever system: a byte order mark
+// of UTF-8 before it is no part of it.
+func parseObject(text []byte, to any) error {
+	if bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
+		return errors.New("in UTF-16, want UTF-8")
+	}
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	if err := json.Unmarshal(text, to); err != nil {
+		return fmt.Errorf("not a JSON object: %w", atPlace(text, err))
+	}
+	return nil
 }
 
 // check finds contradictions within one file, and between it and what was there before.
@@ -326,7 +364,7 @@ func (s *setupFlags) write(path string, c *config) error {
 	keys := map[string]any{}
 	text, err := os.ReadFile(path)
 	if err == nil {
-		err = json.Unmarshal(text, &keys)
+		err = parseObject(text, &keys)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("configuration %q: %w", path, err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -188,7 +189,11 @@ func TestConfigExplicit(t *testing.T) {
 		"no JSON":    {`{"TenantToken":`, "not a JSON object"},
 		"a list":     {`[]`, "not a JSON object"},
 		"two values": {`{} {}`, "not a JSON object"},
-		"empty":      {" ", "not a JSON object"},
+		"empty":      {" ", "not a JSON object: line 1, column 2: unexpected end"},
+		"comma":      {"{\n  \"TenantToken\": \"ä\",\n}\n", "not a JSON object: line 3, column 1: invalid character '}'"},
+		"bare word":  {"{\n\t\"TenantToken\": \"ä\", x}", "line 2, column 22: invalid character 'x'"},
+		"cut":        {"\ufeff{\n\"TenantToken\": \"t\",", "line 2, column 20: unexpected end"},
+		"UTF-16":     {"\xff\xfe{\x00}\x00", "in UTF-16, want UTF-8"},
 		"too many":   {`{"RetryDownloadCount":10001,"TenantToken":"kept"}`, "RetryDownloadCount 10001: want 1 to 10000"},
 		"none":       {`{"RetryDownloadCount":0}`, "RetryDownloadCount 0"},
 		"a tier":     {`{"DeviceTier":"large"}`, `DeviceTier "large"`},
@@ -298,4 +303,18 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("wrote %s\nread  %s", a, b)
 		}
 	})
+}
+
+// Editors of some systems put a byte order mark before the text.
+func TestConfigByteOrderMark(t *testing.T) {
+	c, said, err := loaded(t, "\ufeff{\"TenantToken\":\"t\"}", "\ufeff{\"RootfsPartA\":\"/dev/a2\"}")
+	if err != nil || said != "" || c.TenantToken != "t" || c.RootfsPartA != "/dev/a2" || c.broken != nil {
+		t.Errorf("got %+v, %q, %v", c, said, err)
+	}
+	path := filepath.Join(t.TempDir(), "mender.conf")
+	writeFile(t, path, "\ufeff{\"TenantToken\":\"t\"}")
+	must(t, (&setupFlags{partA: "/dev/a2"}).write(path, c))
+	if text, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(text), "{") || !strings.Contains(string(text), `"TenantToken": "t"`) {
+		t.Errorf("setup made %q of it, %v", text, err)
+	}
 }

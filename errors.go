@@ -3,6 +3,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +79,13 @@ func told(err error) error {
 // isTold tells an error that is left to say nothing of: it was said, or is an exit code alone.
 func isTold(err error) bool {
 	var c *codedError
-	return errors.As(err, &c) && (c.told || c.err == nil)
+	for errors.As(err, &c) {
+		if c.told || c.err == nil {
+			return true
+		}
+		err = c.err
+	}
+	return false
 }
 
 // exitCode is the code that the outermost coded error in the chain asks for; 1 for any
@@ -227,6 +235,22 @@ func plain(s string) string {
 // oneLine is an error or a message of several lines in one, visible.
 func oneLine(s string) string {
 	return visible(strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "; "))
+}
+
+// atPlace is an error from parsing text as JSON, with the line and the column in characters, from 1,
+// where it was found.
+func atPlace(text []byte, err error) error {
+	var wrong *json.SyntaxError
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	before := text[:max(0, min(int(wrong.Offset)-1, len(text)))] // Offset counts the byte that is wrong
+	if wrong.Offset >= int64(len(text)) && strings.Contains(err.Error(), "end of JSON") {
+		before = text
+	}
+	line := bytes.Count(before, []byte("\n")) + 1
+	column := utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:]) + 1
+	return fmt.Errorf("line %d, column %d: %w", line, column, err)
 }
 
 // clip shortens what goes into a message.

@@ -83,7 +83,7 @@ func (r *report) lookAround(a *app) (*slots, map[string]string, error) {
 }
 
 func (a inspector) status() error {
-	rec, err := peekJournal(a.c.paths.ds, a.lg)
+	rec, err := a.peek()
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ type planReport struct {
 
 // plan makes every check of install that needs only the header, and changes nothing.
 func (a inspector) plan(ctx context.Context, source string) error {
-	rec, err := peekJournal(a.c.paths.ds, a.lg)
+	rec, err := a.peek()
 	if err != nil {
 		return err
 	}

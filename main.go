@@ -237,7 +237,7 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 		return err
 	}
 	defer a.closeState()
-	return v.run(ctx, a, words)
+	return a.c.paths.explainFull(v.run(ctx, a, words))
 }
 
 func findVerb(name string) (verb, error) {

@@ -689,7 +689,7 @@ func runDaemon(ctx context.Context, a *app) error {
 // checkUpdate asks and says; nothing changes, here or on the server.
 func checkUpdate(ctx context.Context, a *app) error {
 	var err error
-	if a.rec, err = peekJournal(a.c.paths.ds, a.lg); err != nil {
+	if a.rec, err = a.peek(); err != nil {
 		return err
 	}
 	a.nameUnsaved()

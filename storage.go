@@ -151,6 +151,41 @@ func readPlain(path string) ([]byte, error) {
 	return io.ReadAll(f)
 }
 
+// danglingLink finds the link on the way to path, if there is one, that leads to nothing; target
+// is what it says.
+func danglingLink(path string) (link, target string) {
+	for p := filepath.Clean(path); ; p = filepath.Dir(p) {
+		if target, err := os.Readlink(p); err == nil {
+			if _, err := os.Stat(p); errors.Is(err, os.ErrNotExist) {
+				return p, target
+			}
+		}
+		if p == filepath.Dir(p) {
+			return "", ""
+		}
+	}
+}
+
+// fullness says, in words that follow the name of path, in what way its file system is full; "" if
+// it is not, or nobody knows. A file system without inodes of a fixed number has none (statfs(2)).
+func fullness(path string) string {
+	var st syscall.Statfs_t
+	err := syscall.Statfs(path, &st)
+	for ; err == syscall.ENOENT && path != filepath.Dir(path); err = syscall.Statfs(path, &st) {
+		path = filepath.Dir(path)
+	}
+	free := st.Bfree * uint64(st.Bsize)
+	switch {
+	case err != nil:
+		return ""
+	case st.Files > 0 && st.Ffree == 0:
+		return "is on a file system that can hold no more files (no inodes left, see df -i)"
+	case free < 1<<20:
+		return fmt.Sprintf("is on a file system that is full (%d bytes left, see df)", free)
+	}
+	return ""
+}
+
 // mayPass tells an error that may be gone the next time, such as one of a medium or of a limit on
 // open files, from one about what a name stands for and who may use it.
 func mayPass(err error) bool {
