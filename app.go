@@ -113,7 +113,7 @@ type app struct {
 
 	openJournal func(ds string, lg *logger) (*journalFile, *record, error)
 	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
-	restart     func(context.Context) error         // restarts the machine; nil: really
+	rebootHook  func(context.Context) error         // restarts the machine; nil: really
 	urlSource   func(a *app, url string) *source
 	src         *source      // of the artifact being installed
 	fetched     atomic.Int64 // bytes of it that came over the network, managed
@@ -275,7 +275,7 @@ func (a *app) newFlow() (*flow, error) {
 	return f, nil
 }
 
-// open reads the artifact's header and verifies it.
+// openArtifact reads the artifact's header and verifies it.
 func (a *app) openArtifact(r io.Reader) (*artifact, error) {
 	if a.c.broken != nil { // it may name keys that artifacts must be signed with
 		return nil, withHint(refuse("no artifact is opened: %w", a.c.broken), "mend the file, or name another one with -c and -b")

@@ -84,7 +84,7 @@ func openArtifact(r io.Reader, opt artifactOptions) (*artifact, error) {
 		opt.buffer = inputBuffer
 	}
 	a := &artifact{opt: opt, in: newInput(r, 0, opt.buffer)}
-	if err := a.open(); err != nil {
+	if err := a.openManifest(); err != nil {
 		return nil, a.fail(err)
 	}
 	return a, nil
@@ -105,7 +105,7 @@ func (a *artifact) fail(err error) error {
 	return refuse("artifact: %w", err)
 }
 
-func (a *artifact) open() error {
+func (a *artifact) openManifest() error {
 	if err := a.recognise(); err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (a *artifact) open() error {
 		return err
 	}
 	a.ManifestSum = sha256.Sum256(manifest)
-	if err := a.take("version", sha256.Sum256(version)); err != nil {
+	if err := a.expectSum("version", sha256.Sum256(version)); err != nil {
 		return err
 	}
 	if err := a.openHeader(manifest); err != nil {
@@ -227,7 +227,7 @@ func (a *artifact) openHeader(manifest []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := a.take(h.Name, sha256.Sum256(stored)); err != nil {
+	if err := a.expectSum(h.Name, sha256.Sum256(stored)); err != nil {
 		return err
 	}
 	if err := a.readHeader(stored, kind); err != nil {
@@ -258,8 +258,8 @@ func (a *artifact) whole(name string, limit int64) ([]byte, *tar.Header, error) 
 	return b, h, err
 }
 
-// take strikes name off the manifest, whose checksum for it must be sum.
-func (a *artifact) take(name string, sum [32]byte) error {
+// expectSum strikes name off the manifest, whose checksum for it must be sum.
+func (a *artifact) expectSum(name string, sum [32]byte) error {
 	want, ok := a.manifest[name]
 	if !ok {
 		return fmt.Errorf("%q is not in the manifest", name)

@@ -30,7 +30,7 @@ const toolTimeout = 2 * time.Minute
 
 func (t *toolEnv) String() string { return fmt.Sprintf("tools, %q and %q", t.print, t.setter) }
 
-func (t *toolEnv) run(program, stdin string, args ...string) (string, error) {
+func (t *toolEnv) callTool(program, stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), toolTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, append(slices.Clone(t.args), args...)...)
@@ -52,7 +52,7 @@ func (t *toolEnv) run(program, stdin string, args ...string) (string, error) {
 }
 
 func (t *toolEnv) vars() (map[string]string, error) {
-	out, err := t.run(t.print, "")
+	out, err := t.callTool(t.print, "")
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func (t *toolEnv) script(vars []envVar) error {
 		line := v.name + t.separator + v.value
 		b.WriteString(strings.TrimSuffix(line, " ") + "\n")
 	}
-	_, err := t.run(t.setter, b.String(), "-s", "-")
+	_, err := t.callTool(t.setter, b.String(), "-s", "-")
 	return err
 }
 

@@ -25,7 +25,7 @@ import (
 func helpOf(t *testing.T, words ...string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
-	if code := run(context.Background(), append([]string{"mendlet"}, words...), strings.NewReader(""), &out, &errs); code != exitOK || errs.Len() > 0 {
+	if code := runProgram(context.Background(), append([]string{"mendlet"}, words...), strings.NewReader(""), &out, &errs); code != exitOK || errs.Len() > 0 {
 		t.Errorf("%q: exit %d, stderr %q", words, code, errs.String())
 	}
 	return out.String()
@@ -113,7 +113,7 @@ func TestDidYouMean(t *testing.T) {
 		"status -x": "", "-" + strings.Repeat("a", 1<<20): "", strings.Repeat("a", 1<<20): "", "status --json=x": "",
 	} {
 		var out, errs bytes.Buffer
-		code := run(context.Background(), append([]string{"mendlet"}, strings.Fields(words)...), strings.NewReader(""), &out, &errs)
+		code := runProgram(context.Background(), append([]string{"mendlet"}, strings.Fields(words)...), strings.NewReader(""), &out, &errs)
 		if code != exitUsage || out.Len() > 0 || !strings.Contains(errs.String(), want) || (want == "") == strings.Contains(errs.String(), "did you mean") {
 			t.Errorf("%.40q: exit %d, stdout %q, stderr %.200q, want %q", words, code, out.String(), errs.String(), want)
 		}

@@ -88,22 +88,22 @@ type block struct {
 	hashed chan uint32 // the CRC-32C of the image up to its end
 }
 
-// write takes the image from src to the slot in one pass:
+// writeBody takes the image from src to the slot in one pass:
 //
-//	src ── read, decompress ──▶ compare with the slot ──▶ write
+//	src ── read, decompress ──▶ compare with the slot ──▶ writeBody
 //	 ▲                    └───▶ hash ───────────────────────┤
 //	 └───────────────────── free blocks ────────────────────┘
 //
 // Each stage is a goroutine of its own, so that decompression, hashing, reading and writing
 // go on at the same time. start is behind the head, or where an earlier run got to.
-func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) error {
+func (w *slotWriter) writeBody(ctx context.Context, src io.Reader, start int64) error {
 	free := make(chan *block, blocksInFlight)
 	for i := range blocksInFlight {
 		free <- &block{buf: w.buffer(i), hashed: make(chan uint32, 1)}
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	compared := w.compare(ctx, w.read(ctx, stop, src, start, free))
+	compared := w.compareBlocks(ctx, w.readBlocks(ctx, stop, src, start, free))
 	w.keptAt = time.Now()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -113,13 +113,13 @@ func (w *slotWriter) write(ctx context.Context, src io.Reader, start int64) erro
 			if !more || ctx.Err() != nil {
 				return w.park(context.Cause(ctx))
 			}
-			if err := w.put(b); err != nil {
+			if err := w.writeBlock(b); err != nil {
 				return &targetError{err}
 			}
 			free <- b
 		case <-tick.C: // a source that stalls may do so until the power goes
-			if w.due() {
-				if err := w.keep(); err != nil {
+			if w.checkpointDue() {
+				if err := w.keepCheckpoint(); err != nil {
 					return &targetError{err}
 				}
 			}
@@ -144,10 +144,10 @@ type targetError struct{ error }
 
 func (e *targetError) Unwrap() error { return e.error }
 
-// read fills free blocks from src; they end at multiples of the block size.
-func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64, free <-chan *block) <-chan *block {
+// readBlocks fills free blocks from src; they end at multiples of the block size.
+func (w *slotWriter) readBlocks(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64, free <-chan *block) <-chan *block {
 	out, hash := make(chan *block), make(chan *block, blocksInFlight)
-	go w.hash(hash)
+	go w.hashBlocks(hash)
 	go func() {
 		defer close(out)
 		defer close(hash)
@@ -184,16 +184,16 @@ func (w *slotWriter) read(ctx context.Context, stop context.CancelCauseFunc, src
 	return out
 }
 
-// hash sums up what comes in.
-func (w *slotWriter) hash(in <-chan *block) {
+// hashBlocks sums up what comes in.
+func (w *slotWriter) hashBlocks(in <-chan *block) {
 	for b := range in {
 		w.in.Write(b.data)
 		b.hashed <- w.in.crc
 	}
 }
 
-// compare finds out which blocks are there already.
-func (w *slotWriter) compare(ctx context.Context, in <-chan *block) <-chan *block {
+// compareBlocks finds out which blocks are there already.
+func (w *slotWriter) compareBlocks(ctx context.Context, in <-chan *block) <-chan *block {
 	out, old := make(chan *block), w.buffer(blocksInFlight)
 	go func() {
 		defer close(out)
@@ -217,8 +217,8 @@ func (w *slotWriter) equal(b *block, old []byte, from, to int) bool {
 	return bytes.Equal(old[from:from+n], b.data[from:to])
 }
 
-// put writes one block where it differs from what is there.
-func (w *slotWriter) put(b *block) error {
+// writeBlock writes one block where it differs from what is there.
+func (w *slotWriter) writeBlock(b *block) error {
 	if b.same {
 		w.stats.Same += int64(len(b.data))
 	} else {
@@ -242,23 +242,23 @@ func (w *slotWriter) put(b *block) error {
 	if b.marked {
 		w.last = checkpoint{Offset: b.off + int64(len(b.data)), Total: w.size, Check: check, From: b.from}
 	}
-	if b.marked && w.due() {
-		return w.keep()
+	if b.marked && w.checkpointDue() {
+		return w.keepCheckpoint()
 	}
 	return nil
 }
 
-// due: a checkpoint costs two syncs, so a fast install keeps fewer of them; a slow download
+// checkpointDue: a checkpoint costs two syncs, so a fast install keeps fewer of them; a slow download
 // keeps one though little has come.
-func (w *slotWriter) due() bool {
+func (w *slotWriter) checkpointDue() bool {
 	far, since := w.last.Offset-w.kept, time.Since(w.keptAt)
 	return far >= w.opt.keepEvery && (since >= w.opt.keepPause || far >= 4*w.opt.keepEvery) || far > 0 && since >= keepAfter
 }
 
-// keep hands the latest checkpoint on. It promises that all before it is durable, also
+// keepCheckpoint hands the latest checkpoint on. It promises that all before it is durable, also
 // what was found to be there already: that may be in the page cache only, left by a run
 // that was killed.
-func (w *slotWriter) keep() error {
+func (w *slotWriter) keepCheckpoint() error {
 	if err := w.sync(); err != nil {
 		return err
 	}
@@ -271,7 +271,7 @@ func (w *slotWriter) park(cause error) error {
 	if cause == nil || w.last.Offset <= w.kept {
 		return cause
 	}
-	return errors.Join(cause, w.keep())
+	return errors.Join(cause, w.keepCheckpoint())
 }
 
 func (w *slotWriter) sync() error {
@@ -296,10 +296,10 @@ func (w *slotWriter) takeHead(src io.Reader) error {
 	return nil
 }
 
-// holds tells whether the image whose head was taken and whose SHA-256 is sum is in the slot
+// alreadyInstalled tells whether the image whose head was taken and whose SHA-256 is sum is in the slot
 // already, durably. The slot is read as a whole only if it starts with that head, where file
 // systems say when they were made and what is free in them.
-func (w *slotWriter) holds(ctx context.Context, sum [sha256.Size]byte) (bool, error) {
+func (w *slotWriter) alreadyInstalled(ctx context.Context, sum [sha256.Size]byte) (bool, error) {
 	if w.sequential || w.opt.writeAll || w.opt.noReadBack {
 		return false, nil
 	}
@@ -317,9 +317,9 @@ func (w *slotWriter) holds(ctx context.Context, sum [sha256.Size]byte) (bool, er
 	return err == nil && [sha256.Size]byte(back.sha.Sum(nil)) == sum, nil
 }
 
-// spoil zeroes the head of the slot, durably, before any other byte of it changes and
+// invalidate zeroes the head of the slot, durably, before any other byte of it changes and
 // again when what was written turns out wrong.
-func (w *slotWriter) spoil() error {
+func (w *slotWriter) invalidate() error {
 	if w.sequential {
 		return nil
 	}
@@ -333,10 +333,10 @@ func (w *slotWriter) spoil() error {
 // gives it.
 func (w *slotWriter) sum() [sha256.Size]byte { return [sha256.Size]byte(w.in.sha.Sum(nil)) }
 
-// prove reads the whole image back past the page cache: what counts is what the medium gives,
+// verifyReadback reads the whole image back past the page cache: what counts is what the medium gives,
 // not what was sent to it. The head is not there yet and counts as what it will be. A CRC-32C
 // tells whether it is the same, as what came in is known by its SHA-256.
-func (w *slotWriter) prove(ctx context.Context) error {
+func (w *slotWriter) verifyReadback(ctx context.Context) error {
 	// What is in the page cache or in the cache of the device is not on the medium. After a failure
 	// it must not be started over: the cache would have what the medium lacks.
 	if err := w.sync(); err != nil {
@@ -371,10 +371,10 @@ func (w *slotWriter) finish() error {
 	}
 	back := alignedBuffer(len(w.head))
 	if n, err := w.dst.ReadAt(back, 0); n < len(back) {
-		return errors.Join(fmt.Errorf("reading slot %s back at 0: %w", w.name, noEOF(err)), w.spoil())
+		return errors.Join(fmt.Errorf("reading slot %s back at 0: %w", w.name, noEOF(err)), w.invalidate())
 	}
 	if !w.opt.noReadBack && !bytes.Equal(back, w.head) {
-		return errors.Join(fmt.Errorf("slot %s: its first %d bytes read back differently from what was written: the storage is failing", w.name, len(back)), w.spoil())
+		return errors.Join(fmt.Errorf("slot %s: its first %d bytes read back differently from what was written: the storage is failing", w.name, len(back)), w.invalidate())
 	}
 	return nil
 }
@@ -433,9 +433,9 @@ func (w *slotWriter) hashSlot(ctx context.Context, h io.Writer, off, end int64) 
 	return failed
 }
 
-// proveStart checks that the slot still holds the image up to the checkpoint. That tells
+// verifyPrefix checks that the slot still holds the image up to the checkpoint. That tells
 // accidents; what tells all is the SHA-256 of the whole at the end.
-func (w *slotWriter) proveStart(ctx context.Context, c *checkpoint) error {
+func (w *slotWriter) verifyPrefix(ctx context.Context, c *checkpoint) error {
 	if err := w.hashSlot(ctx, &w.in, int64(len(w.head)), c.Offset); err != nil {
 		return err
 	}

@@ -30,13 +30,13 @@ func newWriter(dst storage, img []byte, opt writeOptions) *slotWriter {
 
 // flash does with a writer what an install does.
 func (w *slotWriter) flash(ctx context.Context, src io.Reader) error {
-	if err := errors.Join(w.takeHead(src), w.spoil()); err != nil {
+	if err := errors.Join(w.takeHead(src), w.invalidate()); err != nil {
 		return err
 	}
-	if err := w.write(ctx, src, int64(len(w.head))); err != nil {
+	if err := w.writeBody(ctx, src, int64(len(w.head))); err != nil {
 		return err
 	}
-	if err := w.prove(ctx); err != nil {
+	if err := w.verifyReadback(ctx); err != nil {
 		return err
 	}
 	return w.finish()
@@ -96,19 +96,19 @@ func TestWriterProof(t *testing.T) {
 	d := &memDisk{data: bytes.Clone(img)}
 	d.data[4*16384] ^= 1
 	w, src := newWriter(d, img, smallOptions), bytes.NewReader(img)
-	if err := errors.Join(w.takeHead(src), w.spoil(), w.write(t.Context(), src, 4096)); err != nil {
+	if err := errors.Join(w.takeHead(src), w.invalidate(), w.writeBody(t.Context(), src, 4096)); err != nil {
 		t.Fatal(err)
 	}
-	if err, sum := w.prove(t.Context()), w.sum(); err != nil || sum != sha256.Sum256(img) {
+	if err, sum := w.verifyReadback(t.Context()), w.sum(); err != nil || sum != sha256.Sum256(img) {
 		t.Errorf("got %x, %v, want %x", sum, err, sha256.Sum256(img))
 	}
 	d.data[2*16384] ^= 1
 	var target *targetError
-	if err := w.prove(t.Context()); err == nil || errors.As(err, &target) {
+	if err := w.verifyReadback(t.Context()); err == nil || errors.As(err, &target) {
 		t.Errorf("a block that has changed behind the comparison: %v", err)
 	}
 	d.syncErr = syscall.EIO
-	if err := w.prove(t.Context()); !errors.As(err, &target) {
+	if err := w.verifyReadback(t.Context()); !errors.As(err, &target) {
 		t.Errorf("a sync that fails: got %v, after which no other attempt may be made", err)
 	}
 }
@@ -156,7 +156,7 @@ func TestWriterHolds(t *testing.T) {
 			if err := w.takeHead(bytes.NewReader(img)); err != nil {
 				t.Fatal(err)
 			}
-			got, err := w.holds(t.Context(), sum)
+			got, err := w.alreadyInstalled(t.Context(), sum)
 			if got != c.want || r.far > 0 != c.reads || !errors.Is(err, c.err) {
 				t.Errorf("got %v, %v, read up to %d; want %v, %v, all read: %v", got, err, r.far, c.want, c.err, c.reads)
 			}
@@ -426,7 +426,7 @@ func TestReadBackEndsEarly(t *testing.T) {
 	if err := os.Truncate(path, 39999); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.prove(t.Context()); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := w.verifyReadback(t.Context()); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("got %v, want %v", err, io.ErrUnexpectedEOF)
 	}
 }
@@ -518,7 +518,7 @@ func TestReadBackPastPageCache(t *testing.T) {
 	if _, err := through.ReadAt(cached, 300001); err != nil || cached[0] != img[300001] {
 		t.Skip("the loop device does not cache: nothing to be fooled by")
 	}
-	if err := w.prove(t.Context()); err == nil {
+	if err := w.verifyReadback(t.Context()); err == nil {
 		t.Error("the read-back believed the page cache")
 	}
 	if err := readUncached(through, cached, 300001); err != nil || cached[0] != 0 {
@@ -568,7 +568,7 @@ func TestWriterBeyond4GiB(t *testing.T) {
 			t.Errorf("total %d, want %d", total, size)
 		}
 	}
-	if err := w.write(t.Context(), bytes.NewReader(img), start); err != nil {
+	if err := w.writeBody(t.Context(), bytes.NewReader(img), start); err != nil {
 		t.Fatal(err)
 	}
 	if last != size || !bytes.Equal(d.data, img) {
@@ -612,13 +612,13 @@ func TestWriterCheckpoints(t *testing.T) {
 			t.Errorf("at %d: CRC %08x, want %08x", c.Offset, c.Check, want)
 		}
 		again := newWriter(&memDisk{data: append(make([]byte, 4096), d.data[4096:]...)}, img, opt)
-		if err := errors.Join(again.takeHead(bytes.NewReader(img)), again.proveStart(t.Context(), &c)); err != nil {
+		if err := errors.Join(again.takeHead(bytes.NewReader(img)), again.verifyPrefix(t.Context(), &c)); err != nil {
 			t.Fatal(err)
 		}
-		if err := again.write(t.Context(), bytes.NewReader(img[c.Offset:]), c.Offset); err != nil {
+		if err := again.writeBody(t.Context(), bytes.NewReader(img[c.Offset:]), c.Offset); err != nil {
 			t.Fatal(err)
 		}
-		if err, sum := again.prove(t.Context()), again.sum(); err != nil || sum != sha256.Sum256(img) {
+		if err, sum := again.verifyReadback(t.Context()), again.sum(); err != nil || sum != sha256.Sum256(img) {
 			t.Errorf("from %d: %x, %v", c.Offset, sum, err)
 		}
 	}

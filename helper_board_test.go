@@ -121,7 +121,7 @@ func (b *imageBoard) do(t testing.TB, in string, words ...string) (code int, out
 	t.Helper()
 	b.surroundings(t)
 	var o, e bytes.Buffer
-	code = run(context.Background(), b.args(t, words...), strings.NewReader(in), &o, &e)
+	code = runProgram(context.Background(), b.args(t, words...), strings.NewReader(in), &o, &e)
 	return code, o.String(), e.String()
 }
 

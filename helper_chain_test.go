@@ -220,7 +220,7 @@ func (m mortal) download(ctx context.Context, a *artifact) error {
 
 func (m mortal) call(ctx context.Context, state string) error {
 	if h, ok := m.payloadHandler.(moduleHandler); ok && state == "Cleanup" && m.d.kills[state] > 0 {
-		h.run(ctx, h.child(state)) // but its tree is still there
+		h.runProgram(ctx, h.child(state)) // but its tree is still there
 		m.d.die(state)
 	}
 	m.d.mayStop(state)

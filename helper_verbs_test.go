@@ -46,7 +46,7 @@ func newVerbBoard(t *testing.T) *verbBoard {
 func (b *verbBoard) call(ctx context.Context, words ...string) (code int, out, log string) {
 	b.t.Helper()
 	var stdout, stderr bytes.Buffer
-	code = run(ctx, append([]string{"mendlet", "-b", b.dir + "/none"}, words...), strings.NewReader("secret\n"), &stdout, &stderr)
+	code = runProgram(ctx, append([]string{"mendlet", "-b", b.dir + "/none"}, words...), strings.NewReader("secret\n"), &stdout, &stderr)
 	b.t.Logf("%s: exit code %d\n%s%s", strings.Join(words, " "), code, stdout.String(), stderr.String())
 	return code, stdout.String(), stderr.String()
 }

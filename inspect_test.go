@@ -170,7 +170,7 @@ func TestEnvVerb(t *testing.T) {
 	fw := func(args ...string) (int, string) {
 		var out, errs bytes.Buffer
 		t.Setenv("MENDER_CONF_DIR", b.dir)
-		code := run(t.Context(), args, strings.NewReader(""), &out, &errs)
+		code := runProgram(t.Context(), args, strings.NewReader(""), &out, &errs)
 		return code, out.String()
 	}
 	if code, _ := fw("/sbin/fw_setenv", "-c", cfg, "three", "a", "b"); code != 0 {

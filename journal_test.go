@@ -555,10 +555,10 @@ func TestJournalWear(t *testing.T) {
 		rec.Update.Checkpoint = &c
 		return j.save(rec)
 	}
-	if err := errors.Join(s.takeHead(zeros{}), s.spoil()); err != nil {
+	if err := errors.Join(s.takeHead(zeros{}), s.invalidate()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.write(context.Background(), io.LimitReader(zeros{}, size-headSize), headSize); err != nil {
+	if err := s.writeBody(context.Background(), io.LimitReader(zeros{}, size-headSize), headSize); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%d bytes in %d saves for each GiB installed", st.written, st.saves)

@@ -144,11 +144,11 @@ func main() {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(runProgram(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run is the whole program but for what belongs to the process: it returns the exit code.
-func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
+// runProgram is the whole program but for what belongs to the process: it returns the exit code.
+func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
 	lg := newLogger(errw)
 	o := newOptions()
 	if name := filepath.Base(args[0]); name == "fw_printenv" || name == "fw_setenv" {

@@ -111,7 +111,7 @@ func TestOtherNames(t *testing.T) {
 		var out, errs bytes.Buffer
 		args := b.args(t, "show-artifact")
 		args[0] = name
-		if code := run(t.Context(), args, nil, &out, &errs); code != 0 || out.String() != "unknown\n" || errs.Len() > 0 {
+		if code := runProgram(t.Context(), args, nil, &out, &errs); code != 0 || out.String() != "unknown\n" || errs.Len() > 0 {
 			t.Errorf("%s: exit %d, %q, %q", name, code, &out, &errs)
 		}
 	}

@@ -71,12 +71,12 @@ func netVerbs() []verb {
 
 // session is the business with the server: of one run, or of all rounds of a daemon.
 type session struct {
-	a    *app
-	hc   *http.Client
-	api  *apiClient  // nil until ready
-	dep  *deployment // as offered in this run
-	log  *deployLog
-	kick func() // there was progress
+	a        *app
+	hc       *http.Client
+	api      *apiClient  // nil until ready
+	dep      *deployment // as offered in this run
+	log      *deployLog
+	progress func() // there was progress
 }
 
 // buildMoment is when this program was built, the zero time if that is not known.
@@ -138,7 +138,7 @@ func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, off int6
 	return d, sourceID{Name: d.URLKey, Size: d.Size, Tag: cmp.Or(d.ETag, d.LastModified)}, nil
 }
 
-func newSession(a *app) *session { return &session{a: a, kick: func() {}} }
+func newSession(a *app) *session { return &session{a: a, progress: func() {}} }
 
 // ready makes what it takes to talk to the server. An update that has broken that, such as
 // a configuration without a server, counts as one that cannot reach it any more.
@@ -214,16 +214,16 @@ func (s *session) timedRound(outer context.Context, poll bool) error {
 	defer stop(nil)
 	watch := time.AfterFunc(a.o.net.deadline, func() { stop(errDeadline) })
 	defer watch.Stop()
-	s.kick = func() { watch.Reset(a.o.net.deadline) }
+	s.progress = func() { watch.Reset(a.o.net.deadline) }
 	a.rec.net().NextTry = time.Time{} // this is the next try; whatever it saves says so
 	last := a.rec.Last
 	err := s.round(ctx, poll)
-	return s.settleAccounts(outer, err, a.rec.Last != last)
+	return s.scheduleRetry(outer, err, a.rec.Last != last)
 }
 
-// settleAccounts journals when the next try may be made after a failure between us and the
+// scheduleRetry journals when the next try may be made after a failure between us and the
 // server. ended: the failure is that of a deployment, which has had its verdict.
-func (s *session) settleAccounts(outer context.Context, err error, ended bool) error {
+func (s *session) scheduleRetry(outer context.Context, err error, ended bool) error {
 	n := s.a.rec.net()
 	if s.api != nil {
 		n.V1Only = s.api.v1Only
@@ -280,14 +280,14 @@ func (s *session) round(ctx context.Context, poll bool) error {
 		if !u.Managed {
 			return withHint(fmt.Errorf("a standalone update, %q, is in progress", u.Artifact), "end it with 'mendlet commit' or 'mendlet rollback'")
 		}
-		return s.afterwards(ctx, s.resume(ctx))
+		return s.refreshInventory(ctx, s.resume(ctx))
 	}
 	if err := s.ready(); err != nil {
 		return err
 	}
 	sc := newScripts(a.c, a.lg)
 	for _, action := range []string{"Enter", "Leave"} {
-		if err := sc.run(ctx, "Idle", action); err != nil {
+		if err := sc.runState(ctx, "Idle", action); err != nil {
 			a.lg.warnf("%v", err)
 		}
 	}
@@ -295,11 +295,11 @@ func (s *session) round(ctx context.Context, poll bool) error {
 	if err != nil || dep == nil {
 		return err
 	}
-	return s.afterwards(ctx, s.deploy(ctx, dep, body))
+	return s.refreshInventory(ctx, s.deploy(ctx, dep, body))
 }
 
-// afterwards tells the server what the device is now, if a deployment has just ended.
-func (s *session) afterwards(ctx context.Context, err error) error {
+// refreshInventory tells the server what the device is now, if a deployment has just ended.
+func (s *session) refreshInventory(ctx context.Context, err error) error {
 	if s.a.rec.Update == nil {
 		if ierr := s.inventory(ctx, true); ierr != nil {
 			s.a.lg.warnf("%v", ierr)
@@ -312,15 +312,15 @@ func (s *session) afterwards(ctx context.Context, err error) error {
 func (s *session) sync(ctx context.Context, sc *scripts, poll bool) (*deployment, []byte, error) {
 	var dep *deployment
 	var body []byte
-	err := sc.run(ctx, "Sync", "Enter")
+	err := sc.runState(ctx, "Sync", "Enter")
 	if err == nil {
 		dep, body, err = s.exchange(ctx, poll)
 	}
 	if err == nil {
-		err = sc.run(ctx, "Sync", "Leave")
+		err = sc.runState(ctx, "Sync", "Leave")
 	}
 	if err != nil {
-		if serr := sc.run(ctx, "Sync", "Error"); serr != nil {
+		if serr := sc.runState(ctx, "Sync", "Error"); serr != nil {
 			s.a.lg.warnf("%v", serr)
 		}
 		return nil, nil, err
@@ -329,7 +329,7 @@ func (s *session) sync(ctx context.Context, sc *scripts, poll bool) (*deployment
 }
 
 func (s *session) exchange(ctx context.Context, poll bool) (*deployment, []byte, error) {
-	if err := s.overdue(ctx); err != nil {
+	if err := s.sendPending(ctx); err != nil {
 		return nil, nil, err
 	}
 	if err := s.inventory(ctx, false); err != nil || !poll {
@@ -369,7 +369,7 @@ func (s *session) deploy(ctx context.Context, dep *deployment, body []byte) erro
 	a := s.a
 	if v := a.rec.Last; v != nil && v.ID == dep.ID {
 		a.lg.infof("deployment %q has ended as %s already: telling the server again", dep.ID, v.Result)
-		return s.report(ctx, v)
+		return s.sendVerdict(ctx, v)
 	}
 	a.lg.infof("deployment %q: artifact %q", dep.ID, dep.ArtifactName)
 	s.dep = dep
@@ -395,14 +395,14 @@ func (s *session) resume(ctx context.Context) error {
 }
 
 func (s *session) newFlow(ctx context.Context) (*flow, error) {
-	s.a.src = &source{name: s.a.rec.Update.ID, open: s.open}
+	s.a.src = &source{name: s.a.rec.Update.ID, open: s.openDeployed}
 	f, err := s.a.newFlow()
 	if err != nil {
 		return nil, err
 	}
 	f.stopBefore, f.mode = nil, managedMode
 	f.fetch = s.fetch
-	f.reportStatus, f.checkServer, f.reportVerdict = s.reportStatus, s.checkServer, s.finish
+	f.reportStatus, f.checkServer, f.reportVerdict = s.reportStatus, s.checkServer, s.reportVerdict
 	f.beforeReboot = func() {
 		if s.log != nil {
 			s.log.sync()
@@ -410,8 +410,8 @@ func (s *session) newFlow(ctx context.Context) (*flow, error) {
 	}
 	// A flow shields its steps from signals, but one that waits to go down must heed them.
 	f.reboot = func(context.Context) error { return rebootMachine(ctx, s.a) }
-	if s.a.restart != nil {
-		f.reboot = s.a.restart
+	if s.a.rebootHook != nil {
+		f.reboot = s.a.rebootHook
 	}
 	s.openLog()
 	return f, nil
@@ -458,9 +458,9 @@ func (s *session) fetch(ctx context.Context) (*artifact, error) {
 	return art, nil
 }
 
-// open is the source of the deployment's artifact. After a pause the server is asked again,
+// openDeployed is the source of the deployment's artifact. After a pause the server is asked again,
 // in the very words of the first time, for a link that is still good.
-func (s *session) open(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+func (s *session) openDeployed(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
 	if s.dep == nil {
 		if err := s.refresh(ctx); err != nil {
 			return nil, sourceID{}, err
@@ -474,7 +474,7 @@ func (s *session) open(ctx context.Context, off int64, want sourceID) (io.ReadCl
 	if err != nil {
 		return nil, id, err
 	}
-	return &kickReader{d, s.kick, &s.a.fetched}, id, nil
+	return &progressReader{d, s.progress, &s.a.fetched}, id, nil
 }
 
 // refresh asks for the deployment again; another one, or none, means that ours has ended.
@@ -494,14 +494,14 @@ func (s *session) refresh(ctx context.Context) error {
 	return nil
 }
 
-// kickReader tells the watchdog that bytes come in.
-type kickReader struct {
+// progressReader tells the watchdog that bytes come in.
+type progressReader struct {
 	io.ReadCloser
 	kick    func()
 	fetched *atomic.Int64
 }
 
-func (k *kickReader) Read(p []byte) (int, error) {
+func (k *progressReader) Read(p []byte) (int, error) {
 	n, err := k.ReadCloser.Read(p)
 	if k.fetched.Add(int64(n)); n > 0 {
 		k.kick()
@@ -517,10 +517,10 @@ func (s *session) reportStatus(ctx context.Context, status string) error {
 	return s.api.status(ctx, s.a.rec.Update.ID, status, "")
 }
 
-// bounded counts the tries of something that must succeed in the end, over all runs, and
+// countTries counts the tries of something that must succeed in the end, over all runs, and
 // turns the last failure into a final one. An abort is final at once, and so is what the
 // server finds too large; a run that is told to end has not tried.
-func (s *session) bounded(ctx context.Context, err error) error {
+func (s *session) countTries(ctx context.Context, err error) error {
 	u := s.a.rec.Update
 	switch {
 	case err == nil:
@@ -549,22 +549,22 @@ func (s *session) checkServer(ctx context.Context) error {
 	if err == nil {
 		err = s.reportStatus(ctx, "installing")
 	}
-	return s.bounded(ctx, err)
+	return s.countTries(ctx, err)
 }
 
-// finish reports the verdict of the update in progress. When that is given up, so that the
+// reportVerdict reports the verdict of the update in progress. When that is given up, so that the
 // device can have other updates, it stays on the list of what the server is owed.
-func (s *session) finish(ctx context.Context, _ bool) error {
+func (s *session) reportVerdict(ctx context.Context, _ bool) error {
 	v := s.a.rec.Last
-	err := s.bounded(ctx, s.report(ctx, v))
+	err := s.countTries(ctx, s.sendVerdict(ctx, v))
 	if err != nil && exitCode(err) != exitTempFail {
 		s.a.rec.net().Untold = v
 	}
 	return err
 }
 
-// report tells the server how a deployment ended and, for a failure, sends its log.
-func (s *session) report(ctx context.Context, v *verdict) error {
+// sendVerdict tells the server how a deployment ended and, for a failure, sends its log.
+func (s *session) sendVerdict(ctx context.Context, v *verdict) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
@@ -591,14 +591,14 @@ func (s *session) report(ctx context.Context, v *verdict) error {
 	return err
 }
 
-// overdue tells the server a verdict that could not be told in its time: before the next
+// sendPending tells the server a verdict that could not be told in its time: before the next
 // question, whose other provides would make the server end that deployment as it sees fit.
-func (s *session) overdue(ctx context.Context) error {
+func (s *session) sendPending(ctx context.Context) error {
 	n := s.a.rec.net()
 	if n.Untold == nil {
 		return nil
 	}
-	if err := s.report(ctx, n.Untold); err != nil {
+	if err := s.sendVerdict(ctx, n.Untold); err != nil {
 		if httpStatus(err) == 0 || httpStatus(err) == http.StatusUnauthorized {
 			return err
 		}

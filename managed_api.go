@@ -201,10 +201,10 @@ func serverWords(body []byte) string {
 	return e.Error[:min(len(e.Error), 300)]
 }
 
-// call makes a request with the token, which it gets if there is none. A token that is not
+// request makes a request with the token, which it gets if there is none. A token that is not
 // good any more (401) is replaced once, and so is a server that is not there any more if
 // there are others.
-func (a *apiClient) call(ctx context.Context, method, path string, body []byte) (*apiAnswer, error) {
+func (a *apiClient) request(ctx context.Context, method, path string, body []byte) (*apiAnswer, error) {
 	for try := 0; ; try++ {
 		if a.token == "" {
 			if err := a.authenticate(ctx); err != nil {
@@ -229,7 +229,7 @@ func (a *apiClient) call(ctx context.Context, method, path string, body []byte) 
 
 // expect is call for requests of which only success matters.
 func (a *apiClient) expect(ctx context.Context, method, path string, body []byte) error {
-	ans, err := a.call(ctx, method, path, body)
+	ans, err := a.request(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
@@ -273,16 +273,16 @@ func (a *apiClient) nextDeployment(ctx context.Context, body []byte) (*deploymen
 		}
 	}
 	if a.v1Only != a.base {
-		ans, err := a.call(ctx, http.MethodPost, apiNextV2, body)
+		ans, err := a.request(ctx, http.MethodPost, apiNextV2, body)
 		if err != nil || ans.code != http.StatusNotFound {
 			return parseNext(ans, err)
 		}
 		a.v1Only = a.base
 	}
-	ans, err := a.call(ctx, http.MethodPost, apiNextV1, v2.Provides)
+	ans, err := a.request(ctx, http.MethodPost, apiNextV1, v2.Provides)
 	if err == nil && (ans.code == http.StatusNotFound || ans.code == http.StatusMethodNotAllowed) {
 		query := "?artifact_name=" + url.QueryEscape(provides.Name) + "&device_type=" + url.QueryEscape(provides.Type)
-		ans, err = a.call(ctx, http.MethodGet, apiNextV1+query, nil)
+		ans, err = a.request(ctx, http.MethodGet, apiNextV1+query, nil)
 	}
 	return parseNext(ans, err)
 }

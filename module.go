@@ -222,15 +222,15 @@ func (m *module) resumable() bool { return false }
 func (m *module) call(ctx context.Context, state string) error {
 	m.lg.debugf("update module %q: %s", m.name, state)
 	if state != "Cleanup" {
-		return m.run(ctx, m.child(state))
+		return m.runProgram(ctx, m.child(state))
 	}
 	if !m.hasTree() {
 		return nil
 	}
-	return errors.Join(m.run(ctx, m.child(state)), m.removeTree())
+	return errors.Join(m.runProgram(ctx, m.child(state)), m.removeTree())
 }
 
-func (m *module) run(ctx context.Context, c child) error {
+func (m *module) runProgram(ctx context.Context, c child) error {
 	if !m.hasTree() {
 		return fmt.Errorf("%s: no file tree %q", c.what, m.tree)
 	}
@@ -242,7 +242,7 @@ func (m *module) query(ctx context.Context, state string) (string, error) {
 	a := answer{max: 4 << 10}
 	c := m.child(state)
 	c.answer = &a
-	if err := m.run(ctx, c); err != nil {
+	if err := m.runProgram(ctx, c); err != nil {
 		return "", err
 	}
 	text := strings.TrimSuffix(string(a.text), "\n")
@@ -392,7 +392,7 @@ func (s *streams) feed(ctx context.Context, a *artifact, c child) error {
 // with nothing.
 func (s *streams) serve(a *artifact) error {
 	for {
-		next, err := s.open(s.next())
+		next, err := s.openFifo(s.next())
 		if err != nil {
 			return err
 		}
@@ -436,7 +436,7 @@ func (s *streams) announce(next *os.File, f *payloadFile) error {
 
 // copy writes f to its pipe. On an error the pipe stays open until the module has ended.
 func (s *streams) copy(f *payloadFile) error {
-	pipe, err := s.open(filepath.Join(s.dir(), f.Name))
+	pipe, err := s.openFifo(filepath.Join(s.dir(), f.Name))
 	if err != nil {
 		return err
 	}
@@ -453,11 +453,11 @@ func (s *streams) copy(f *payloadFile) error {
 	return pipe.Close()
 }
 
-// open opens a named pipe for writing as soon as the module has opened it for reading. The
-// open must not block, for the module may end instead; without a reader it fails with ENXIO
+// openFifo opens a named pipe for writing as soon as the module has opened it for reading. The
+// openFifo must not block, for the module may end instead; without a reader it fails with ENXIO
 // (fifo(7)), and there is no event to wait for, hence the repetition. A reader cannot be
-// missed: its open blocks until ours succeeds.
-func (s *streams) open(path string) (*os.File, error) {
+// missed: its openFifo blocks until ours succeeds.
+func (s *streams) openFifo(path string) (*os.File, error) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0)
 		if !errors.Is(err, syscall.ENXIO) {
@@ -538,10 +538,10 @@ func checkScriptVersion(dir string) error {
 	return nil
 }
 
-// run runs the scripts of a state (Idle, Sync, Download, Artifact…) and action (Enter,
+// runState runs the scripts of a state (Idle, Sync, Download, Artifact…) and action (Enter,
 // Leave, Error) in order. The first that fails ends it, except where results do not count:
 // Idle, and Error actions.
-func (s *scripts) run(ctx context.Context, state, action string) error {
+func (s *scripts) runState(ctx context.Context, state, action string) error {
 	if state != "Idle" && action != "Error" {
 		return s.each(state, action, func(path string) error { return s.runOne(ctx, path) })
 	}
@@ -727,14 +727,14 @@ func (l *lineLog) Write(p []byte) (int, error) {
 		part, rest, ended := bytes.Cut(p, []byte("\n"))
 		l.line = append(l.line, part[:min(len(part), maxOutputLine-len(l.line))]...)
 		if ended {
-			l.end()
+			l.logLine()
 		}
 		p = rest
 	}
 	return n, nil
 }
 
-func (l *lineLog) end() {
+func (l *lineLog) logLine() {
 	fits := l.logged <= maxOutput
 	l.logged = min(l.logged+len(l.prefix)+len(l.line)+1, maxOutput+1)
 	if l.logged <= maxOutput {
@@ -748,7 +748,7 @@ func (l *lineLog) end() {
 // flush logs a last line that has no line feed.
 func (l *lineLog) flush() {
 	if len(l.line) > 0 {
-		l.end()
+		l.logLine()
 	}
 }
 

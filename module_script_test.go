@@ -44,7 +44,7 @@ func TestScriptsOrderAndChoice(t *testing.T) {
 	s.lg = &lg.logger
 	var seen []string
 	s.onRun = func(name string) { seen = append(seen, name) }
-	if err := s.run(t.Context(), "Sync", "Enter"); err != nil {
+	if err := s.runState(t.Context(), "Sync", "Enter"); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{"Sync_Enter_05_a", "Sync_Enter_05_b", "Sync_Enter_10"}
@@ -54,14 +54,14 @@ func TestScriptsOrderAndChoice(t *testing.T) {
 	if n := strings.Count(lg.text(), "skipped"); n != 2 {
 		t.Errorf("got %d warnings of what is skipped, want 2:\n%s", n, lg.text())
 	}
-	if err := s.run(t.Context(), "ArtifactInstall", "Enter"); err != nil {
+	if err := s.runState(t.Context(), "ArtifactInstall", "Enter"); err != nil {
 		t.Fatal(err)
 	}
 	if got := traced(); !slices.Equal(got, []string{"ArtifactInstall_Enter_00_artifact"}) {
 		t.Errorf("got %q, want the script of the artifact", got)
 	}
 	s.rootfsDir = filepath.Join(s.rootfsDir, "missing")
-	if err := s.run(t.Context(), "Sync", "Enter"); err != nil {
+	if err := s.runState(t.Context(), "Sync", "Enter"); err != nil {
 		t.Errorf("no directory: %v", err)
 	}
 }
@@ -87,7 +87,7 @@ func TestScriptsFailure(t *testing.T) {
 			putScript(t, dir, c.state+"_"+c.action+"_01", traceScript+"exit 3\n", 0o755)
 			putScript(t, dir, c.state+"_"+c.action+"_02", traceScript+"exit 4\n", 0o755)
 		}
-		run := s.run
+		run := s.runState
 		if c.all {
 			run = s.runAll
 		}
@@ -103,7 +103,7 @@ func TestScriptRetryLater(t *testing.T) {
 	s, traced := scriptRun(t)
 	third := traceScript + "[ $(wc -l <$TRACE) -ge 3 ] || exit 21\n"
 	putScript(t, s.artifactDir, "ArtifactCommit_Enter_01", third, 0o755)
-	if err := s.run(t.Context(), "ArtifactCommit", "Enter"); err != nil {
+	if err := s.runState(t.Context(), "ArtifactCommit", "Enter"); err != nil {
 		t.Error(err)
 	}
 	if got := traced(); len(got) != 3 {
@@ -111,7 +111,7 @@ func TestScriptRetryLater(t *testing.T) {
 	}
 	s.retryInterval, s.retryTimeout = time.Hour, time.Millisecond
 	putScript(t, s.artifactDir, "ArtifactCommit_Leave_01", traceScript+"exit 21\n", 0o755)
-	if err := s.run(t.Context(), "ArtifactCommit", "Leave"); err == nil || len(traced()) != 1 {
+	if err := s.runState(t.Context(), "ArtifactCommit", "Leave"); err == nil || len(traced()) != 1 {
 		t.Errorf("got %v, want an error after one run", err)
 	}
 	// A stop is obeyed at once instead of an hour later, also where errors do not count.
@@ -122,7 +122,7 @@ func TestScriptRetryLater(t *testing.T) {
 	lg := newChildLog()
 	s.lg = &lg.logger
 	lg.onLine = func(string) { cancel() }
-	if err := s.run(ctx, "ArtifactCommit", "Error"); err == nil || len(traced()) > 1 {
+	if err := s.runState(ctx, "ArtifactCommit", "Error"); err == nil || len(traced()) > 1 {
 		t.Errorf("got %v, want an error after at most one run", err)
 	}
 }
@@ -132,7 +132,7 @@ func TestScriptTimeout(t *testing.T) {
 	s, _ := scriptRun(t)
 	s.timeout = 50 * time.Millisecond
 	putScript(t, s.rootfsDir, "Download_Enter_01", "#!/bin/sh\nexec sleep 1000\n", 0o755)
-	if err := s.run(t.Context(), "Download", "Enter"); err == nil || !strings.Contains(err.Error(), "not done after") {
+	if err := s.runState(t.Context(), "Download", "Enter"); err == nil || !strings.Contains(err.Error(), "not done after") {
 		t.Errorf("got %v, want a time-out", err)
 	}
 }
@@ -144,13 +144,13 @@ func TestScriptVersions(t *testing.T) {
 		putScript(t, s.rootfsDir, "version", text, 0o644)
 		putScript(t, s.rootfsDir, "Sync_Enter_01", traceScript, 0o755)
 		putScript(t, s.rootfsDir, "Idle_Enter_01", traceScript, 0o755)
-		if err := s.run(t.Context(), "Sync", "Enter"); (err == nil) != good || (len(traced()) == 1) != good {
+		if err := s.runState(t.Context(), "Sync", "Enter"); (err == nil) != good || (len(traced()) == 1) != good {
 			t.Errorf("version %q: got %v", text, err)
 		}
 		if err := s.checkRootfsVersion(); (err == nil) != good {
 			t.Errorf("version %q before commit: got %v", text, err)
 		}
-		if err := s.run(t.Context(), "Idle", "Enter"); err != nil || (len(traced()) == 1) != good {
+		if err := s.runState(t.Context(), "Idle", "Enter"); err != nil || (len(traced()) == 1) != good {
 			t.Errorf("version %q, idle: got %v", text, err)
 		}
 	}

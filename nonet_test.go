@@ -21,7 +21,7 @@ func TestLeftOutVerbs(t *testing.T) {
 	} {
 		var out, errw bytes.Buffer
 		args := append([]string{"mendlet"}, strings.Fields(words)...)
-		code := run(context.Background(), args, strings.NewReader(""), &out, &errw)
+		code := runProgram(context.Background(), args, strings.NewReader(""), &out, &errw)
 		if code != exitUsage || !strings.Contains(errw.String(), want) {
 			t.Errorf("%s: got exit code %d, %q, want %d, %q", words, code, errw.String(), exitUsage, want)
 		}

@@ -33,8 +33,8 @@ type rootfs struct {
 
 func (r *rootfs) resumable() bool { return true }
 
-// look reads the boot environment and finds the slots.
-func (r *rootfs) look() (bootEnv, map[string]string, *slots, error) {
+// survey reads the boot environment and finds the slots.
+func (r *rootfs) survey() (bootEnv, map[string]string, *slots, error) {
 	env, err := openBootEnv(r.c, r.m.open, r.lg)
 	if err != nil {
 		return nil, nil, nil, err
@@ -64,7 +64,7 @@ func checkBootEnv(vars map[string]string) error {
 }
 
 func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
-	_, vars, s, err := r.look()
+	_, vars, s, err := r.survey()
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ var trimMemory = sync.OnceFunc(debug.FreeOSMemory)
 
 func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	trimMemory()
-	start, err := r.goOn(ctx, w, a)
+	start, err := r.resume(ctx, w, a)
 	if err != nil {
 		return err
 	}
@@ -177,7 +177,7 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 		}
 		start = int64(len(w.head))
 	}
-	if r.again() && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
+	if r.reopenable() && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
 		w.checkpoint, w.mark = r.keepCheckpoint, a.latestRestart
 	}
 	if err := r.stream(ctx, w, a, start); err != nil {
@@ -190,8 +190,8 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	return w.finish()
 }
 
-// again: the artifact can be opened another time.
-func (r *rootfs) again() bool { return r.src != nil && !r.src.once }
+// reopenable: the artifact can be opened another time.
+func (r *rootfs) reopenable() bool { return r.src != nil && !r.src.once }
 
 // begin takes the image's head and makes the slot unbootable; there: all of the image is in the
 // slot already, as after an update that was rolled back and is tried again. Then nothing is
@@ -201,8 +201,8 @@ func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there b
 	if err := w.takeHead(r.file.unhashed()); err != nil {
 		return false, err
 	}
-	if r.again() {
-		if there, err = w.holds(ctx, r.file.Sum); err != nil {
+	if r.reopenable() {
+		if there, err = w.alreadyInstalled(ctx, r.file.Sum); err != nil {
 			return false, err
 		}
 	}
@@ -218,19 +218,19 @@ func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there b
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}
-	return false, w.spoil()
+	return false, w.invalidate()
 }
 
 // stream writes the rest of the image and checks all that came, but leaves the slot without
 // its head.
 func (r *rootfs) stream(ctx context.Context, w *slotWriter, a *artifact, start int64) error {
-	if err := w.write(ctx, r.file.unhashed(), start); err != nil {
+	if err := w.writeBody(ctx, r.file.unhashed(), start); err != nil {
 		return err
 	}
 	if err := r.file.verify(w.sum()); err != nil {
 		return err
 	}
-	if err := w.prove(ctx); err != nil {
+	if err := w.verifyReadback(ctx); err != nil {
 		return err
 	}
 	return onlyFile(a)
@@ -256,7 +256,7 @@ func (r *rootfs) query(ctx context.Context, state string) (string, error) {
 		// Only where another slot than the running one is to boot next; after a rollback
 		// that came before the reboot, or that the bootloader did itself, there is nothing
 		// to reboot for. Where neither runs the boot that follows decides.
-		_, vars, s, err := r.look()
+		_, vars, s, err := r.survey()
 		if err != nil {
 			return "", err
 		}
@@ -287,7 +287,7 @@ func (r *rootfs) call(ctx context.Context, state string) error {
 
 // install makes the bootloader try the new slot, in one write.
 func (r *rootfs) install() error {
-	env, vars, s, err := r.look()
+	env, vars, s, err := r.survey()
 	if err != nil {
 		return err
 	}
@@ -321,7 +321,7 @@ var errNotRebooted = errors.New("the new slot has not been booted yet")
 // verify checks that the new slot is the one that runs and that the bootloader has not
 // fallen back. It returns the environment to change.
 func (r *rootfs) verify() (bootEnv, error) {
-	env, vars, s, err := r.look()
+	env, vars, s, err := r.survey()
 	if err != nil {
 		return nil, err
 	}
@@ -339,7 +339,7 @@ func (r *rootfs) verify() (bootEnv, error) {
 func (r *rootfs) commit() error {
 	// A power cut may have fallen between the change and the journal. It cannot be a
 	// bootloader that fell back: that one also changes mender_boot_part.
-	if _, vars, s, err := r.look(); err == nil && vars[varUpgrade] == "0" && vars[varBootPart] == strconv.Itoa(r.u.To) &&
+	if _, vars, s, err := r.survey(); err == nil && vars[varUpgrade] == "0" && vars[varBootPart] == strconv.Itoa(r.u.To) &&
 		(s.running == nil || s.running.num == r.u.To) {
 		return nil
 	}
@@ -352,7 +352,7 @@ func (r *rootfs) commit() error {
 
 // rollback makes the old slot boot next. The bootloader may have done so already.
 func (r *rootfs) rollback() error {
-	env, vars, s, err := r.look()
+	env, vars, s, err := r.survey()
 	if err != nil {
 		return err
 	}
@@ -366,7 +366,7 @@ func (r *rootfs) rollback() error {
 }
 
 func (r *rootfs) verifyRollback() error {
-	_, vars, s, err := r.look()
+	_, vars, s, err := r.survey()
 	if err != nil {
 		return err
 	}
@@ -376,13 +376,13 @@ func (r *rootfs) verifyRollback() error {
 	return s.agree(vars)
 }
 
-// goOn takes up an interrupted write: it returns the offset in the image to go on from, with
+// resume takes up an interrupted write: it returns the offset in the image to go on from, with
 // w as it was there, or 0 when there is nothing to go on from.
 //
 // What is trusted is little. The artifact is the same one, because its manifest is (the
 // flow drops the checkpoint otherwise); that the slot still holds what was written is
 // checked by hashing it; and at the end the whole image is read back in any case.
-func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, error) {
+func (r *rootfs) resume(ctx context.Context, w *slotWriter, a *artifact) (int64, error) {
 	c := r.u.Checkpoint
 	switch {
 	case c == nil:
@@ -390,7 +390,7 @@ func (r *rootfs) goOn(ctx context.Context, w *slotWriter, a *artifact) (int64, e
 			r.lg.warnf("no place is known where to go on: the artifact is read again from its start, which costs network traffic but no writes")
 		}
 		return 0, nil
-	case !r.again() || w.sequential:
+	case !r.reopenable() || w.sequential:
 		return 0, nil
 	case c.Slot != r.to.path, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0, c.From.Bit > 7:
 		r.lg.warnf("the journal tells of a write of %d bytes to %q, and this one is of %d to slot %s: the install starts over", c.Total, c.Slot, w.size, w.name)
@@ -416,7 +416,7 @@ func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *che
 		return err
 	}
 	r.src.close() // it would only send on while the slot is being hashed
-	if err := w.proveStart(ctx, c); err != nil {
+	if err := w.verifyPrefix(ctx, c); err != nil {
 		return err
 	}
 	var window []byte

@@ -210,7 +210,7 @@ func (f *flow) advance(ctx context.Context, s step) *pause {
 		}
 		s = next(s, r, f.mode)
 	}
-	return f.end()
+	return f.finish()
 }
 
 // run does one step: the server is told, the journal gets it, and then its effects begin.
@@ -396,7 +396,7 @@ func unlessStopped(ctx context.Context, err error) error {
 
 // script runs the scripts of a state's action.
 func (f *flow) script(ctx context.Context, state, action string) error {
-	return f.scripts.run(ctx, state, action)
+	return f.scripts.runState(ctx, state, action)
 }
 
 func (f *flow) errorScripts(ctx context.Context, state string) {
@@ -796,8 +796,8 @@ func (f *flow) report(ctx context.Context) (result, error) {
 	return done, err
 }
 
-// end removes the update from the journal; its verdict stays.
-func (f *flow) end() *pause {
+// finish removes the update from the journal; its verdict stays.
+func (f *flow) finish() *pause {
 	if !f.rec.Update.settled() {
 		f.settle()
 	}

@@ -59,7 +59,7 @@ func TestBeyond4GiB(t *testing.T) {
 	must(t, os.WriteFile(dir+"/device_type", []byte("device_type=dev\n"), 0o644))
 	var said bytes.Buffer
 	args := []string{"mendlet", "-c", dir + "/mender.conf", "-b", dir + "/none", "-d", dir, "--running", "A", "install", "-"}
-	if exit := run(t.Context(), args, bigArtifact(t), io.Discard, &said); exit != exitOK {
+	if exit := runProgram(t.Context(), args, bigArtifact(t), io.Discard, &said); exit != exitOK {
 		t.Fatalf("exit code %d: %s", exit, &said)
 	}
 	f, err := os.Open(dir + "/p3")
