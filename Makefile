@@ -21,7 +21,7 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench test-cross demo bench \
-	bench-peers install install-modules cross nonet size fuzz release reproducible packages rig clean
+	bench-peers corpus install install-modules cross nonet size fuzz release reproducible packages rig clean
 
 all: mendlet
 
@@ -128,6 +128,10 @@ reproducible:
 FUZZTIME ?= 10s
 fuzz:
 	@sh rig/fuzz.sh '$(GO)' $(FUZZTIME)
+
+# What XZ Utils and zstd test their own decoders with, from Debian's source packages.
+corpus:
+	@sh rig/corpus.sh out/corpus
 
 # Debian packages that the tests want; needs root. Tests say what they skip without them.
 packages:

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -56,6 +58,49 @@ func TestLZMA(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// corpus lists the files of other programs' tests that rig/corpus.sh has put aside.
+func corpus(t testing.TB, pattern string) []string {
+	t.Helper()
+	list, err := filepath.Glob("out/corpus/" + pattern)
+	if err != nil || len(list) == 0 {
+		t.Skipf("needs out/corpus/%s: make corpus gets it", pattern)
+	}
+	return list
+}
+
+// The files that XZ Utils tests its decoder with. What is good unpacks to what xz makes of it, what is bad is refused,
+// but for a check that the manifest's SHA-256 stands for; a check that is not known is not looked at.
+func TestXZUtilsFiles(t *testing.T) {
+	needTool(t, "xz")
+	good := 0
+	for _, path := range corpus(t, "xz/*.xz") {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Base(path)
+		for _, n := range []int{1 << 20, 3} {
+			got, err := unxzAll(b, n)
+			switch {
+			case strings.HasPrefix(name, "good-"):
+				if want := piped(t, b, "xz", "-dc"); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("%s: %d bytes, %v; xz gives %d", name, len(got), err, len(want))
+				}
+				good++
+			case name == "unsupported-check.xz", name == "bad-1-check-crc64.xz", name == "bad-1-check-sha256.xz":
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			case err == nil:
+				t.Errorf("%s: accepted", name)
+			}
+		}
+	}
+	if good < 40 {
+		t.Errorf("%d good files, want 20 at least", good/2)
 	}
 }
 

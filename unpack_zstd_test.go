@@ -14,6 +14,7 @@ import (
 	"math/rand"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -197,6 +198,35 @@ func TestZstdFrames(t *testing.T) {
 	}
 	if err != io.ErrUnexpectedEOF {
 		t.Errorf("entered at the end: %v", err)
+	}
+}
+
+// The files that zstd tests itself with: frames that are good, frames that are bad where there are such, and data that
+// once were packed wrongly.
+func TestZstdGoldenFiles(t *testing.T) {
+	needTool(t, "zstd")
+	for _, path := range corpus(t, "zstd/golden-*/*") {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch filepath.Base(filepath.Dir(path)) {
+		case "golden-decompression":
+			want, wantErr := io.ReadAll(libraryZstd(t, b)) // an error for a count of no sequences in two bytes
+			if got, err := unzstdBytes(b); err != nil || wantErr == nil && !bytes.Equal(got, want) {
+				t.Errorf("%s: %d bytes, %v; the library: %d, %v", path, len(got), err, len(want), wantErr)
+			}
+		case "golden-decompression-errors":
+			if _, err := unzstdBytes(b); err == nil {
+				t.Errorf("%s: accepted", path)
+			}
+		case "golden-compression":
+			for _, level := range []string{"-1", "-5", "-19"} {
+				if got, err := unzstdBytes(piped(t, b, "zstd", "-qc", level)); err != nil || !bytes.Equal(got, b) {
+					t.Errorf("%s, %s: %d of %d bytes, %v", path, level, len(got), len(b), err)
+				}
+			}
+		}
 	}
 }
 
