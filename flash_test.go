@@ -25,7 +25,7 @@ import (
 var smallOptions = writeOptions{block: 16384, head: 4096, syncEvery: 2 * 16384}
 
 func newWriter(dst storage, img []byte, opt writeOptions) *slotWriter {
-	return &slotWriter{dst: dst, name: "slot", size: int64(len(img)), opt: opt}
+	return &slotWriter{dst: dst, name: "B", size: int64(len(img)), opt: opt}
 }
 
 // flash does with a writer what an install does.
@@ -295,10 +295,10 @@ func TestWriterDeviceErrors(t *testing.T) {
 				}
 				break
 			}
-			if !errors.Is(err, errno) || !strings.Contains(err.Error(), `"slot"`) {
+			if !errors.Is(err, errno) || !strings.Contains(err.Error(), "slot B") {
 				t.Errorf("operation %d: got %v, want %v", k, err, errno)
 			}
-			if strings.Contains(err.Error(), "write slot") && !strings.Contains(err.Error(), `" at `) {
+			if strings.Contains(err.Error(), "write slot") && !strings.Contains(err.Error(), "slot B at ") {
 				t.Errorf("operation %d: no offset in %v", k, err)
 			}
 		}
@@ -561,7 +561,7 @@ func TestWriterBeyond4GiB(t *testing.T) {
 	const size, start int64 = 5<<30 + 12345, 5<<30 - 2<<20
 	d := &bigDisk{size: size, base: start, data: make([]byte, size-start)}
 	img := testBlocks(int(size - start))
-	w := &slotWriter{dst: d, name: "slot", size: size, opt: defaultWriteOptions()}
+	w := &slotWriter{dst: d, name: "B", size: size, opt: defaultWriteOptions()}
 	var last int64
 	w.opt.progress = func(done, total int64) {
 		if last = done; total != size {
