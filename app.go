@@ -496,6 +496,26 @@ func slips(a, b string) int {
 	return row[len(b)]
 }
 
+// nextStep says what a person does with an update that the journal has; reboot: the machine has to
+// restart before anything else.
+func nextStep(u *update, reboot bool) string {
+	switch {
+	case u.Managed && reboot:
+		return "reboot now, then 'mendlet run'"
+	case u.Managed:
+		return "'mendlet run' goes on with it"
+	case u.Step == stepCommitWait && reboot:
+		return "reboot now, then 'mendlet commit' (or 'mendlet rollback')"
+	case u.Step == stepCommitWait:
+		return "'mendlet commit' keeps it, 'mendlet rollback' goes back"
+	case u.Step == stepDownload && u.Source == "-":
+		return "'mendlet resume' ends it: what came from standard input cannot be read again"
+	case u.Step == stepInstallWait, u.Step == stepDownload:
+		return "'mendlet resume' goes on with it, 'mendlet rollback' ends it"
+	}
+	return "'mendlet resume' goes on with it"
+}
+
 // stopPoints are what --stop-before takes.
 var stopPoints = []step{stepInstall, stepCommit, stepCommitLeave, stepRollback, stepFailure, stepCleanup}
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -25,7 +26,8 @@ type report struct {
 	EnvFrom  string            `json:"boot_environment_from,omitempty"`
 	Problem  string            `json:"problem,omitempty"`
 	Provides map[string]string `json:"provides"`
-	Update   *updateReport     `json:"update"` // null: nothing in progress
+	Update   *updateReport     `json:"update"`         // null: nothing in progress
+	Next     string            `json:"next,omitempty"` // what a person does now, in words
 	Last     *verdict          `json:"last"`
 }
 
@@ -96,11 +98,14 @@ func (a inspector) status() error {
 			r.Update.Done, r.Update.Left = c.Offset, c.Total-c.Offset
 		}
 	}
+	var s *slots
+	var vars map[string]string
 	if a.c.RootfsPartA != "" || a.c.RootfsPartB != "" {
-		if _, _, err := r.lookAround(a.app); err != nil {
+		if s, vars, err = r.lookAround(a.app); err != nil {
 			r.Problem = oneLine(err.Error())
 		}
 	}
+	r.Next = whatNext(rec.Update, s, vars)
 	if a.o.json {
 		return printJSON(a.out, r)
 	}
@@ -108,13 +113,58 @@ func (a inspector) status() error {
 	return nil
 }
 
-func (r *report) print(w io.Writer) {
-	if r.Slots != nil {
-		printf(w, "slots: A %s, B %s; running %s, idle %s\n", r.Slots["A"], r.Slots["B"], r.Running, r.Idle)
+// whatNext says what a person does now, with the update in progress or without one; "" for nothing.
+// s is nil where it is not known which slot runs.
+func whatNext(u *update, s *slots, vars map[string]string) string {
+	if s == nil && u == nil {
+		return ""
+	}
+	if s == nil {
+		return nextStep(u, false)
+	}
+	runs := s.running != nil && strconv.Itoa(s.running.num) == vars[varBootPart]
+	switch {
+	case u == nil && s.running != nil && !runs && s.byNum(vars[varBootPart]) != nil:
+		return fmt.Sprintf("reboot now: slot %s is to boot next", s.byNum(vars[varBootPart]))
+	case u == nil:
+		return ""
+	case u.Type == rootfsImage && u.Step == stepCommitWait && vars[varBootPart] == strconv.Itoa(u.From):
+		return "the bootloader went back to the system from before; " + nextEnd(u)
+	}
+	return nextStep(u, !runs && (u.Step == stepCommitWait || u.Step == stepReboot || u.Step == stepRollbackReboot))
+}
+
+// nextEnd ends an update that the bootloader has reverted.
+func nextEnd(u *update) string {
+	if u.Managed {
+		return "'mendlet run' reports it"
+	}
+	return "'mendlet rollback' ends the update"
+}
+
+// printSlots names slots by letter and device.
+func (r *report) printSlots(w io.Writer) {
+	if r.Slots == nil {
+		return
+	}
+	name := func(letter string) string { return fmt.Sprintf("%s (%s)", letter, r.Slots[letter]) }
+	switch {
+	case r.Running == "":
+		printf(w, "slots: %s, %s; not known which one runs\n", name("A"), name("B"))
+	case r.Idle == "":
+		printf(w, "slots: %s, %s; running %s\n", name("A"), name("B"), r.Running)
+	case r.Running == "none":
+		printf(w, "slots: none runs, idle %s, other %s\n", name(r.Idle), name(map[string]string{"A": "B", "B": "A"}[r.Idle]))
+	default:
+		printf(w, "slots: running %s, idle %s\n", name(r.Running), name(r.Idle))
 	}
 	for _, l := range r.Evidence {
 		printf(w, "  %s\n", l)
 	}
+}
+
+func (r *report) print(w io.Writer) {
+	r.printSlots(w)
 	if r.EnvFrom != "" {
 		printf(w, "boot environment: %s\n", r.EnvFrom)
 		for _, k := range slices.Sorted(maps.Keys(r.Env)) {
@@ -129,12 +179,15 @@ func (r *report) print(w io.Writer) {
 		printf(w, "  %s=%s\n", k, r.Provides[k])
 	}
 	if u := r.Update; u != nil {
-		printf(w, "update in progress: %q, next: %s\n", u.Artifact, string(u.Step))
+		printf(w, "update in progress: %q, in %s\n", u.Artifact, string(u.Step))
 		if u.Done > 0 {
 			printf(w, "  %s downloaded, %s left\n", mega(u.Done), mega(u.Left))
 		}
 	} else {
 		printf(w, "update in progress: none\n")
+	}
+	if r.Next != "" {
+		printf(w, "next: %s\n", r.Next)
 	}
 	if v := r.Last; v != nil {
 		printf(w, "last update: %q %s", v.Artifact, v.Result)
@@ -158,6 +211,7 @@ type planReport struct {
 	SlotSize    int64    `json:"slot_size,omitempty"`
 	EnvChanges  []string `json:"boot_environment_changes,omitempty"`
 	Refused     []string `json:"refused"` // every reason; install would stop at the first
+	Hints       []string `json:"hints"`   // what a person can do about each; "" for nothing
 }
 
 // plan makes every check of install that needs only the header, and changes nothing.
@@ -174,7 +228,7 @@ func (a inspector) plan(ctx context.Context, source string) error {
 		return err
 	}
 	p := &planReport{report: &report{Provides: a.rec.Provides, Last: rec.Last}, Artifact: art.Name, Type: art.PayloadType,
-		Compression: art.Compression, DeviceTypes: art.DeviceTypes, Signature: signatureText(art), Refused: []string{}}
+		Compression: art.Compression, DeviceTypes: art.DeviceTypes, Signature: signatureText(art), Refused: []string{}, Hints: []string{}}
 	var first error
 	no := func(err error) {
 		if err == nil {
@@ -183,9 +237,10 @@ func (a inspector) plan(ctx context.Context, source string) error {
 		if p.Refused = append(p.Refused, oneLine(err.Error())); first == nil {
 			first = err
 		}
+		p.Hints = append(p.Hints, oneLine(hintOf(err)))
 	}
 	if u := rec.Update; u != nil && (u.Managed || u.Step != stepDownload) { // install clears what was cut off downloading
-		no(fmt.Errorf("an update is in progress: %q, in %s", rec.Update.Artifact, rec.Update.Step))
+		no(withHint(fmt.Errorf("an update is in progress: %q, in %s", u.Artifact, u.Step), "'mendlet status' says what is next"))
 	}
 	no(a.checkCompatible(art))
 	switch {
@@ -201,7 +256,7 @@ func (a inspector) plan(ctx context.Context, source string) error {
 		p.print(a.out)
 	}
 	if first != nil {
-		return fmt.Errorf("install would refuse: %w", first)
+		return told(fmt.Errorf("install would refuse: %w", first))
 	}
 	return nil
 }
@@ -252,12 +307,7 @@ func (p *planReport) print(w io.Writer) {
 	printf(w, "artifact: %q, type %s, compression %s\n", p.Artifact, orNone(p.Type), p.Compression)
 	printf(w, "signature: %s\n", p.Signature)
 	printf(w, "for device types: %s\n", strings.Join(p.DeviceTypes, ", "))
-	if p.Slots != nil {
-		printf(w, "slots: A %s, B %s; running %s\n", p.Slots["A"], p.Slots["B"], p.Running)
-	}
-	for _, l := range p.Evidence {
-		printf(w, "  %s\n", l)
-	}
+	p.printSlots(w)
 	if p.Target != "" {
 		printf(w, "would write: slot %s, %d of %d bytes\n", p.Target, p.ImageSize, p.SlotSize)
 	}
@@ -267,8 +317,11 @@ func (p *planReport) print(w io.Writer) {
 			printf(w, "  %s\n", l)
 		}
 	}
-	for _, l := range p.Refused {
+	for i, l := range p.Refused {
 		printf(w, "refused: %s\n", l)
+		if h := p.Hints[i]; h != "" {
+			printf(w, "  hint: %s\n", h)
+		}
 	}
 	if len(p.Refused) == 0 {
 		printf(w, "install would go ahead\n")

@@ -23,7 +23,7 @@ func TestPlan(t *testing.T) {
 	want := fmt.Sprintf(`artifact: "release-2", type "rootfs-image", compression none
 signature: none
 for device types: testboard
-slots: A %[1]s/p2, B %[1]s/p3; running A
+slots: running A (%[1]s/p2), idle B (%[1]s/p3)
   boot environment: mender_boot_part=2 is slot A (%[1]s/p2)
   --running says slot A (%[1]s/p2)
 would write: slot B (%[1]s/p3), 300000 of 1048576 bytes
@@ -84,8 +84,9 @@ func TestPlanRefusedList(t *testing.T) {
 	}
 	b.must(t, exitOK, "install", b.pack(t, "release-2", testBlocks(1000)))
 	out, errs := b.must(t, exitFailed, "plan", b.pack(t, "release-3", testBlocks(1000)))
-	if !strings.Contains(out, "refused: an update is in progress") || !strings.Contains(errs, "install would refuse") {
-		t.Errorf("%q, %q", out, errs)
+	if strings.Count(out, "refused: an update is in progress") != 1 ||
+		!strings.Contains(out, ", in Before_ArtifactCommit_Enter\n  hint: 'mendlet status' says what is next\nrefused: ") || errs != "" {
+		t.Errorf("%q, %q: want the refusal once", out, errs)
 	}
 }
 
@@ -143,7 +144,7 @@ func TestStatusJSON(t *testing.T) {
 	b.reboot(t)
 	b.must(t, exitOK, "commit")
 	out, _ = b.must(t, exitOK, "status")
-	for _, want := range []string{"running B, idle A", "  artifact_name=release-2\n", "update in progress: none\n", `last update: "release-2" committed`} {
+	for _, want := range []string{"slots: running B (" + b.b + "), idle A (" + b.a + ")\n", "  artifact_name=release-2\n", "update in progress: none\n", `last update: "release-2" committed`} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in %s", want, out)
 		}
@@ -181,5 +182,68 @@ func TestEnvVerb(t *testing.T) {
 	}
 	if code, _ := fw("fw_printenv", "-c", cfg, "four"); code != 1 {
 		t.Errorf("fw_printenv of what is not there: exit %d", code)
+	}
+}
+
+// status says in words what to do now, at each point of an update, and never half a line of slots.
+func TestStatusNext(t *testing.T) {
+	b := newImageBoard(t)
+	art := b.pack(t, "release-2", testBlocks(300000))
+	next := func(want string) {
+		t.Helper()
+		out, _ := b.must(t, exitOK, "status")
+		asJSON, _ := b.must(t, exitOK, "status", "--json")
+		var r report
+		must(t, json.Unmarshal([]byte(asJSON), &r))
+		_, got, _ := strings.Cut(out, "\nnext: ")
+		if got, _, _ = strings.Cut(got, "\n"); got != want || r.Next != want {
+			t.Errorf("got %q, %q, want %q; %s", got, r.Next, want, out)
+		}
+	}
+	next("")
+	b.must(t, exitOK, "install", "--stop-before", "ArtifactInstall_Enter", art)
+	next("'mendlet resume' goes on with it, 'mendlet rollback' ends it")
+	b.must(t, exitOK, "resume")
+	next("reboot now, then 'mendlet commit' (or 'mendlet rollback')")
+	b.reboot(t)
+	next("'mendlet commit' keeps it, 'mendlet rollback' goes back")
+	b.must(t, exitOK, "commit", "--stop-before", "Cleanup")
+	next("'mendlet resume' goes on with it")
+	b.must(t, exitOK, "resume")
+	next("")
+	b.must(t, exitOK, "install", b.pack(t, "release-3", testImage(9, 300000)))
+	b.reboot(t)
+	b.must(t, exitOK, "rollback")
+	next("reboot now: slot B (" + b.b + ") is to boot next")
+	b.reboot(t)
+	next("")
+	b.must(t, exitOK, "install", b.pack(t, "release-4", testImage(11, 300000)))
+	b.setEnv(t, map[string]string{varBootPart: "3", varBootPartHex: "3", varBootcount: "2"})
+	next("the bootloader went back to the system from before; 'mendlet rollback' ends the update")
+	b.must(t, exitOK, "rollback")
+
+	b.running = ""
+	out, _ := b.must(t, exitOK, "status") // the machine of the tests has neither slot mounted
+	if !strings.Contains(out, "slots: A ("+b.a+"), B ("+b.b+"); not known which one runs\n") || !strings.Contains(out, "\nproblem: ") {
+		t.Errorf("which slot runs is not known: %s", out)
+	}
+	b.running = "none"
+	if out, _ = b.must(t, exitOK, "status"); !strings.Contains(out, "slots: none runs, idle A ("+b.a+"), other B ("+b.b+")\n") {
+		t.Errorf("no slot runs: %s", out)
+	}
+	for u, want := range map[*update]string{
+		{Managed: true, Type: rootfsImage, Step: stepReboot}:                     "reboot now, then 'mendlet run'",
+		{Managed: true, Type: rootfsImage, Step: stepDownload}:                   "'mendlet run' goes on with it",
+		{Source: "-", Step: stepDownload}:                                        "'mendlet resume' ends it: what came from standard input cannot be read again",
+		{Managed: true, Type: rootfsImage, Step: stepCommitWait, From: 2, To: 3}: "'mendlet run' goes on with it",
+	} {
+		one, two := &slot{letter: "A", num: 2}, &slot{letter: "B", num: 3}
+		s := &slots{a: one, b: two, running: two}
+		if u.Step == stepReboot {
+			s.running = one
+		}
+		if got := whatNext(u, s, map[string]string{varBootPart: "3"}); got != want {
+			t.Errorf("%+v: got %q, want %q", u, got, want)
+		}
 	}
 }

@@ -299,24 +299,6 @@ func (a standalone) adviseNext(f *flow, u *update, p *pause, reboot bool) {
 	}
 }
 
-// nextStep says what a person does with an update that the journal has; reboot: the machine has to
-// restart before anything else.
-func nextStep(u *update, reboot bool) string {
-	switch {
-	case u.Managed:
-		return "'mendlet run' goes on with it"
-	case u.Step == stepCommitWait && reboot:
-		return "reboot now, then 'mendlet commit' (or 'mendlet rollback')"
-	case u.Step == stepCommitWait:
-		return "'mendlet commit' keeps it, 'mendlet rollback' goes back"
-	case u.Step == stepDownload && u.Source == "-":
-		return "'mendlet resume' ends it: what came from standard input cannot be read again"
-	case u.Step == stepInstallWait, u.Step == stepDownload:
-		return "'mendlet resume' goes on with it, 'mendlet rollback' ends it"
-	}
-	return "'mendlet resume' goes on with it"
-}
-
 // showArtifact and showProvides only read; they work while another mendlet runs.
 func (a standalone) showArtifact() error {
 	p, err := a.provides()

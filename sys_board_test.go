@@ -140,7 +140,7 @@ func TestInstallOnLoopDevice(t *testing.T) {
 		t.Helper()
 		for _, verb := range []string{"plan", "install"} {
 			out, errs := b.must(t, exitRefused, verb, art)
-			if !strings.Contains(errs, what) {
+			if !strings.Contains(out+errs, what) { // plan says it on stdout
 				t.Errorf("%s: got %q, %q, want %q", verb, out, errs, what)
 			}
 		}
