@@ -315,13 +315,13 @@ func lasting(source string) string {
 func (a *app) source(name string) *source {
 	switch {
 	case name == "-":
-		return &source{name: name, once: true, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
+		return &source{once: true, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
 			return io.NopCloser(a.in), sourceID{Name: name, Size: -1}, nil
 		}}
 	case isURL(name):
 		return a.urlSource(a, name)
 	}
-	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+	return &source{open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
 		return openFile(name, off, want)
 	}}
 }

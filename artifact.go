@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -110,14 +111,14 @@ func (a *artifact) openManifest() error {
 		return err
 	}
 	a.outer = &tarStream{name: "artifact", r: counter{r: a.in}}
-	version, _, err := a.whole("version", maxVersion)
+	version, err := a.whole("version", maxVersion)
 	if err != nil {
 		return err
 	}
 	if err := checkVersion(version); err != nil {
 		return err
 	}
-	manifest, _, err := a.whole("manifest", maxManifest)
+	manifest, err := a.whole("manifest", maxManifest)
 	if err != nil {
 		return err
 	}
@@ -246,16 +247,15 @@ func (a *artifact) member() (*tar.Header, error) {
 }
 
 // whole reads the next member, which must have that name.
-func (a *artifact) whole(name string, limit int64) ([]byte, *tar.Header, error) {
+func (a *artifact) whole(name string, limit int64) ([]byte, error) {
 	h, err := a.member()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if h.Name != name {
-		return nil, nil, fmt.Errorf("member %q at offset %d: want %q", h.Name, a.in.offset(), name)
+		return nil, fmt.Errorf("member %q at offset %d: want %q", h.Name, a.in.offset(), name)
 	}
-	b, err := a.outer.all(h, limit)
-	return b, h, err
+	return a.outer.all(h, limit)
 }
 
 // expectSum strikes name off the manifest, whose checksum for it must be sum.
@@ -728,13 +728,22 @@ func (a *artifact) resumePayload(p restartPoint, window []byte, r io.Reader, nam
 	return f, nil
 }
 
+// files gives the payload files that are left, each before the next is read. After an error there
+// are no more.
+func (a *artifact) files() iter.Seq2[*payloadFile, error] {
+	return func(yield func(*payloadFile, error) bool) {
+		for {
+			f, err := a.nextFile()
+			if err == io.EOF || !yield(f, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
 // drain reads the artifact to its end, so that all of it is verified.
 func (a *artifact) drain() error {
-	for {
-		f, err := a.nextFile()
-		if err == io.EOF {
-			return nil
-		}
+	for f, err := range a.files() {
 		if err != nil {
 			return err
 		}
@@ -742,6 +751,7 @@ func (a *artifact) drain() error {
 			return err
 		}
 	}
+	return nil
 }
 
 // checkDepends says whether the artifact is for this device. provides is what the device

@@ -739,7 +739,7 @@ func resumeScale() writeOptions {
 
 // countedFile is a source that adds up what is read of it.
 func countedFile(name string, n *atomic.Int64) *source {
-	return &source{name: name, open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+	return &source{open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
 		r, id, err := openFile(name, off, want)
 		return &countedReader{r, n}, id, err
 	}}

@@ -209,7 +209,6 @@ func compressionOf(name, stem string) (kind string, ok bool) {
 
 // source is where an artifact comes from: a file, a URL, a deployment, standard input.
 type source struct {
-	name string
 	// open gives the bytes from off on, and tells what they are of. For off above 0, want
 	// is what the first bytes were of; errChanged: it is not that any more. Standard input
 	// can be opened once, at 0.

@@ -394,11 +394,7 @@ func showCommand(a *artifact, asJSON bool, w io.Writer) error {
 		s.Scripts = append(s.Scripts, f.Name)
 	}
 	buf := make([]byte, 256<<10)
-	for {
-		f, err := a.nextFile()
-		if err == io.EOF {
-			break
-		}
+	for f, err := range a.files() {
 		if err != nil {
 			return err
 		}

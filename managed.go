@@ -109,7 +109,7 @@ func newClient(a *app) (*http.Client, error) {
 
 // urlSource is install's way to the network: without authentication.
 func urlSource(a *app, url string) *source {
-	return &source{name: url, open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+	return &source{open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
 		hc, err := newClient(a)
 		if err != nil {
 			return nil, sourceID{}, err
@@ -395,7 +395,7 @@ func (s *session) resume(ctx context.Context) error {
 }
 
 func (s *session) newFlow(ctx context.Context) (*flow, error) {
-	s.a.src = &source{name: s.a.rec.Update.ID, open: s.openDeployed}
+	s.a.src = &source{open: s.openDeployed}
 	f, err := s.a.newFlow()
 	if err != nil {
 		return nil, err

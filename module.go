@@ -292,11 +292,7 @@ func (m *module) store(a *artifact) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	for {
-		f, err := a.nextFile()
-		if err == io.EOF {
-			break
-		}
+	for f, err := range a.files() {
 		if err != nil {
 			return err
 		}

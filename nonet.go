@@ -23,7 +23,7 @@ func (n *netFlags) downloadFlags(*flag.FlagSet) {}
 func netVerbs() []verb { return nil }
 
 func urlSource(_ *app, name string) *source {
-	return &source{name: name, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
+	return &source{open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
 		return nil, sourceID{}, withHint(errors.New("this mendlet was built without network support"),
 			"fetch the artifact with another program: wget -O- URL | mendlet install -")
 	}}

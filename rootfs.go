@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -238,12 +237,11 @@ func (r *rootfs) stream(ctx context.Context, w *slotWriter, a *artifact, start i
 
 // onlyFile wants the artifact to end behind the file that was read.
 func onlyFile(a *artifact) error {
-	f, err := a.nextFile()
-	if err == nil {
+	for f, err := range a.files() {
+		if err != nil {
+			return err
+		}
 		return fmt.Errorf("a rootfs-image holds exactly one file, got another: %q", f.Name)
-	}
-	if err != io.EOF {
-		return err
 	}
 	return nil
 }
