@@ -157,11 +157,15 @@ const unknownName = "unknown"
 // artifact, else from the artifact_info file of old clients, else "unknown". The bootstrap
 // file is used once and removed in any case.
 func (a *app) nameDevice() error {
-	path := a.c.paths.in(a.c.paths.ds, "bootstrap.mender")
+	d, err := openDir(a.c.paths.ds)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
 	if a.rec.Provides["artifact_name"] == "" {
-		provides, err := a.readBootstrap(path)
+		provides, err := a.readBootstrap(d)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			a.lg.warnf("bootstrap artifact %q ignored: %v", path, err)
+			a.lg.warnf("bootstrap artifact %q ignored: %v", d.in(bootstrapName), err)
 		}
 		if provides == nil {
 			provides = map[string]string{"artifact_name": a.nameFromInfo()}
@@ -171,16 +175,18 @@ func (a *app) nameDevice() error {
 			return err
 		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := d.remove(bootstrapName); err != nil && !errors.Is(err, os.ErrNotExist) {
 		a.lg.warnf("%v", err)
 	}
 	return nil
 }
 
+const bootstrapName = "bootstrap.mender"
+
 // readBootstrap reads what the bootstrap artifact provides. It is not signed by design: it
 // only says what the image it came with is.
-func (a *app) readBootstrap(path string) (map[string]string, error) {
-	f, err := os.Open(path)
+func (a *app) readBootstrap(ds *dir) (map[string]string, error) {
+	f, err := ds.follow(bootstrapName, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -331,9 +337,12 @@ func (a *app) nameUnsaved() {
 	if a.rec.Provides["artifact_name"] != "" {
 		return
 	}
-	var err error
-	if a.rec.Provides, err = a.readBootstrap(a.c.paths.in(a.c.paths.ds, "bootstrap.mender")); err != nil {
-		a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
+	a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
+	if d, err := openDir(a.c.paths.ds); err == nil {
+		defer d.Close()
+		if provides, err := a.readBootstrap(d); err == nil {
+			a.rec.Provides = provides
+		}
 	}
 }
 
@@ -529,7 +538,7 @@ func (a *app) provides() (map[string]string, error) {
 	if rec.Provides["artifact_name"] != "" {
 		return rec.Provides, nil
 	}
-	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, "bootstrap.mender")); serr == nil && a.openState() == nil {
+	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, bootstrapName)); serr == nil && a.openState() == nil {
 		return a.rec.Provides, nil
 	}
 	return map[string]string{"artifact_name": a.nameFromInfo()}, nil

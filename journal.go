@@ -220,7 +220,12 @@ const journalName = "mendlet.state"
 // It may be a link to a raw partition. A second process gets exit code 75.
 func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 	path := filepath.Join(ds, journalName)
-	st, err := openLocked(path)
+	d, err := makeDir(ds)
+	var st storage
+	if err == nil {
+		defer d.Close()
+		st, err = openLocked(d)
+	}
 	switch {
 	case exitCode(err) == exitTempFail:
 		return nil, nil, err
@@ -236,7 +241,7 @@ func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 	}
 	if damaged != nil {
 		lg.warnf("journal %q is damaged and counts as empty: %v", path, damaged)
-		if err := writeFileDurably(path+".bad", raw, 0o600); err != nil {
+		if err := d.write(journalName+".bad", raw, 0o600); err != nil {
 			lg.warnf("could not keep the damaged journal: %v", err)
 		} else {
 			lg.warnf("the damaged journal is kept as %q", path+".bad")
@@ -252,13 +257,19 @@ func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 // journal is an empty record. A reader may meet a copy that is just being written: then the
 // other one is good, unless two saves ended in between; hence the second look.
 func peekJournal(ds string, lg *logger) (*record, error) {
-	st, err := openStorage(filepath.Join(ds, journalName), openRead)
+	d, err := openDir(ds)
+	var f *os.File
+	if err == nil {
+		defer d.Close()
+		f, err = journalIn(d, os.O_RDONLY)
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return &record{}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
+	st := &device{f: f}
 	defer st.Close()
 	_, rec, damaged, _, err := readJournal(st)
 	if err == nil && damaged != nil {
@@ -272,42 +283,33 @@ func peekJournal(ds string, lg *logger) (*record, error) {
 
 // openLocked opens the journal for this process alone and makes it when it is absent, of full
 // size, so that later saves change neither its length nor its place on the disk.
-func openLocked(path string) (storage, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	f, err := openPlain(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if errors.Is(err, syscall.ELOOP) {
-		f, err = openPartition(path)
-	}
+func openLocked(d *dir) (storage, error) {
+	f, err := journalIn(d, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, err
 	}
-	st, err := lockedJournal(f)
+	st, err := lockedJournal(d, f)
 	if err != nil {
 		f.Close()
 	}
 	return st, err
 }
 
-// openPartition follows a link, which must lead to a block device: one to a file may be a trap.
-func openPartition(link string) (*os.File, error) {
-	f, err := openPlain(link, os.O_RDWR, 0)
+// journalIn opens the journal's file, or the block device that a link in its place leads to: a link to a
+// file may be a trap.
+func journalIn(d *dir, flag int) (*os.File, error) {
+	f, err := d.follow(journalName, flag, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	st, err := f.Stat()
-	if err == nil && st.Mode()&os.ModeDevice == 0 {
-		err = &os.PathError{Op: "open", Path: link, Err: syscall.ELOOP}
-	}
-	if err != nil {
+	if st, err := f.Stat(); err != nil || f.Name() != d.in(journalName) && st.Mode()&os.ModeDevice == 0 {
 		f.Close()
-		return nil, err
+		return nil, errors.Join(err, &os.PathError{Op: "open", Path: d.in(journalName), Err: syscall.ELOOP})
 	}
 	return f, nil
 }
 
-func lockedJournal(f *os.File) (storage, error) {
+func lockedJournal(d *dir, f *os.File) (storage, error) {
 	switch err := flock(context.Background(), f, 0, nil); {
 	case errors.Is(err, errLocked):
 		return nil, tryLater("journal %q: another mendlet is running", f.Name())
@@ -329,7 +331,7 @@ func lockedJournal(f *os.File) (storage, error) {
 		if err := f.Sync(); err != nil { // its length must outlive a power cut before saves rely on it
 			return nil, err
 		}
-		if err := syncDir(filepath.Dir(f.Name())); err != nil {
+		if err := d.sync(); err != nil {
 			return nil, err
 		}
 	}

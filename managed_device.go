@@ -73,11 +73,13 @@ func makeDeviceKey(path string, lg *logger) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	d, err := makeDir(filepath.Dir(path))
+	if err != nil {
 		return nil, fmt.Errorf("device key: %w", err)
 	}
+	defer d.Close()
 	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	if err := writeFileDurably(path, text, 0o600); err != nil {
+	if err := d.write(filepath.Base(path), text, 0o600); err != nil {
 		return nil, fmt.Errorf("device key: %w", err)
 	}
 	lg.infof("made a device key, %q", path)
@@ -85,11 +87,21 @@ func makeDeviceKey(path string, lg *logger) (crypto.Signer, error) {
 }
 
 func loadDeviceKey(path string, passphrase []byte, lg *logger) (crypto.Signer, error) {
-	text, err := os.ReadFile(path)
+	d, err := openDir(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("device key: %w", err)
 	}
-	if st, err := os.Stat(path); err == nil && st.Mode().Perm()&0o077 != 0 {
+	defer d.Close()
+	f, err := d.follow(filepath.Base(path), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("device key: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(f)
+	if err != nil {
+		return nil, fmt.Errorf("device key: %w", err)
+	}
+	if st, err := f.Stat(); err == nil && st.Mode().Perm()&0o077 != 0 {
 		lg.warnf("device key %q has mode %04o: others may read it, want 0600", path, st.Mode().Perm())
 	}
 	key, err := parseDeviceKey(text, passphrase)
@@ -370,8 +382,9 @@ type deployLogEntry struct {
 // update: add keeps quiet about errors.
 type deployLog struct {
 	mu   sync.Mutex
+	dir  *dir
 	f    *os.File
-	path string
+	name string
 	size int64
 }
 
@@ -384,60 +397,89 @@ func validDeploymentID(id string) bool {
 }
 
 // openDeployLog goes on with the deployment's file, or begins it after making room.
-func openDeployLog(dir, id string) (*deployLog, error) {
+func openDeployLog(path, id string) (*deployLog, error) {
 	if !validDeploymentID(id) {
 		return nil, fmt.Errorf("deployment log: got id %.80q, want letters, digits and dashes", id)
 	}
-	path := findDeployLog(dir, id)
-	if path == "" {
-		if err := rotateDeployLogs(dir); err != nil {
-			return nil, fmt.Errorf("deployment log: %w", err)
-		}
-		path = filepath.Join(dir, "deployments.0000."+id+".log")
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND|syscall.O_NOFOLLOW, 0o600)
+	d, err := openDir(path)
 	if err != nil {
 		return nil, fmt.Errorf("deployment log: %w", err)
 	}
-	l := &deployLog{f: f, path: path}
-	if l.size, err = f.Seek(0, io.SeekEnd); err == nil && l.size > 0 {
+	l, err := deployLogIn(d, id)
+	if err != nil {
+		d.Close()
+		return nil, fmt.Errorf("deployment log: %w", err)
+	}
+	return l, nil
+}
+
+func deployLogIn(d *dir, id string) (*deployLog, error) {
+	list, err := deployLogs(d, id)
+	if err != nil {
+		return nil, err
+	}
+	name := "deployments.0000." + id + ".log"
+	if len(list) > 0 {
+		name = list[0]
+	} else if err := rotateDeployLogs(d); err != nil {
+		return nil, err
+	}
+	l := &deployLog{dir: d, name: name}
+	if l.f, err = d.open(name, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
+		return nil, err
+	}
+	if l.size, err = l.f.Seek(0, io.SeekEnd); err == nil && l.size > 0 {
 		// A power cut may have left half a line.
 		last := make([]byte, 1)
-		if _, err := f.ReadAt(last, l.size-1); err == nil && last[0] != '\n' {
+		if _, err := l.f.ReadAt(last, l.size-1); err == nil && last[0] != '\n' {
 			l.write([]byte("\n"))
 		}
 	}
 	return l, nil
 }
 
+// deployLogs are the names of all logs, the newest first; of one deployment's with an id.
+func deployLogs(d *dir, id string) ([]string, error) {
+	names, err := d.names()
+	return slices.DeleteFunc(names, func(name string) bool {
+		rest, ours := strings.CutPrefix(name, "deployments.")
+		number, rest, _ := strings.Cut(rest, ".")
+		got, log := strings.CutSuffix(rest, ".log")
+		digits := strings.Trim(number, "0123456789") == "" && len(number) == 4
+		return !ours || !digits || !log || id != "" && got != id
+	}), err
+}
+
 // findDeployLog returns the path of the deployment's log, "" if there is none.
-func findDeployLog(dir, id string) string {
-	list, _ := filepath.Glob(filepath.Join(dir, "deployments.[0-9][0-9][0-9][0-9]."+id+".log"))
-	if len(list) == 0 {
+func findDeployLog(path, id string) string {
+	d, err := openDir(path)
+	if err != nil {
 		return ""
 	}
-	return list[0]
+	defer d.Close()
+	if list, _ := deployLogs(d, id); len(list) > 0 {
+		return d.in(list[0])
+	}
+	return ""
 }
 
 // rotateDeployLogs renumbers what is there from 0001 in the order of names and removes the
 // oldest: what would be more than keptDeployLogs with the new one, and more where space is short.
-func rotateDeployLogs(dir string) error {
-	list, err := filepath.Glob(filepath.Join(dir, "deployments.[0-9][0-9][0-9][0-9].*.log"))
+func rotateDeployLogs(d *dir) error {
+	list, err := deployLogs(d, "")
 	if err != nil {
 		return err
 	}
-	slices.Sort(list)
-	for len(list) > 0 && (len(list) >= keptDeployLogs || freeBytes(dir) < deployLogFree) {
-		if err := os.Remove(list[len(list)-1]); err != nil {
+	for len(list) > 0 && (len(list) >= keptDeployLogs || freeBytes(d.path) < deployLogFree) {
+		if err := d.remove(list[len(list)-1]); err != nil {
 			return err
 		}
 		list = list[:len(list)-1]
 	}
 	// From the last: the number that a file gets is free by then, or its own.
-	for i := len(list) - 1; i >= 0; i-- {
-		id := filepath.Base(list[i])[len("deployments.0000."):]
-		to := filepath.Join(dir, fmt.Sprintf("deployments.%04d.%s", i+1, id))
-		if err := os.Rename(list[i], to); err != nil {
+	for i, name := range slices.Backward(list) {
+		to := fmt.Sprintf("deployments.%04d.%s", i+1, name[len("deployments.0000."):])
+		if err := d.rename(name, to); err != nil {
 			return err
 		}
 	}
@@ -484,19 +526,28 @@ func (l *deployLog) write(p []byte) {
 // shorten keeps the end of the file. It is not made durable on its own: after a cut there
 // is the old file, the new one, or none, and the update does not depend on it.
 func (l *deployLog) shorten() {
-	text, err := readTail(l.path, deployLogSend)
+	text, err := readTail(l.f, deployLogSend)
 	if err != nil {
 		return
 	}
 	_, text, _ = bytes.Cut(text, []byte("\n"))
 	text = append(logLine(deployLogEntry{logTime(time.Now()), levelNames[levelWarning], noteTooBig}), text...)
-	if os.WriteFile(l.path+".tmp", text, 0o600) != nil || os.Rename(l.path+".tmp", l.path) != nil {
+	tmp := l.name + ".tmp"
+	l.dir.remove(tmp)
+	f, err := l.dir.open(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
+	if err != nil {
 		return
 	}
-	if f, err := os.OpenFile(l.path, os.O_RDWR|os.O_APPEND, 0); err == nil {
-		l.f.Close()
-		l.f, l.size = f, int64(len(text))
+	if _, err = f.Write(text); err == nil {
+		err = l.dir.rename(tmp, l.name)
 	}
+	if err != nil {
+		f.Close()
+		l.dir.remove(tmp)
+		return
+	}
+	l.f.Close()
+	l.f, l.size = f, int64(len(text))
 }
 
 // sync makes the log durable, for before a reboot.
@@ -504,16 +555,12 @@ func (l *deployLog) sync() error { return l.f.Sync() }
 
 func (l *deployLog) close() error {
 	l.f.Sync()
+	l.dir.Close()
 	return l.f.Close()
 }
 
 // readTail reads the last n bytes of a file, or all.
-func readTail(path string, n int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
+func readTail(f *os.File, n int64) ([]byte, error) {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, err
@@ -524,7 +571,7 @@ func readTail(path string, n int64) ([]byte, error) {
 // deployLogBody reads a log into what the server takes: {"messages":[…]}, every entry
 // valid, and no more of them than fit, from the end.
 func deployLogBody(path string) ([]byte, error) {
-	text, err := readTail(path, 2*deployLogMax)
+	text, err := readDeployLog(path)
 	if err != nil {
 		return nil, fmt.Errorf("deployment log: %w", err)
 	}
@@ -561,6 +608,20 @@ func deployLogBody(path string) ([]byte, error) {
 	}
 	slices.Reverse(keep)
 	return append(append([]byte(`{"messages":[`), bytes.Join(keep, []byte(","))...), "]}"...), nil
+}
+
+func readDeployLog(path string) ([]byte, error) {
+	d, err := openDir(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	f, err := d.open(filepath.Base(path), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readTail(f, 2*deployLogMax)
 }
 
 // parseLogLine wants what the server wants: all three, and a timestamp that is one.

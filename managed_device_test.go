@@ -488,6 +488,27 @@ func TestDeployLogSymlink(t *testing.T) {
 	if _, err := os.Stat(target); err == nil {
 		t.Error("its target was made")
 	}
+	// Nor where a log is made shorter, in a directory that was given another name meanwhile.
+	victim, moved := writeTemp(t, "victim", []byte("kept")), dir+".moved"
+	l, err := openDeployLog(dir, "id-2")
+	must(t, err)
+	defer l.close()
+	must(t, os.Symlink(victim, l.dir.in(l.name)+".tmp"))
+	must(t, os.Rename(dir, moved))
+	must(t, os.Symlink(filepath.Dir(victim), dir))
+	l.add(time.Now(), levelInfo, strings.Repeat("x", 1000))
+	l.shorten()
+	l.add(time.Now(), levelInfo, "the end")
+	if got := readText(t, victim); got != "kept" {
+		t.Errorf("the link's target: got %.100q", got)
+	}
+	if list, _ := os.ReadDir(filepath.Dir(victim)); len(list) != 1 {
+		t.Errorf("in the link's directory: got %v", list)
+	}
+	text := readText(t, filepath.Join(moved, l.name))
+	if !strings.Contains(text, noteTooBig) || !strings.Contains(text, "the end") {
+		t.Errorf("got %q", text)
+	}
 }
 
 // Mender 39f4a3d6 and integration test_bad_depl_log: a torn line made the server answer 400
@@ -554,7 +575,7 @@ func TestDeployLogTooBig(t *testing.T) {
 	fill(2 << 20)
 	check := func() {
 		t.Helper()
-		got := readMessages(t, l.path)
+		got := readMessages(t, l.dir.in(l.name))
 		if got[0].Message != noteTooBig || got[0].Level != "warning" {
 			t.Errorf("got first %v", got[0])
 		}

@@ -27,6 +27,7 @@ import (
 type module struct {
 	program string // absolute path
 	name    string // the payload type
+	ds      string // absolute path of the datastore
 	tree    string // absolute path of the file tree
 	timeout time.Duration
 	grace   time.Duration // see child
@@ -57,11 +58,28 @@ func newModule(c *config, payloadType string, lg *logger) (*module, error) {
 	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
 		return nil, refuse("update module %q: got mode %v, want an executable regular file", program, st.Mode())
 	}
-	tree, err := filepath.Abs(c.paths.in(c.paths.ds, "modules", "v3", "payloads", "0000", "tree"))
+	ds, err := filepath.Abs(c.paths.ds)
 	if err != nil {
 		return nil, err
 	}
-	return &module{program: program, name: payloadType, tree: tree, timeout: seconds(c.ModuleTimeoutSeconds), lg: lg}, nil
+	tree := filepath.Join(ds, filepath.Join(treeParents...), treeName)
+	return &module{program: program, name: payloadType, ds: ds, tree: tree,
+		timeout: seconds(c.ModuleTimeoutSeconds), lg: lg}, nil
+}
+
+// treeParents lead from the datastore to the file tree, treeName, as with Mender's own client.
+var treeParents = []string{"modules", "v3", "payloads", "0000"}
+
+const treeName = "tree"
+
+// parent opens the directory that the file tree is in.
+func (m *module) parent(create bool) (*dir, error) {
+	d, err := openDir(m.ds)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.way(create, treeParents...)
 }
 
 // checkFileName refuses a name from an artifact that would not be one entry of the directory
@@ -76,68 +94,96 @@ func checkFileName(name string) error {
 // makeTree makes the module's file tree afresh, durably: the later states need it after a
 // restart, too. The contents are byte for byte those of the C++ client 5.x.
 func (m *module) makeTree(a *artifact, current treeValues) error {
-	if err := m.removeTree(); err != nil {
-		return err
-	}
 	line := func(s string) []byte {
 		if s == "" {
 			return nil
 		}
 		return []byte(s + "\n")
 	}
-	for _, dir := range []string{"header", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(m.tree, dir), 0o700); err != nil {
-			return err
-		}
-	}
-	texts := map[string][]byte{
+	top := map[string][]byte{
 		"version":                line("3"),
 		"current_artifact_name":  line(current.artifactName),
 		"current_artifact_group": line(current.artifactGroup),
 		"current_device_type":    line(current.deviceType),
-		"header/artifact_name":   []byte(a.Name),
-		"header/artifact_group":  []byte(a.Group),
-		"header/payload_type":    []byte(a.PayloadType),
+	}
+	header := map[string][]byte{
+		"artifact_name":  []byte(a.Name),
+		"artifact_group": []byte(a.Group),
+		"payload_type":   []byte(a.PayloadType),
 	}
 	for name, raw := range map[string]json.RawMessage{
-		"header/header-info": a.HeaderInfo, "header/type-info": a.TypeInfo, "header/meta-data": a.MetaData,
-	} {
+		"header-info": a.HeaderInfo, "type-info": a.TypeInfo, "meta-data": a.MetaData} {
 		text, err := compactJSON(raw)
 		if err != nil {
 			return refuse("%s: %w", name, err)
 		}
-		texts[name] = text
+		header[name] = text
 	}
-	for name, text := range texts {
-		if err := copySynced(filepath.Join(m.tree, name), bytes.NewReader(text)); err != nil {
+	d, err := m.parent(true)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.removeAll(treeName); err != nil {
+		return err
+	}
+	if err := putFiles(d, top, treeName); err != nil {
+		return err
+	}
+	if err := putFiles(d, header, treeName, "header"); err != nil {
+		return err
+	}
+	return putFiles(d, nil, treeName, "tmp")
+}
+
+// putFiles makes new files in the directory that the names lead to, durably.
+func putFiles(d *dir, files map[string][]byte, names ...string) error {
+	d, err := d.way(true, names...)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	for name, text := range files {
+		if err := copySynced(d, name, bytes.NewReader(text)); err != nil {
 			return err
 		}
 	}
-	// The names, and the way down to them from the datastore, which may be new as well.
-	dir := filepath.Join(m.tree, "header")
-	for range 7 {
-		if err := syncDir(dir); err != nil {
-			return err
-		}
-		dir = filepath.Dir(dir)
-	}
-	return nil
+	return d.sync()
 }
 
 // removeTree deletes the tree, durably, so that a restart does not find half of it.
 func (m *module) removeTree() error {
-	if !m.hasTree() {
+	d, err := m.parent(false)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err := os.RemoveAll(m.tree); err != nil {
+	if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(m.tree))
+	defer d.Close()
+	if err := d.removeAll(treeName); err != nil {
+		return err
+	}
+	return d.sync()
+}
+
+// openTree opens the file tree; fs.ErrNotExist: there is none.
+func (m *module) openTree() (*dir, error) {
+	d, err := m.parent(false)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.sub(treeName)
 }
 
 func (m *module) hasTree() bool {
-	_, err := os.Lstat(m.tree)
-	return err == nil
+	d, err := m.openTree()
+	if err != nil {
+		return false
+	}
+	d.Close()
+	return true
 }
 
 // compactJSON writes raw without blanks and with keys in alphabetical order without regard
@@ -270,11 +316,16 @@ func (m *module) download(ctx context.Context, a *artifact) error {
 	if sizes == "Yes" {
 		state = "DownloadWithFileSizes"
 	}
-	s := &streams{tree: m.tree, sizes: sizes == "Yes"}
+	tree, err := m.openTree()
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	s := &streams{tree: tree, sizes: sizes == "Yes"}
+	defer s.remove()
 	if err := s.make(); err != nil {
 		return err
 	}
-	defer s.remove()
 	err = s.feed(ctx, a, m.child(state))
 	switch {
 	case err != nil || s.finished:
@@ -283,15 +334,23 @@ func (m *module) download(ctx context.Context, a *artifact) error {
 		return fmt.Errorf("update module %q, %s: started downloading, but did not finish", m.name, state)
 	}
 	s.remove()
-	return m.store(a)
+	return store(tree, a)
 }
 
-// store puts the payload under files/, for modules that do not stream.
-func (m *module) store(a *artifact) error {
-	dir := filepath.Join(m.tree, "files")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+// store puts the payload under files/, for modules that do not stream. The files are there for all
+// later states, so after a power cut as well.
+func store(tree *dir, a *artifact) error {
+	if err := tree.mkdir("files"); err != nil {
 		return err
 	}
+	if err := tree.sync(); err != nil {
+		return err
+	}
+	d, err := tree.sub("files")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
 	for f, err := range a.files() {
 		if err != nil {
 			return err
@@ -299,16 +358,15 @@ func (m *module) store(a *artifact) error {
 		if err := checkPayloadName(f.Name); err != nil {
 			return err
 		}
-		if err := copySynced(filepath.Join(dir, f.Name), f); err != nil {
+		if err := copySynced(d, f.Name, f); err != nil {
 			return err
 		}
 	}
-	// The files are there for all later states, so after a power cut as well.
-	return errors.Join(syncDir(dir), syncDir(m.tree))
+	return d.sync()
 }
 
-func copySynced(path string, r io.Reader) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+func copySynced(d *dir, name string, r io.Reader) error {
+	f, err := d.open(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -321,7 +379,8 @@ func copySynced(path string, r io.Reader) error {
 
 // streams are the named pipes of one download.
 type streams struct {
-	tree     string
+	tree     *dir
+	pipes    *dir            // streams/ in it
 	sizes    bool            // tell the sizes of files
 	gone     context.Context // done when the module has ended
 	opened   bool            // the module has opened stream-next
@@ -331,26 +390,29 @@ type streams struct {
 
 var errModuleGone = errors.New("the update module has ended")
 
-func (s *streams) next() string { return filepath.Join(s.tree, "stream-next") }
-func (s *streams) dir() string  { return filepath.Join(s.tree, "streams") }
+const (
+	streamNext = "stream-next"
+	streamsDir = "streams"
+)
 
-func (s *streams) make() error {
-	if err := os.Mkdir(s.dir(), 0o700); err != nil {
+func (s *streams) make() (err error) {
+	if err = s.tree.mkdir(streamsDir); err != nil {
 		return err
 	}
-	return mkfifo(s.next())
-}
-
-func (s *streams) remove() {
-	os.Remove(s.next())
-	os.RemoveAll(s.dir())
-}
-
-func mkfifo(path string) error {
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
-		return &os.PathError{Op: "mkfifo", Path: path, Err: err}
+	if s.pipes, err = s.tree.sub(streamsDir); err != nil {
+		return err
 	}
-	return nil
+	return s.tree.mkfifo(streamNext)
+}
+
+// remove may be called again.
+func (s *streams) remove() {
+	s.tree.remove(streamNext)
+	s.tree.removeAll(streamsDir)
+	if s.pipes != nil {
+		s.pipes.Close()
+		s.pipes = nil
+	}
 }
 
 // feed runs the module and serves its pipes. A failure on our side stops the module before
@@ -388,7 +450,7 @@ func (s *streams) feed(ctx context.Context, a *artifact, c child) error {
 // with nothing.
 func (s *streams) serve(a *artifact) error {
 	for {
-		next, err := s.openFifo(s.next())
+		next, err := s.openFifo(s.tree, streamNext)
 		if err != nil {
 			return err
 		}
@@ -417,10 +479,10 @@ func (s *streams) announce(next *os.File, f *payloadFile) error {
 	if err := checkPayloadName(f.Name); err != nil { // again, where it becomes a path (MEN-9056)
 		return err
 	}
-	if err := mkfifo(filepath.Join(s.dir(), f.Name)); err != nil {
+	if err := s.pipes.mkfifo(f.Name); err != nil {
 		return err
 	}
-	line := "streams/" + f.Name
+	line := streamsDir + "/" + f.Name
 	if s.sizes {
 		line = fmt.Sprintf("%s %d", line, f.Size)
 	}
@@ -432,7 +494,7 @@ func (s *streams) announce(next *os.File, f *payloadFile) error {
 
 // copy writes f to its pipe. On an error the pipe stays open until the module has ended.
 func (s *streams) copy(f *payloadFile) error {
-	pipe, err := s.openFifo(filepath.Join(s.dir(), f.Name))
+	pipe, err := s.openFifo(s.pipes, f.Name)
 	if err != nil {
 		return err
 	}
@@ -450,12 +512,12 @@ func (s *streams) copy(f *payloadFile) error {
 }
 
 // openFifo opens a named pipe for writing as soon as the module has opened it for reading. The
-// openFifo must not block, for the module may end instead; without a reader it fails with ENXIO
+// open must not block, for the module may end instead; without a reader it fails with ENXIO
 // (fifo(7)), and there is no event to wait for, hence the repetition. A reader cannot be
-// missed: its openFifo blocks until ours succeeds.
-func (s *streams) openFifo(path string) (*os.File, error) {
+// missed: its open blocks until ours succeeds.
+func (s *streams) openFifo(d *dir, name string) (*os.File, error) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		f, err := d.openAny(name, os.O_WRONLY|syscall.O_NONBLOCK, 0)
 		if !errors.Is(err, syscall.ENXIO) {
 			return f, err
 		}
@@ -494,25 +556,30 @@ func newScripts(c *config, lg *logger) *scripts {
 
 // install replaces the scripts of the last artifact, durably.
 func (s *scripts) install(files []scriptFile) error {
-	if err := os.RemoveAll(s.artifactDir); err != nil {
+	ds, err := makeDir(filepath.Dir(s.artifactDir))
+	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(s.artifactDir, 0o700); err != nil {
+	defer ds.Close()
+	name := filepath.Base(s.artifactDir)
+	if err := ds.removeAll(name); err != nil {
 		return err
 	}
+	d, err := ds.way(true, name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
 	for _, f := range files {
 		// Checked again, where it becomes a path (MEN-9057).
 		if !isScriptName(f.Name) || checkFileName(f.Name) != nil {
 			return refuse("state script %q: want a name like ArtifactInstall_Enter_05_what", f.Name)
 		}
-		if err := writeFileDurably(filepath.Join(s.artifactDir, f.Name), f.Body, 0o700); err != nil {
+		if err := d.write(f.Name, f.Body, 0o700); err != nil {
 			return err
 		}
 	}
-	if err := writeFileDurably(filepath.Join(s.artifactDir, "version"), []byte("3"), 0o600); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(filepath.Clean(s.artifactDir)))
+	return d.write("version", []byte("3"), 0o600)
 }
 
 // checkRootfsVersion is for the moment before a commit: the new root file system may have
@@ -570,25 +637,21 @@ func (s *scripts) runAll(ctx context.Context, state, action string) error {
 
 // each calls f with the path of each script, in bytewise order.
 func (s *scripts) each(state, action string, f func(path string) error) error {
-	dir := s.rootfsDir
-	if strings.HasPrefix(state, "Artifact") {
-		dir = s.artifactDir
+	dir, names, err := s.list(state)
+	if err == nil {
+		err = checkScriptVersion(dir)
 	}
-	if err := checkScriptVersion(dir); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(dir) // sorted
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if order, ok := strings.CutPrefix(e.Name(), state+"_"+action+"_"); !ok || !isScriptOrder(order) {
+	for _, name := range names {
+		if order, ok := strings.CutPrefix(name, state+"_"+action+"_"); !ok || !isScriptOrder(order) {
 			continue
 		}
-		path := filepath.Join(dir, e.Name())
+		path := filepath.Join(dir, name)
 		if st, err := os.Stat(path); err != nil {
 			return err
 		} else if !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
@@ -598,6 +661,27 @@ func (s *scripts) each(state, action string, f func(path string) error) error {
 		}
 	}
 	return nil
+}
+
+// list gives the directory of a state's scripts and the names in it, sorted. That of an artifact's must
+// still be ours.
+func (s *scripts) list(state string) (path string, names []string, err error) {
+	var d *dir
+	if path = s.rootfsDir; strings.HasPrefix(state, "Artifact") {
+		path = s.artifactDir
+		var ds *dir
+		if ds, err = openDir(filepath.Dir(path)); err == nil {
+			d, err = ds.sub(filepath.Base(path))
+			ds.Close()
+		}
+	} else {
+		d, err = openDir(path)
+	}
+	if err == nil {
+		names, err = d.names()
+		d.Close()
+	}
+	return path, names, err
 }
 
 // runOne runs one script, again and again while it asks for that and there is time.

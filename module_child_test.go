@@ -113,7 +113,7 @@ func TestChildTimeout(t *testing.T) {
 // so that its end is the end of file for us.
 func TestChildKillsGroup(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "alive")
-	if err := mkfifo(fifo); err != nil {
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	alive, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)

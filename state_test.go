@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -265,7 +264,7 @@ func (calm) resumable() bool                               { return true }
 func TestDyingJournalOnTheWayBack(t *testing.T) {
 	for _, s := range []step{stepRollback, stepVerifyRollbackReboot, stepFailure, stepCleanup} {
 		dir, readOnly := t.TempDir(), false
-		st, err := openLocked(filepath.Join(dir, journalName))
+		st, err := openLocked(dirOf(t, dir))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -130,20 +129,30 @@ func openPlain(path string, flag int, mode os.FileMode) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() && st.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
-		err = &os.PathError{Op: "open", Path: path, Err: errNotPlain}
-	}
-	if err != nil {
+	if _, err := checkPlain(f); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
+// checkPlain wants a regular file or a block device, and gives what stat(2) says of it.
+func checkPlain(f *os.File) (any, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() && st.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
+		return nil, &os.PathError{Op: "open", Path: f.Name(), Err: errNotPlain}
+	}
+	return st.Sys(), nil
+}
+
 // readPlain is os.ReadFile for a file in a place where others may have put something else.
-func readPlain(path string) ([]byte, error) {
-	f, err := openPlain(path, os.O_RDONLY, 0)
+func readPlain(path string) ([]byte, error) { return readClose(openPlain(path, os.O_RDONLY, 0)) }
+
+// readClose reads what has just been opened, whole.
+func readClose(f *os.File, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -384,56 +393,6 @@ func readUncached(s storage, p []byte, off int64) error {
 		return noEOF(err)
 	}
 	return nil
-}
-
-// syncDir makes a name that was created, renamed or removed in dir durable: fsync of a
-// file says nothing about its directory entry (fsync(2), DESCRIPTION).
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-// writeFileDurably puts data under path with the given mode, atomically and durably: a
-// temporary file beside it, fsync before the rename (else a crash may leave an empty file
-// under the new name: ext4's delayed allocation), then fsync of the directory.
-func writeFileDurably(path string, data []byte, mode os.FileMode) error {
-	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !os.IsNotExist(err) {
-		return err
-	}
-	// A child that another goroutine forks now would hold the descriptor until its exec, and
-	// if this file is a script, running it would fail with ETXTBSY.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	// O_EXCL: a file or link that someone else put there is not followed.
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp)
-	if err := f.Chmod(mode); err != nil {
-		f.Close()
-		return err
-	}
-	if _, err := f.Write(data); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
 }
 
 // ioctl request numbers: direction, size of the argument, type, number.
