@@ -312,10 +312,10 @@ func (d *chainDevice) managedFlow(a *app) *flow {
 		}
 		return err
 	}
-	f.reportVerdict = func(ctx context.Context, success bool) error {
+	f.reportVerdict = func(ctx context.Context) error {
 		err := d.answer(ctx, "finish")
 		if err == nil {
-			d.says = append(d.says, map[bool]string{true: "S", false: "F"}[success])
+			d.says = append(d.says, map[bool]string{true: "S", false: "F"}[a.rec.Last.Result == "committed"])
 		}
 		return err
 	}

@@ -227,7 +227,7 @@ func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 		st, err = openLocked(d)
 	}
 	switch {
-	case exitCode(err) == exitTempFail:
+	case isTemporary(err):
 		return nil, nil, err
 	case mayPass(err):
 		return nil, nil, tryLater("journal: %w", err)

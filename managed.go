@@ -554,10 +554,10 @@ func (s *session) checkServer(ctx context.Context) error {
 
 // reportVerdict reports the verdict of the update in progress. When that is given up, so that the
 // device can have other updates, it stays on the list of what the server is owed.
-func (s *session) reportVerdict(ctx context.Context, _ bool) error {
+func (s *session) reportVerdict(ctx context.Context) error {
 	v := s.a.rec.Last
 	err := s.countTries(ctx, s.sendVerdict(ctx, v))
-	if err != nil && exitCode(err) != exitTempFail {
+	if err != nil && !isTemporary(err) {
 		s.a.rec.net().Untold = v
 	}
 	return err
@@ -584,7 +584,7 @@ func (s *session) sendVerdict(ctx context.Context, v *verdict) error {
 	if err == nil {
 		err = s.api.sendLog(ctx, v.ID, body)
 	}
-	if err != nil && exitCode(err) != exitTempFail && ctx.Err() == nil {
+	if err != nil && !isTemporary(err) && ctx.Err() == nil {
 		s.a.lg.warnf("deployment log not sent: %v", err)
 		return nil
 	}
@@ -750,7 +750,7 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 	if hash := inventoryHash(body); force || hash != n.InventoryHash {
 		if err := s.api.sendInventory(ctx, body); err != nil {
 			n.InventoryHash = ""
-			if exitCode(err) == exitTempFail {
+			if isTemporary(err) {
 				return err
 			}
 			a.lg.warnf("inventory: %v", err) // no reason not to ask for updates
@@ -771,7 +771,7 @@ func (s *session) configuration(ctx context.Context) error {
 	}
 	hash := inventoryHash(body)
 	if n := s.a.rec.net(); hash != n.ConfigHash {
-		if err := s.api.expect(ctx, http.MethodPut, apiConfiguration, body); exitCode(err) == exitTempFail {
+		if err := s.api.expect(ctx, http.MethodPut, apiConfiguration, body); isTemporary(err) {
 			return err
 		} else if err != nil { // not every server has it
 			s.a.lg.warnf("configuration: %v", err)
@@ -821,7 +821,7 @@ func bootstrapDevice(ctx context.Context, a *app) error {
 	ctx, stop := context.WithTimeout(ctx, 30*time.Second)
 	defer stop()
 	if err := s.api.authenticate(ctx); err != nil {
-		if exitCode(err) != exitTempFail && ctx.Err() == nil {
+		if !isTemporary(err) && ctx.Err() == nil {
 			return err
 		}
 		a.lg.fail(err)

@@ -243,7 +243,7 @@ func (d *download) again(err error) error {
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
 	}
-	if exitCode(err) != exitTempFail {
+	if !isTemporary(err) {
 		return err
 	}
 	d.tries++

@@ -181,7 +181,7 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	}
 	if err := r.stream(ctx, w, a, start); err != nil {
 		var target *targetError
-		if resumed && ctx.Err() == nil && exitCode(err) != exitTempFail && !errors.As(err, &target) {
+		if resumed && ctx.Err() == nil && !isTemporary(err) && !errors.As(err, &target) {
 			return fmt.Errorf("%w: %w", errStartOver, err)
 		}
 		return err
@@ -398,7 +398,7 @@ func (r *rootfs) resume(ctx context.Context, w *slotWriter, a *artifact) (int64,
 		return 0, nil
 	}
 	if err := r.reenter(ctx, w, a, c); err != nil {
-		if ctx.Err() != nil || exitCode(err) == exitTempFail {
+		if ctx.Err() != nil || isTemporary(err) {
 			return 0, err
 		}
 		return 0, fmt.Errorf("%w: %w", errStartOver, err)

@@ -45,10 +45,10 @@ type flow struct {
 
 	// For an update of a server; a person's has none of these.
 	reportStatus  func(ctx context.Context, status string) error
-	checkServer   func(ctx context.Context) error               // the new system still gets through to it
-	reportVerdict func(ctx context.Context, success bool) error // final status and log
-	reboot        func(ctx context.Context) error               // restarts the machine
-	beforeReboot  func()                                        // saves the deployment log
+	checkServer   func(ctx context.Context) error // the new system still gets through to it
+	reportVerdict func(ctx context.Context) error // final status and log
+	reboot        func(ctx context.Context) error // restarts the machine
+	beforeReboot  func()                          // saves the deployment log
 }
 
 // mode is what Mender's daemon and its standalone mode do differently.
@@ -788,7 +788,7 @@ func (f *flow) settle() {
 
 // report tells the server how it ended, until it has heard it or that is given up.
 func (f *flow) report(ctx context.Context) (result, error) {
-	err := unlessStopped(ctx, f.reportVerdict(ctx, !f.rec.Update.Outcome.bad()))
+	err := unlessStopped(ctx, f.reportVerdict(ctx))
 	if err != nil && !isTemporary(err) {
 		f.lg.warnf("final status not reported: %v", err)
 		err = nil
