@@ -180,6 +180,7 @@ func TestModuleQueries(t *testing.T) {
 		{"ProvidePayloadFileSizes", "echo ' Yes'", ""},
 	} {
 		m := moduleOf(t, "q", "#!/bin/sh\n"+c.body+"\n")
+		m.grace = 0 // a busy machine may take its time to read the answer
 		if err := os.MkdirAll(m.tree, 0o700); err != nil {
 			t.Fatal(err)
 		}
