@@ -458,19 +458,22 @@ func TestZstdByHand(t *testing.T) {
 	}
 }
 
+// zstdStates gives states of the default codes for codes of a literal length, an offset and a match length, each with
+// its bits.
+func zstdStates(codes ...int) (list []uint) {
+	for i, code := range codes {
+		var table fseTable
+		k := &fseKinds[i]
+		table.make(k.log, k.counts, k.codes)
+		at := slices.IndexFunc(table.entry[:], func(e uint64) bool { return e>>32 == k.codes[code]>>32 })
+		list = append(list, uint(at), k.log)
+	}
+	return list
+}
+
 // A sequence of 47 extra bits and 17 of the states that follow is more than what is loaded at its beginning.
 func TestZstdLongSequence(t *testing.T) {
-	states := func(codes ...int) (list []uint) {
-		for i, code := range codes {
-			var table fseTable
-			k := &fseKinds[i]
-			table.make(k.log, k.counts, k.codes)
-			at := slices.IndexFunc(table.entry[:], func(e uint64) bool { return e>>32 == k.codes[code]>>32 })
-			list = append(list, uint(at), k.log)
-		}
-		return list
-	}
-	first, second := states(35, 16, 51), states(0, 2, 0)
+	first, second := zstdStates(35, 16, 51), zstdStates(0, 2, 0)
 	second = slices.Concat(second[:2], second[4:], second[2:4]) // offsets come last here
 	for v := range uint(4) {
 		body := slices.Concat([]byte("\x0d\x00\x10x\x02\x00"), backBits(slices.Concat(first, []uint{v, 16, 5, 15, 0, 16}, second, []uint{2, 2})...))
