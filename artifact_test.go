@@ -507,12 +507,12 @@ func TestOtherKinds(t *testing.T) {
 		name, want string
 		b          []byte
 	}{
-		{"gzip outside", "plain tar", gzipped(t, b, 6, len(b), 0)},
-		{"xz outside", "plain tar", xzipped(t, b, xz.WriterConfig{})},
+		{"gzip outside", "compressed with gzip", gzipped(t, b, 6, len(b), 0)},
+		{"xz outside", "compressed with xz", xzipped(t, b, xz.WriterConfig{})},
 		{"version 2", "format version 2", two.build(t)},
 		{"format", `format "tar"`, one.build(t)},
 		{"augmented", "augmented artifacts are not supported", fixture(t, "module-augmented.mender")},
-		{"nothing", "cut off", nil},
+		{"nothing", "it is empty", nil},
 		{"HTML", "artifact", []byte(strings.Repeat("<html>not found</html>", 100))},
 	} {
 		if _, err := openArtifact(bytes.NewReader(c.b), artifactOptions{}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), c.want) {
