@@ -7,6 +7,7 @@ package main
 // Downloads: one URL, read to its end over as many connections as that takes.
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,7 +32,11 @@ const (
 	maxDownloadWait = 10 * time.Minute
 )
 
-var errStalled = errors.New("stalled")
+var (
+	errStalled = errors.New("stalled")
+	// errUseless: what came does not hold the bytes that are wanted next.
+	errUseless = errors.New("answer of no use")
+)
 
 type downloadOptions struct {
 	offset             int64  // first byte wanted
@@ -38,7 +44,10 @@ type downloadOptions struct {
 	etag, lastModified string // as known from before, or ""
 	// relink gives a new URL for the same bytes when the server answers 403, 404 or 410
 	// (a presigned link has expired); nil: there is none.
-	relink    func(context.Context) (string, error)
+	relink func(context.Context) (string, error)
+	// mixed is called when an answer has another ETag or date than one before it. Replicas behind one
+	// name differ in these for the same file; so whether it is the same only its hash tells. nil: nobody cares.
+	mixed     func()
 	retries   int           // without progress; 0: 10
 	stall     time.Duration // longest time without progress; 0: 2 minutes
 	limitRate int64         // bytes per second; 0: none
@@ -60,6 +69,9 @@ type download struct {
 	o       downloadOptions
 	off     int64
 	body    io.ReadCloser // nil between connections
+	from    int64         // where in the file the new bytes of this answer begin
+	upto    int64         // where its bytes end; -1: not known
+	whole   bool          // ask without a range, as an answer to one was of no use
 	conn    context.Context
 	cancel  context.CancelCauseFunc
 	watch   *time.Timer   // cancels conn; runs only while the network is waited for
@@ -72,7 +84,7 @@ type download struct {
 }
 
 // openDownload returns when the server has answered with the body, or after all retries.
-// Errors: errChanged; exit code 75 when trying later may help; else final.
+// Errors: exit code 75 when trying later may help, errChanged with it; else final.
 func openDownload(ctx context.Context, hc *http.Client, rawURL string, o downloadOptions) (*download, error) {
 	if o.retries <= 0 {
 		o.retries = 10
@@ -114,15 +126,12 @@ func (d *download) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for {
-		if d.atEnd() {
-			d.Close()
-			return 0, io.EOF
-		}
+	for !d.atEnd() {
 		if d.body == nil {
 			if err := d.connect(); err != nil {
 				return 0, err
 			}
+			continue // that may have found the end
 		}
 		n, err := d.readSome(p)
 		if d.Size < 0 && d.off > maxUnsized {
@@ -135,24 +144,42 @@ func (d *download) Read(p []byte) (int, error) {
 		if err == nil {
 			continue
 		}
-		d.Close()
-		if err == io.EOF && d.Size < 0 {
-			d.Size = d.off
-			return 0, io.EOF
-		}
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		if err := d.again(tryLater("%q: %w", d.URLKey, err)); err != nil {
+		if err := d.ended(err); err != nil {
 			return 0, err
 		}
 	}
+	d.Close()
+	return 0, io.EOF
 }
 
-// readSome reads once from the connection, never past the end of the file.
+// ended is called when there is no more of an answer: it decides whether that is the end of the
+// file, of one slice of it, or a failure.
+func (d *download) ended(err error) error {
+	d.Close()
+	switch {
+	case err != io.EOF:
+	case d.upto < 0 && d.Size < 0:
+		d.Size = d.off // nobody said how many there are, and the connection ended as it must
+		return nil
+	case d.off != d.upto:
+		err = io.ErrUnexpectedEOF
+	case d.off-d.from >= progressBytes:
+		return nil
+	default: // else a server could hold us for ever by a byte an answer
+		err = fmt.Errorf("got %d bytes in an answer, want %d or more", d.off-d.from, progressBytes)
+	}
+	return d.again(tryLater("%q: %w", d.URLKey, err))
+}
+
+// readSome reads once from the connection, never past the end of the file or of what was announced.
 func (d *download) readSome(p []byte) (int, error) {
-	if d.Size >= 0 {
-		p = p[:min(int64(len(p)), d.Size-d.off)]
+	if d.off == d.upto {
+		return 0, io.EOF
+	}
+	for _, end := range []int64{d.Size, d.upto} {
+		if end >= 0 {
+			p = p[:min(int64(len(p)), end-d.off)]
+		}
 	}
 	if d.o.limitRate > 0 {
 		p = p[:min(int64(len(p)), d.o.limitRate/8+1)]
@@ -161,7 +188,7 @@ func (d *download) readSome(p []byte) (int, error) {
 	d.off += int64(n)
 	d.gained += int64(n)
 	if d.gained >= progressBytes {
-		d.gained, d.tries, d.relinks = 0, 0, 0
+		d.gained, d.tries, d.relinks, d.whole = 0, 0, 0, false
 	}
 	return n, err
 }
@@ -216,6 +243,11 @@ func (d *download) connect() error {
 		if err == nil {
 			return nil
 		}
+		if errors.Is(err, errUseless) && !d.whole && d.off > 0 {
+			d.o.lg.warnf("%v; asking for the whole file", err)
+			d.whole = true
+			continue
+		}
 		switch httpStatus(err) {
 		case 403, 404, 410:
 			if d.o.relink == nil || d.relinks >= 2 {
@@ -238,12 +270,13 @@ func (d *download) connect() error {
 }
 
 // again decides after a failure: it waits and returns nil, or returns what to give up with.
-// What the network did is tried again; what the server said clearly is not.
+// What the network did is tried again; what the server said clearly is not, nor what has made no
+// sense from the first answer on.
 func (d *download) again(err error) error {
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
 	}
-	if !isTemporary(err) {
+	if !isTemporary(err) || errors.Is(err, errChanged) || d.Fetched == 0 && errors.Is(err, errUseless) {
 		return err
 	}
 	d.tries++
@@ -273,11 +306,9 @@ func (d *download) request() error {
 		return refuse("download: not an http or https URL")
 	}
 	req.Header.Set("Accept-Encoding", "identity")
-	if d.off > 0 {
+	// No If-Range: where each replica has an ETag of its own it would make the whole file come again.
+	if d.off > 0 && !d.whole {
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(d.off, 10)+"-")
-		if v := d.validator(); v != "" {
-			req.Header.Set("If-Range", v)
-		}
 	}
 	resp, err := d.hc.Do(req)
 	d.watch.Stop()
@@ -289,74 +320,143 @@ func (d *download) request() error {
 		return fmt.Errorf("%q: %w", d.URLKey, tidyNetError(err))
 	}
 	d.body = resp.Body
-	skip, err := d.accept(resp)
-	if err == nil {
-		err = d.skip(skip)
+	at, err := d.accept(resp)
+	if err == nil && !d.atEnd() {
+		err = d.skip(d.off - at)
 	}
+	d.from = d.off
 	if err != nil {
 		d.Close()
 	}
 	return err
 }
 
-// validator is what If-Range may carry: a strong ETag, else the date (RFC 9110, 13.1.5).
-func (d *download) validator() string {
-	if d.ETag != "" {
-		if strings.HasPrefix(d.ETag, "W/") {
-			return ""
-		}
-		return d.ETag
-	}
-	return d.LastModified
-}
-
-// accept checks the header of an answer and takes over what it says about the file. skip
-// is how many bytes of the body come before d.off.
-func (d *download) accept(r *http.Response) (skip int64, err error) {
+// accept finds out which bytes of the file an answer has: those from at, which may be before
+// d.off, to d.upto. It takes over what the answer says about the file. Any bytes that are wanted are
+// taken, in whatever way they come: that they are the right ones is for the manifest's SHA-256 to say.
+func (d *download) accept(r *http.Response) (at int64, err error) {
+	span := r.Header.Values("Content-Range")
 	total := r.ContentLength
-	switch {
-	case r.StatusCode == http.StatusOK:
-		skip = d.off
-	case r.StatusCode == http.StatusPartialContent && d.off > 0:
-		if total, err = checkContentRange(r.Header.Values("Content-Range"), d.off, d.Size); err != nil {
-			return 0, fmt.Errorf("%q: %w", d.URLKey, err)
+	d.upto = total
+	switch c := r.StatusCode; {
+	case c == http.StatusPartialContent, c == http.StatusOK && len(span) > 0: // proxies make a 200 of a 206
+		if at, d.upto, total, err = d.part(r, span); err != nil {
+			return 0, d.useless("%w", err)
 		}
-	case r.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return 0, fmt.Errorf("%q: it ends before byte %d: %w", d.URLKey, d.off, errChanged)
-	case r.StatusCode < 400:
-		return 0, fmt.Errorf("%q: got HTTP status %d, want 200", d.URLKey, r.StatusCode)
+	case c == http.StatusOK, c == http.StatusNonAuthoritativeInfo:
+	case c == http.StatusRequestedRangeNotSatisfiable:
+		return d.off, d.pastEnd(span)
+	case c < 400:
+		return 0, d.useless("got HTTP status %d, want 200", c)
+	case d.off > 0 && !d.whole && rangeTrouble(c):
+		return 0, d.useless("%w", newStatusError("range", r, ""))
 	default:
 		return 0, newStatusError(fmt.Sprintf("%q", d.URLKey), r, "")
 	}
-	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		return 0, fmt.Errorf("%q: got Content-Encoding %q, want none", d.URLKey, enc)
+	if enc := strings.ToLower(r.Header.Get("Content-Encoding")); !harmlessEncoding[enc] {
+		return 0, withHint(d.useless("got Content-Encoding %q, want none", enc), "the server, or a proxy on the way, has to leave the file as it is")
 	}
-	if d.Size >= 0 && total >= 0 && total != d.Size {
-		return 0, fmt.Errorf("%q: got %d bytes, want %d: %w", d.URLKey, total, d.Size, errChanged)
+	if d.Size >= 0 && (total >= 0 && total != d.Size || d.upto > d.Size) {
+		return 0, d.useless("got a file of %d bytes, want %d: %w", max(total, d.upto), d.Size, errChanged)
 	}
-	etag, modified := r.Header.Get("ETag"), r.Header.Get("Last-Modified")
-	if changed(d.ETag, etag) || (d.ETag == "" || etag == "") && changed(d.LastModified, modified) {
-		return 0, fmt.Errorf("%q: got ETag %q, Last-Modified %q, want %q, %q: %w",
-			d.URLKey, etag, modified, d.ETag, d.LastModified, errChanged)
-	}
-	if skip > 0 && total >= 0 && total < skip {
-		return 0, fmt.Errorf("%q: got %d bytes, want more than %d: %w", d.URLKey, total, skip, errChanged)
+	if at > d.off || d.upto >= 0 && d.upto <= d.off && total != d.off {
+		return 0, d.useless("got bytes %d to %d, want some from byte %d on", at, d.upto, d.off)
 	}
 	if d.Size < 0 {
 		d.Size = total
 	}
+	etag, modified := r.Header.Get("ETag"), r.Header.Get("Last-Modified")
+	if changed(strings.TrimPrefix(d.ETag, "W/"), strings.TrimPrefix(etag, "W/")) || changed(d.LastModified, modified) {
+		d.o.lg.debugf("%q: got ETag %q, Last-Modified %q, want %q, %q", d.URLKey, etag, modified, d.ETag, d.LastModified)
+		if d.o.mixed != nil {
+			d.o.mixed()
+		}
+	}
 	d.ETag, d.LastModified = cmp.Or(etag, d.ETag), cmp.Or(modified, d.LastModified)
-	return skip, nil
+	return at, nil
+}
+
+// useless makes the error for an answer that cannot be used.
+func (d *download) useless(format string, args ...any) error {
+	return tryLater("%q: %w: %w", d.URLKey, errUseless, fmt.Errorf(format, args...))
 }
 
 func changed(was, is string) bool { return was != "" && is != "" && was != is }
 
-// skip reads over the beginning when the server does not do ranges.
+// harmlessEncoding: these leave a file as it is. Object stores keep "aws-chunked" from the upload.
+var harmlessEncoding = map[string]bool{"": true, "identity": true, "aws-chunked": true, "binary": true, "none": true}
+
+// rangeTrouble tells the statuses that a server without a mind for ranges may answer one with, and
+// that say nothing of the file itself.
+func rangeTrouble(code int) bool {
+	switch code {
+	case 400, 405, 406, 411, 412, 413, 414, 417, 422, 428, 431, 501:
+		return true
+	}
+	return false
+}
+
+// part reads what a partial answer says of itself: where in the file its bytes begin and end, and
+// the size of the file, -1 if it does not say.
+func (d *download) part(r *http.Response, span []string) (at, upto, total int64, err error) {
+	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	if len(span) == 0 && strings.EqualFold(strings.TrimSpace(kind), "multipart/byteranges") {
+		if span, err = d.firstPart(); err != nil {
+			return 0, 0, 0, err
+		}
+	}
+	if len(span) == 0 && d.Size >= 0 && r.ContentLength == d.Size-d.off { // it can only be that
+		return d.off, d.Size, d.Size, nil
+	}
+	return parseContentRange(span)
+}
+
+// firstPart gets to the bytes of the first part of a multipart/byteranges body (RFC 9110, 14.6), as
+// which some servers send a single range, and returns its Content-Range.
+func (d *download) firstPart() (span []string, err error) {
+	d.watch.Reset(d.o.stall)
+	defer d.watch.Stop()
+	in := bufio.NewReaderSize(d.body, 1<<10) // the longest line
+	for range 32 {
+		line, err := in.ReadSlice('\n')
+		if err != nil {
+			return nil, fmt.Errorf("multipart/byteranges: no part: %w", err)
+		}
+		name, value, _ := strings.Cut(strings.TrimSpace(string(line)), ":")
+		if strings.EqualFold(name, "Content-Range") {
+			span = append(span, strings.TrimSpace(value))
+		}
+		if name == "" && span != nil {
+			d.body = readCloser{in, d.body}
+			return span, nil
+		}
+	}
+	return nil, errors.New("multipart/byteranges: a part without Content-Range")
+}
+
+type readCloser struct {
+	io.Reader
+	io.Closer
+}
+
+// pastEnd is for status 416: with "bytes */SIZE" it may tell that all is there already.
+func (d *download) pastEnd(span []string) error {
+	for _, s := range span {
+		_, text, _ := strings.Cut(s, "*/")
+		if n, err := decimal(text); err == nil && n == d.off && d.Size < 0 {
+			d.Size = n
+			return nil
+		}
+	}
+	return d.useless("got HTTP status 416, Content-Range %q, want bytes from %d on", span, d.off)
+}
+
+// skip reads over n bytes that are known already: of a server that does no ranges, or slices.
 func (d *download) skip(n int64) error {
 	if n == 0 {
 		return nil
 	}
-	d.o.lg.warnf("%q: the server ignores ranges: the first %d bytes come again", d.URLKey, n)
+	d.o.lg.warnf("%q: %d bytes before byte %d come again", d.URLKey, n, d.off)
 	buf := make([]byte, 32<<10)
 	for n > 0 {
 		got, err := d.receive(buf[:min(n, int64(len(buf)))])
@@ -371,35 +471,30 @@ func (d *download) skip(n int64) error {
 	return nil
 }
 
-// checkContentRange wants "bytes OFF-END/TOTAL" once, to the end of the file. TOTAL may be
-// "*" or missing. It returns the size of the whole; size is what is known, or -1.
-func checkContentRange(values []string, off, size int64) (int64, error) {
-	if len(values) != 1 {
-		return 0, fmt.Errorf("got %d Content-Range headers, want one", len(values))
+// parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110, 14.4), in which SIZE may be "*" or
+// missing, "=" stand for the blank, and LAST be too large by what SIZE says. total is -1 if not told.
+func parseContentRange(values []string) (at, upto, total int64, err error) {
+	if len(values) == 0 || slices.Max(values) != slices.Min(values) {
+		return 0, 0, 0, fmt.Errorf("got Content-Range %q, want one", values)
 	}
-	bad := fmt.Errorf("got Content-Range %q, want from byte %d to the end (of %d)", values[0], off, size)
-	rest, ok := strings.CutPrefix(values[0], "bytes ")
-	span, totalText, hasTotal := strings.Cut(rest, "/")
-	first, last, dash := strings.Cut(span, "-")
-	start, err1 := decimal(first)
+	unit, rest, _ := strings.Cut(strings.ReplaceAll(values[0], "=", " "), " ")
+	span, size, told := strings.Cut(strings.TrimSpace(rest), "/")
+	first, last, _ := strings.Cut(span, "-")
+	at, err1 := decimal(first)
 	end, err2 := decimal(last)
-	if !ok || !dash || err1 != nil || err2 != nil || start != off || end < start {
-		return 0, bad
+	total = -1
+	var err3 error
+	if told && size != "*" && size != "" {
+		total, err3 = decimal(size)
 	}
-	total := end + 1
-	if hasTotal && totalText != "*" {
-		if n, err := decimal(totalText); err != nil {
-			return 0, bad
-		} else if size >= 0 && n != size {
-			return 0, fmt.Errorf("got Content-Range %q, want a total of %d: %w", values[0], size, errChanged)
-		} else if n != total {
-			return 0, bad
-		}
+	if !strings.EqualFold(unit, "bytes") || errors.Join(err1, err2, err3) != nil || end < at {
+		return 0, 0, 0, fmt.Errorf("got Content-Range %q, want bytes FIRST-LAST/SIZE", values[0])
 	}
-	if size >= 0 && total != size {
-		return 0, bad
+	upto = end + 1
+	if total >= 0 {
+		upto = min(upto, total)
 	}
-	return total, nil
+	return at, upto, total, nil
 }
 
 // decimal reads digits only: no sign, no space; at most 2^62, so that one more still fits.
