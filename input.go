@@ -216,6 +216,16 @@ type source struct {
 	once bool // cannot be opened again
 	id   sourceID
 	in   io.ReadCloser // what was opened last
+
+	mixed   bool // what came may be of two files: the server has told of it in two ways
+	doubted bool
+}
+
+// doubtful tells once whether bad bytes from here are no proof that the artifact is bad.
+func (s *source) doubtful() bool {
+	yes := s.mixed && !s.doubted
+	s.doubted = s.doubted || yes
+	return yes
 }
 
 // from opens the source at off; the reader before it is closed.

@@ -128,6 +128,9 @@ func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, off int6
 			o.etag, o.lastModified = "", want.Tag
 		}
 	}
+	if a.src != nil {
+		o.mixed = func() { a.src.mixed = true }
+	}
 	if a.o.net.tuneDownload != nil {
 		a.o.net.tuneDownload(&o)
 	}
@@ -450,12 +453,26 @@ func (s *session) conclude(f *flow, p *pause) error {
 func (s *session) fetch(ctx context.Context) (*artifact, error) {
 	art, err := s.a.fetch(ctx)
 	if err != nil {
-		return nil, err
+		return nil, s.countUseless(err)
 	}
 	if u := s.a.rec.Update; u.Artifact != "" && art.Name != u.Artifact {
 		return nil, fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, art.Name, u.Artifact)
 	}
 	return art, nil
+}
+
+// countUseless counts the runs in which something other than the artifact came. That is no verdict
+// on the artifact, and may be over later; but there are as many of them as of downloads that get no
+// further.
+func (s *session) countUseless(err error) error {
+	if !errors.Is(err, errUseless) {
+		return err
+	}
+	u := s.a.rec.Update
+	if u.Tries++; u.Tries >= maxTries {
+		return fmt.Errorf("no progress in %d downloads: %s", maxTries, err)
+	}
+	return tryLater("%w", err)
 }
 
 // openDeployed is the source of the deployment's artifact. After a pause the server is asked again,

@@ -179,14 +179,16 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	if r.reopenable() && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
 		w.checkpoint, w.mark = r.keepCheckpoint, a.latestRestart
 	}
-	if err := r.stream(ctx, w, a, start); err != nil {
-		var target *targetError
-		if resumed && ctx.Err() == nil && !isTemporary(err) && !errors.As(err, &target) {
-			return fmt.Errorf("%w: %w", errStartOver, err)
-		}
-		return err
+	err = r.stream(ctx, w, a, start)
+	if err == nil {
+		return w.finish()
 	}
-	return w.finish()
+	var target *targetError
+	final := ctx.Err() != nil || isTemporary(err) || errors.Is(err, errAborted) || errors.As(err, &target)
+	if !final && (resumed || r.src != nil && r.src.doubtful()) {
+		return fmt.Errorf("%w: %w", errStartOver, err)
+	}
+	return err
 }
 
 // reopenable: the artifact can be opened another time.
@@ -393,12 +395,13 @@ func (r *rootfs) resume(ctx context.Context, w *slotWriter, a *artifact) (int64,
 	case c.Slot != r.to.path, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0, c.From.Bit > 7:
 		r.lg.warnf("the journal tells of a write of %d bytes to %q, and this one is of %d to slot %s: the install starts over", c.Total, c.Slot, w.size, w.name)
 		return 0, nil
-	case c.Source.Size != r.src.id.Size || c.Source.Tag != r.src.id.Tag:
-		r.lg.warnf("the artifact's file is another one than before: the install starts over")
+	case c.Source.Size >= 0 && r.src.id.Size >= 0 && c.Source.Size != r.src.id.Size:
+		// Its tag does not count: replicas of a server give the same file others.
+		r.lg.warnf("the artifact's file has %d bytes, and had %d before: the install starts over", r.src.id.Size, c.Source.Size)
 		return 0, nil
 	}
 	if err := r.reenter(ctx, w, a, c); err != nil {
-		if ctx.Err() != nil || isTemporary(err) {
+		if ctx.Err() != nil || isTemporary(err) || errors.Is(err, errAborted) {
 			return 0, err
 		}
 		return 0, fmt.Errorf("%w: %w", errStartOver, err)

@@ -359,6 +359,9 @@ func TestChangedBehindTheURL(t *testing.T) {
 				t.Fatalf("exit code %d", exit)
 			}
 			b.holds(c.image)
+			if last, _ := g.resumed(); bytes.Equal(c.body, body) && last < 8<<20 {
+				t.Errorf("the last request began at byte %d, want one where it was: it is the same file under another tag", last)
+			}
 		})
 	}
 }

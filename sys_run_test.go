@@ -218,6 +218,22 @@ func TestRunOverBadDownloads(t *testing.T) {
 			http.Redirect(w, q, q.URL.String(), http.StatusFound)
 			return true
 		}},
+		{"no use for a range", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			if n == 1 {
+				partly(w, text, someBytes)
+				hangUp()
+			}
+			if start(q) > 0 {
+				http.Error(w, "what is that?", http.StatusBadRequest)
+			}
+			return start(q) > 0
+		}},
+		// Replicas that know the same file under other tags, and connections that do not last.
+		{"replicas", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			raw(w, fmt.Sprintf("206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nETag: \"%d\"\r\nLast-Modified: %s", start(q), len(text)-1, len(text),
+				n, time.Unix(int64(n), 0).UTC().Format(http.TimeFormat)), text[start(q):min(len(text), start(q)+3000)])
+			return true
+		}},
 		// Field case 17.
 		{"link expires in the middle", "success", func(r *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
 			if n == 1 {
@@ -261,7 +277,7 @@ func TestRunOverBadDownloads(t *testing.T) {
 			raw(w, sized(someBytes, 0), text)
 			return true
 		}},
-		{"shorter than it says", "failure", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+		{"shorter than it says, once", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
 			if n == 1 {
 				raw(w, sized(len(text), 1000), text)
 			}
@@ -289,6 +305,15 @@ func TestRunOverBadDownloads(t *testing.T) {
 			other[len(other)/2+8000] ^= 1
 			raw(w, fmt.Sprintf("206 Partial Content\r\nContent-Range: bytes %d-%d/%d", start(q), len(text)-1, len(text)), other[start(q):])
 			return true
+		}},
+		{"changed under the same URL, and said so", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			if n == 1 {
+				other := slices.Clone(text)
+				other[someBytes-100] ^= 1
+				partly(w, other, someBytes)
+				hangUp()
+			}
+			return false
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
