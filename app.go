@@ -141,6 +141,23 @@ func (a *app) peek() (*record, error) {
 	return peekJournal(a.c.paths.ds, a.lg)
 }
 
+// openFwEnv opens the boot environment of this machine for fw_printenv and fw_setenv.
+func openFwEnv(c *config, lg *logger) (bootEnv, error) { return openEnv(c, newMachine(""), lg) }
+
+// warnStray explains a trial boot of which the journal, in which no update is, knows nothing.
+func (a *app) warnStray(ctx context.Context) {
+	if a.c.RootfsPartA == "" {
+		return
+	}
+	_, vars, s, err := (&rootfs{c: a.c, m: a.m, lg: a.lg}).survey(ctx)
+	if err != nil {
+		return // whoever needs it says so
+	}
+	if text := strayTrial(vars, s); text != "" {
+		a.lg.warnf("%s", text)
+	}
+}
+
 func (a *app) closeState() {
 	if a.src != nil {
 		a.src.close()

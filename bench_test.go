@@ -112,7 +112,7 @@ func BenchmarkEnvSet(b *testing.B) {
 	e := benchEnv()
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := e.set([]envVar{{"upgrade_available", "1"}, {"bootcount", "0"}}); err != nil {
+		if err := e.set(b.Context(), []envVar{{"upgrade_available", "1"}, {"bootcount", "0"}}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -122,7 +122,7 @@ func BenchmarkEnvRead(b *testing.B) {
 	e := benchEnv()
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := e.vars(); err != nil {
+		if _, err := e.vars(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -31,117 +31,26 @@ const (
 
 // bootEnv is the set of variables that the boot loader and the system share: which slot to
 // boot, and whether that is a trial.
+//
+// What cannot be read, or is locked, is an error with exit code 75, and nothing was changed. A
+// *envChangeError comes from set once a write has begun.
 type bootEnv interface {
-	vars() (map[string]string, error) // the whole environment
-	set(vars []envVar) error          // one change of all of them; an empty value unsets
-	String() string                   // for people
+	vars(ctx context.Context) (map[string]string, error) // the whole environment
+	// set makes one change of all of them; an empty value unsets. It returns when what the boot
+	// loader will find has been read back.
+	set(ctx context.Context, vars []envVar) error
+	// check says what set would refuse, as far as that can be known without a change: whether the
+	// variables fit in, and whether the places of the environment can be written.
+	check(ctx context.Context, vars []envVar) error
+	String() string // for people
 }
 
 type envVar struct{ name, value string }
 
-// envOpen opens a device or file; openStorage, or the power-cut simulator's.
-type envOpen = func(path string, how openMode) (storage, error)
+// envChangeError is one from which on the boot environment may be another one than before.
+type envChangeError struct{ error }
 
-// Sizes of one copy of a U-Boot environment, in bytes: it has a header of 4 or 5; the
-// largest seen in the field are 256 KiB.
-const (
-	envSizeMin = 5
-	envSizeMax = 1 << 20
-)
-
-// envCopy is one line of fw_env.config: where a copy of the environment lies.
-type envCopy struct {
-	path   string
-	offset int64 // in bytes; negative: from the end
-	size   int64 // in bytes, header included
-}
-
-func (c envCopy) String() string { return fmt.Sprintf("%q at %#x", c.path, c.offset) }
-
-// parseEnvConfig reads a fw_env.config of one or two lines DEVICE OFFSET SIZE [SECTORSIZE
-// [SECTORS [LOCK]]]. The numbers are as scanf's %lli and %lx read them in U-Boot's
-// tools/env/fw_env.c: the offset with 0x, in octal with 0, else in decimal; the others
-// always in hexadecimal. Unlike those tools it does not skip a line it cannot read.
-func parseEnvConfig(file string, text []byte) ([]envCopy, error) {
-	var copies []envCopy
-	n := 0
-	for line := range strings.SplitSeq(string(text), "\n") {
-		n++
-		f := strings.Fields(line)
-		if i := slices.IndexFunc(f, func(s string) bool { return s[0] == '#' }); i >= 0 {
-			f = f[:i]
-		}
-		if len(f) == 0 {
-			continue
-		}
-		c, err := parseEnvLine(f)
-		if err != nil {
-			return nil, refuse("%q, line %d: %w", file, n, err)
-		}
-		copies = append(copies, c)
-	}
-	switch {
-	case len(copies) == 0:
-		return nil, refuse("%q: no line DEVICE OFFSET SIZE", file)
-	case len(copies) > 2:
-		return nil, refuse("%q: got %d copies of the environment, want 1 or 2", file, len(copies))
-	case len(copies) == 2 && copies[0].size != copies[1].size:
-		return nil, refuse("%q: got copies of %#x and %#x bytes, want them equal", file, copies[0].size, copies[1].size)
-	}
-	return copies, nil
-}
-
-func parseEnvLine(f []string) (envCopy, error) {
-	c := envCopy{path: f[0]}
-	if len(f) < 3 || len(f) > 6 {
-		return c, fmt.Errorf("got %q, want DEVICE OFFSET SIZE [SECTORSIZE [SECTORS]]", strings.Join(f, " "))
-	}
-	digits := strings.TrimLeft(f[1], "+-")
-	var err error
-	c.offset, err = strconv.ParseInt(f[1], 0, 64)
-	if err != nil || strings.Contains(digits, "_") || len(digits) > 1 && strings.Contains("bBoO", digits[1:2]) {
-		return c, fmt.Errorf("offset %q: want a number such as 0x400000, 4194304 or -0x4000", f[1])
-	}
-	for i, what := range []string{"size", "sector size", "number of sectors", "lock"}[:len(f)-2] {
-		v, err := strconv.ParseUint(strings.TrimPrefix(strings.ToLower(f[i+2]), "0x"), 16, 32)
-		if err != nil {
-			return c, fmt.Errorf("%s %q: want a hexadecimal number such as 0x4000", what, f[i+2])
-		}
-		if i == 0 {
-			c.size = int64(v)
-		}
-	}
-	if c.size < envSizeMin || c.size > envSizeMax {
-		return c, fmt.Errorf("size %#x: want %#x to %#x bytes", c.size, envSizeMin, envSizeMax)
-	}
-	return c, nil
-}
-
-// locate gives the offset from the start of the device.
-func (c envCopy) locate(deviceSize int64) (int64, error) {
-	off := c.offset
-	if off < 0 {
-		off += deviceSize
-	}
-	if off < 0 || off > deviceSize-c.size {
-		return 0, refuse("boot environment: %v: %#x bytes do not fit, the device ends at %#x", c, c.size, deviceSize)
-	}
-	return off, nil
-}
-
-// isCharDevice tells a raw MTD device or a UBI volume, from its node or, where there is no
-// node, from its name. These need erasing and the skipping of bad blocks.
-func (c envCopy) isCharDevice() bool {
-	if st, err := os.Stat(c.path); err == nil {
-		return st.Mode()&os.ModeCharDevice != 0
-	}
-	for _, p := range []string{"mtd", "ubi"} {
-		if strings.HasPrefix(c.path, "/dev/"+p) && !strings.HasPrefix(c.path, "/dev/"+p+"block") {
-			return true
-		}
-	}
-	return false
-}
+func (e *envChangeError) Unwrap() error { return e.error }
 
 // nativeEnv is a U-Boot environment on block devices or in files, in one copy or two.
 //
@@ -154,13 +63,9 @@ func (c envCopy) isCharDevice() bool {
 // then is to write no more than from the CRC to the last byte that changes, which for a
 // small environment is one sector.
 type nativeEnv struct {
-	config   string // path, for messages
-	copies   []envCopy
-	open     envOpen
-	lg       *logger
-	sysBlock string    // /sys/class/block
-	lockFile string    // of U-Boot's tools and libubootenv
-	warned   [2]string // what was already said about each copy
+	*envConfig
+	*envHost
+	warned [2]string // what was already said about each copy
 }
 
 // envImage is one copy as it was read.
@@ -170,10 +75,7 @@ type envImage struct {
 	bad error // why it is not valid, nil if it is
 }
 
-func newNativeEnv(config string, copies []envCopy, open envOpen, lg *logger) *nativeEnv {
-	return &nativeEnv{config: config, copies: copies, open: open, lg: lg,
-		sysBlock: "/sys/class/block", lockFile: "/var/lock/fw_printenv.lock"}
-}
+func newNativeEnv(c *envConfig, h *envHost) *nativeEnv { return &nativeEnv{envConfig: c, envHost: h} }
 
 func (e *nativeEnv) String() string {
 	s := "native, " + e.copies[0].String()
@@ -228,34 +130,40 @@ func newerCopy(first, second byte) int {
 	return 0
 }
 
-// read reads one copy. An error is one in the configuration; a copy that cannot be read is
-// a bad copy, as it is to U-Boot.
-func (e *nativeEnv) read(c envCopy) (img envImage, err error) {
-	s, err := e.open(c.path, openRead)
-	if err != nil {
-		img.bad = err
-		return img, nil
+// read reads one copy from its medium; what the page cache has of it may not be there yet.
+func (e *nativeEnv) read(ctx context.Context, c envCopy) (img envImage, err error) {
+	err = e.again(ctx, func() error {
+		s, err := e.open(c.path, openRead)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		if img.off, err = c.locate(s.Size()); err != nil {
+			return err
+		}
+		img.raw = make([]byte, c.size)
+		if err := readUncached(s, img.raw, img.off); err != nil {
+			return fmt.Errorf("%v: %w", c, err)
+		}
+		return nil
+	})
+	if err == nil {
+		img.bad = checkEnvImage(img.raw, e.header())
 	}
-	defer s.Close()
-	if img.off, err = c.locate(s.Size()); err != nil {
-		return img, err
-	}
-	img.raw = make([]byte, c.size)
-	if n, err := s.ReadAt(img.raw, img.off); n < len(img.raw) {
-		img.bad = fmt.Errorf("got %d of %d bytes: %w", n, len(img.raw), err)
-		return img, nil
-	}
-	img.bad = checkEnvImage(img.raw, e.header())
-	return img, nil
+	return img, err
 }
 
-// load reads all copies and says which is current. It warns once about a bad one.
-func (e *nativeEnv) load() (imgs []envImage, cur int, err error) {
+// load reads all copies and says which is current. It warns once about a bad one. A copy that
+// cannot be read is not a bad one: it may be the newer, and without it nothing is known.
+func (e *nativeEnv) load(ctx context.Context) (imgs []envImage, cur int, err error) {
 	var why []error
 	for i, c := range e.copies {
-		img, err := e.read(c)
+		img, err := e.read(ctx, c)
+		if errors.Is(err, fs.ErrNotExist) && e.besideOther(i) {
+			img.bad, err = err, nil
+		}
 		if err != nil {
-			return nil, 0, err
+			return nil, 0, e.unread(c, err)
 		}
 		if img.bad != nil {
 			why = append(why, fmt.Errorf("%v: %w", c, img.bad))
@@ -265,16 +173,14 @@ func (e *nativeEnv) load() (imgs []envImage, cur int, err error) {
 		imgs = append(imgs, img)
 	}
 	if len(imgs) == 2 && sameDevice(e.copies[0].path, e.copies[1].path) &&
-		imgs[0].raw != nil && imgs[1].raw != nil && max(imgs[0].off-imgs[1].off, imgs[1].off-imgs[0].off) < e.copies[0].size {
+		max(imgs[0].off-imgs[1].off, imgs[1].off-imgs[0].off) < e.copies[0].size {
 		return nil, 0, refuse("%q: the two copies of %#x bytes, at %#x and %#x of %q, overlap",
-			e.config, e.copies[0].size, imgs[0].off, imgs[1].off, e.copies[0].path)
+			e.file, e.copies[0].size, imgs[0].off, imgs[1].off, e.copies[0].path)
 	}
 	switch {
-	case len(why) == len(imgs) && errors.Is(why[0], fs.ErrPermission):
-		return nil, 0, withHint(refuse("boot environment: %w", why[0]), "only root may read it; run as root")
 	case len(why) == len(imgs):
-		return nil, 0, withHint(refuse("boot environment: no valid copy: %w", errors.Join(why...)),
-			"compare %q with the boot loader's configuration; if they agree, have the boot loader save its environment (saveenv), or write one with mkenvimage", e.config)
+		return nil, 0, withHint(refuse("boot environment: no valid copy: %w", errors.Join(why...)), "compare %q with the "+
+			"boot loader's configuration; if they agree, have the boot loader save its environment (saveenv), or write one with mkenvimage", e.file)
 	case len(why) == 1:
 		bad := 1 - cur
 		if text := why[0].Error(); e.warned[bad] != text {
@@ -285,6 +191,32 @@ func (e *nativeEnv) load() (imgs []envImage, cur int, err error) {
 		cur = newerCopy(imgs[0].raw[4], imgs[1].raw[4])
 	}
 	return imgs, cur, nil
+}
+
+// besideOther: copy i should be a file in the folder where the other copy is one. If it is not
+// there, then to the boot loader neither.
+func (e *nativeEnv) besideOther(i int) bool {
+	if len(e.copies) < 2 || !sameFolder(e.copies[0], e.copies[1]) {
+		return false
+	}
+	_, err := os.Stat(e.copies[1-i].path)
+	return err == nil
+}
+
+// unread says of a copy why nothing is known without it.
+func (e *nativeEnv) unread(c envCopy, err error) error {
+	switch code := exitCode(err); {
+	case code == exitTempFail && len(e.copies) == 2:
+		return withHint(tryLater("boot environment: a copy cannot be read, and may be the newer one: %w", err),
+			"the kernel's log may say why; if its medium is failing for good, so that it has to be replaced, the environment has to be made anew there")
+	case code == exitTempFail:
+		return tryLater("boot environment: %w", err)
+	case code == exitRefused:
+		return err
+	case errors.Is(err, fs.ErrPermission):
+		return withHint(refuse("boot environment: %w", err), "only root may read it; run as root")
+	}
+	return notThere(e.file, c.path, err)
 }
 
 func sameDevice(a, b string) bool {
@@ -380,13 +312,13 @@ func checkEnvVars(vars []envVar) error {
 	return nil
 }
 
-func (e *nativeEnv) vars() (map[string]string, error) {
-	unlock, err := e.lock()
+func (e *nativeEnv) vars(ctx context.Context) (map[string]string, error) {
+	unlock, err := e.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	imgs, cur, err := e.load()
+	imgs, cur, err := e.load(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -403,45 +335,154 @@ func (e *nativeEnv) vars() (map[string]string, error) {
 	return m, nil
 }
 
-func (e *nativeEnv) set(vars []envVar) error {
+// changed is the image of a copy with vars in it that follows on old; nil: they are there.
+func (e *nativeEnv) changed(old []byte, vars []envVar) ([]byte, error) {
 	if err := checkEnvVars(vars); err != nil {
-		return err
+		return nil, err
 	}
-	unlock, err := e.lock()
+	for _, v := range vars {
+		if e.writable != nil && !slices.Contains(e.writable, v.name) {
+			return nil, withHint(refuse("boot environment: %q is not among what %q lists as writable for %q", v.name, e.file, e.name),
+				"the boot loader would not take it; add it to the writelist there and to CONFIG_ENV_FLAGS_LIST_STATIC of the boot loader")
+		}
+	}
+	entries, err := parseEnv(old[e.header():])
+	if err != nil {
+		return nil, err
+	}
+	after := changeEnv(entries, vars)
+	if slices.Equal(after, entries) {
+		return nil, nil
+	}
+	img := make([]byte, len(old))
+	pad := byte(0)
+	if len(e.copies) == 1 && old[len(old)-1] == 0xff {
+		pad = 0xff // else the padding would be part of what changes
+	}
+	if err := formatEnv(img[e.header():], after, pad); err != nil {
+		return nil, err
+	}
+	if len(e.copies) == 2 {
+		img[4] = old[4] + 1
+	}
+	binary.LittleEndian.PutUint32(img, crc32.ChecksumIEEE(img[e.header():]))
+	return img, nil
+}
+
+func (e *nativeEnv) set(ctx context.Context, vars []envVar) error {
+	unlock, err := e.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	imgs, cur, err := e.load()
+	imgs, cur, err := e.load(ctx)
 	if err != nil {
 		return err
 	}
 	old := imgs[cur].raw
-	entries, err := parseEnv(old[e.header():])
+	img, err := e.changed(old, vars)
+	switch {
+	case err != nil:
+		return err
+	case img == nil:
+		return e.settle(e.copies[cur])
+	case len(imgs) == 1:
+		err = e.replace(e.copies[0], img, differEnd(old, img))
+	default:
+		cur = 1 - cur
+		err = e.replace(e.copies[cur], img, len(img))
+	}
+	if err == nil {
+		err = e.confirm(ctx, cur, img)
+	}
+	var touched *envChangeError
+	if !errors.As(err, &touched) {
+		return err
+	}
+	if len(imgs) == 1 {
+		return fmt.Errorf("%w; this is the only copy, and the boot loader may find no valid environment now", err)
+	}
+	return fmt.Errorf("%w; the other copy, %v, was not touched and is valid", err, e.copies[1-cur])
+}
+
+// settle makes durable what is there already: of a change whose sync failed, or was cut off, the
+// medium may have it in a cache only.
+func (e *nativeEnv) settle(c envCopy) error {
+	s, err := e.open(c.path, openRead)
+	if err != nil {
+		return tryLater("boot environment: %v: %w", c, err)
+	}
+	defer s.Close()
+	if err := s.Sync(); err != nil {
+		return tryLater("boot environment: %v: sync: %w", c, err)
+	}
+	return nil
+}
+
+// confirm reads all copies again, past the page cache, and wants the one that the boot loader will take
+// to be img, in the place of copy i.
+func (e *nativeEnv) confirm(ctx context.Context, i int, img []byte) error {
+	c := e.copies[i]
+	imgs, cur, err := e.load(ctx)
+	switch {
+	case err != nil:
+		return &envChangeError{fmt.Errorf("boot environment: %v: read-back: %w", c, err)}
+	case !bytes.Equal(imgs[i].raw, img):
+		return &envChangeError{fmt.Errorf("boot environment: %v: read-back: what was written is not what is there (last difference at byte %#x of %#x)",
+			c, differEnd(imgs[i].raw, img)-1, len(img))}
+	case cur != i:
+		return &envChangeError{fmt.Errorf("boot environment: %v: what was written is there, but the boot loader will take %v", c, e.copies[cur])}
+	}
+	return nil
+}
+
+func (e *nativeEnv) check(ctx context.Context, vars []envVar) error {
+	unlock, err := e.lock(ctx)
 	if err != nil {
 		return err
 	}
-	changed := changeEnv(entries, vars)
-	if slices.Equal(changed, entries) {
-		return nil
-	}
-	img := make([]byte, len(old))
-	pad := byte(0)
-	if len(imgs) == 1 && old[len(old)-1] == 0xff {
-		pad = 0xff // else the padding would be part of what changes
-	}
-	if err := formatEnv(img[e.header():], changed, pad); err != nil {
+	defer unlock()
+	imgs, cur, err := e.load(ctx)
+	if err != nil {
 		return err
 	}
-	if len(imgs) == 2 {
-		img[4] = old[4] + 1
+	if _, err := e.changed(imgs[cur].raw, vars); err != nil {
+		return err
 	}
-	binary.LittleEndian.PutUint32(img, crc32.ChecksumIEEE(img[e.header():]))
-	if len(imgs) == 1 {
-		return e.replace(e.copies[0], img, differEnd(old, img), "this is the only copy, and the boot loader may find no valid environment now")
+	for _, c := range e.copies { // changes go to one and the other in turn
+		if err := e.again(ctx, func() error { return e.checkWritable(c) }); err != nil {
+			return err
+		}
 	}
-	other := e.copies[cur]
-	return e.replace(e.copies[1-cur], img, len(img), fmt.Sprintf("the other copy, %v, was not touched and is valid", other))
+	return nil
+}
+
+// checkWritable opens a copy for writing. A block device that is read-only may be opened, too.
+func (e *nativeEnv) checkWritable(c envCopy) error {
+	if err := e.writeProtected(c.path); err != nil {
+		return err
+	}
+	s, err := e.open(c.path, openWrite)
+	if err != nil {
+		return cannotWrite(c, err)
+	}
+	return s.Close()
+}
+
+// cannotWrite says what to do about a copy that does not open for writing.
+func cannotWrite(c envCopy, err error) error {
+	text := "boot environment: %v cannot be written: %w"
+	switch {
+	case mayPass(err):
+		return tryLater(text, c, err)
+	case errors.Is(err, syscall.EROFS):
+		return withHint(refuse(text, c, err), "its file system is mounted read-only; it has to be writable for an update, mount -o remount,rw does that")
+	case errors.Is(err, fs.ErrNotExist):
+		return withHint(refuse(text, c, err), "missing files are not made here; if it should be one: truncate -s %d %q", c.offset+c.size, c.path)
+	case os.Geteuid() != 0:
+		return withHint(refuse(text, c, err), "only root may; run as root")
+	}
+	return refuse(text, c, err)
 }
 
 // differEnd is the offset behind the last byte that differs.
@@ -453,9 +494,10 @@ func differEnd(a, b []byte) int {
 	return n
 }
 
-// replace writes the first n bytes of img over copy c and makes sure of all of it. after is
-// what a person should know when that fails.
-func (e *nativeEnv) replace(c envCopy, img []byte, n int, after string) error {
+// replace writes the first n bytes of img over copy c, and syncs. The sync is what the atomic change
+// rests on: whoever called set may rely on the new environment, and a later change may overwrite
+// the other copy, only when this one is durable (fdatasync(2)).
+func (e *nativeEnv) replace(c envCopy, img []byte, n int) error {
 	protect, err := e.unprotect(c.path)
 	if err != nil {
 		return err
@@ -463,64 +505,75 @@ func (e *nativeEnv) replace(c envCopy, img []byte, n int, after string) error {
 	defer protect()
 	s, err := e.open(c.path, openWrite)
 	if err != nil {
-		err = fmt.Errorf("boot environment: %v: %w", c, err)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = withHint(err, "missing files are not made here; if it should be one: truncate -s %d %q", c.size, c.path)
-		}
-		return err
+		return cannotWrite(c, err)
 	}
 	off, err := c.locate(s.Size())
-	if err == nil {
-		err = writeEnvCopy(s, img, n, off)
-		if err != nil {
-			err = fmt.Errorf("boot environment: %q at %#x: %w; %s", c.path, off, err, after)
-		}
+	if err != nil {
+		s.Close()
+		return err
+	}
+	what := "write"
+	if _, err = s.WriteAt(img[:n], off); err == nil {
+		what, err = "sync", s.Sync()
 	}
 	if cerr := s.Close(); err == nil && cerr != nil {
-		err = fmt.Errorf("boot environment: %q at %#x: %w; %s", c.path, off, cerr, after)
+		what, err = "close", cerr
 	}
-	return err
-}
-
-// writeEnvCopy writes, syncs and reads back. The sync is what the atomic change rests on:
-// whoever called set may rely on the new environment, and a later change may overwrite the
-// other copy, only when this one is durable (fdatasync(2)). The read-back goes past the page
-// cache, which would only give back what was meant to be written.
-func writeEnvCopy(s storage, img []byte, n int, off int64) error {
-	if _, err := s.WriteAt(img[:n], off); err != nil {
-		return fmt.Errorf("write: %w", err)
-	}
-	if err := s.Sync(); err != nil {
-		return fmt.Errorf("sync: %w", err)
-	}
-	got := make([]byte, len(img))
-	if err := readUncached(s, got, off); err != nil {
-		return fmt.Errorf("read-back: %w", err)
-	}
-	if n := differEnd(got, img); n > 0 {
-		return fmt.Errorf("read-back: what was written is not what is there (last difference at byte %#x of %#x)", n-1, len(img))
+	if err != nil {
+		return &envChangeError{fmt.Errorf("boot environment: %q at %#x: %s: %w", c.path, off, what, err)}
 	}
 	return nil
+}
+
+// sysBlock is the folder of a block device in sysfs, and whether it is an eMMC boot partition.
+func (e *nativeEnv) sysBlock(device string) (dir string, boot bool) {
+	if p, err := filepath.EvalSymlinks(device); err == nil {
+		device = p
+	}
+	name := filepath.Base(device)
+	boot, _ = path.Match("mmcblk[0-9]*boot[0-9]", name)
+	return filepath.Join(e.root, "/sys/class/block", name), boot
+}
+
+// sysFlag is a file of sysfs with a number in it; "" where it cannot be read.
+func sysFlag(dir, name string) string {
+	text, _ := readPlain(filepath.Join(dir, name))
+	return strings.TrimSpace(string(text))
+}
+
+// writeProtected is an error for a block device that the kernel does not write to, unless that is the
+// protection of an eMMC boot partition, which replace takes off.
+func (e *nativeEnv) writeProtected(device string) error {
+	dir, boot := e.sysBlock(device)
+	switch sysFlag(dir, "ro_lock_until_next_power_on") {
+	case "1":
+		return withHint(refuse("boot environment: %q is write-protected until it loses power", device), "whoever protects it at each boot has to leave that out")
+	case "2":
+		return refuse("boot environment: %q is write-protected for good", device)
+	}
+	switch {
+	case sysFlag(dir, "ro") != "1":
+		return nil
+	case !boot || sysFlag(dir, "force_ro") != "1":
+		return refuse("boot environment: %q is read-only", device)
+	}
+	if f, err := os.OpenFile(filepath.Join(dir, "force_ro"), os.O_WRONLY, 0); err != nil {
+		return withHint(refuseUnlessPassing(err, "boot environment: %q is read-only: %w", device, err), "echo 0 >%q must be possible", filepath.Join(dir, "force_ro"))
+	} else {
+		return f.Close()
+	}
 }
 
 // unprotect makes an eMMC boot partition writable for as long as it takes (Linux,
 // Documentation/driver-api/mmc/mmc-dev-parts.rst). What it gives back undoes that.
 func (e *nativeEnv) unprotect(device string) (protect func(), err error) {
-	protect = func() {}
-	if p, err := filepath.EvalSymlinks(device); err == nil {
-		device = p
+	dir, boot := e.sysBlock(device)
+	if !boot || sysFlag(dir, "force_ro") != "1" {
+		return func() {}, nil // if it is read-only all the same, the write will say so
 	}
-	name := filepath.Base(device)
-	if ok, _ := path.Match("mmcblk[0-9]*boot[0-9]", name); !ok {
-		return protect, nil
-	}
-	file := filepath.Join(e.sysBlock, name, "force_ro")
-	was, err := os.ReadFile(file)
-	if err != nil || strings.TrimSpace(string(was)) != "1" {
-		return protect, nil // if it is read-only all the same, the write will say so
-	}
+	file := filepath.Join(dir, "force_ro")
 	if err := os.WriteFile(file, []byte("0"), 0); err != nil {
-		return protect, fmt.Errorf("boot environment: unlock %q: %w", device, err)
+		return nil, refuseUnlessPassing(err, "boot environment: unlock %q: %w", device, err)
 	}
 	return func() {
 		if err := os.WriteFile(file, []byte("1"), 0); err != nil {
@@ -529,78 +582,68 @@ func (e *nativeEnv) unprotect(device string) (protect func(), err error) {
 	}, nil
 }
 
-// Time that another program may hold the environment before mendlet gives up.
-const (
-	envLockTries = 200
-	envLockWait  = 50 * time.Millisecond
-)
+// envLockWait is how long another program may hold the environment before mendlet gives up.
+const envLockWait = 10 * time.Second
 
 // lock keeps others from changing the environment between reading and writing: by the file
 // that U-Boot's tools and libubootenv lock, or, where there is no place for it, by the device
 // itself. A simulated disk needs no lock.
-func (e *nativeEnv) lock() (unlock func(), err error) {
-	s, err := e.open(e.copies[0].path, openRead)
+func (e *nativeEnv) lock(ctx context.Context) (unlock func(), err error) {
+	var f *os.File
+	err = e.again(ctx, func() (err error) {
+		f, err = e.openLock()
+		return err
+	})
 	if err != nil {
-		return func() {}, nil // no first copy; load says so
+		return nil, tryLater("boot environment: no lock: %w", err)
 	}
-	d, ok := s.(*device)
-	if !ok {
-		s.Close()
+	if f == nil {
 		return func() {}, nil
 	}
-	f := d.f
-	if l, err := openLockFile(e.lockFile); err == nil {
+	if err = flock(ctx, f, envLockWait, e.sleep); err != nil {
 		f.Close()
-		f = l
+		return nil, tryLater("boot environment: %w", err)
 	}
-	for range envLockTries {
-		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
-			return func() { f.Close() }, nil
-		}
-		if err != syscall.EWOULDBLOCK && err != syscall.EINTR {
-			break
-		}
-		time.Sleep(envLockWait)
-	}
-	f.Close()
-	return nil, tryLater("boot environment: %q is locked by another program: %w", f.Name(), err)
+	return func() { f.Close() }, nil
 }
 
-// openLockFile does not follow a link: the directory may be writable for all. O_CREATE only
+// openLock opens what is to be locked; nil: nothing.
+func (e *nativeEnv) openLock() (*os.File, error) {
+	s, err := e.open(e.copies[0].path, openRead)
+	if mayPass(err) {
+		return nil, err
+	}
+	d, ok := s.(*device)
+	if !ok { // no first copy, of which load says so; or no real one
+		if err == nil {
+			s.Close()
+		}
+		return nil, nil
+	}
+	name := e.lockFile
+	if name == "" {
+		name = e.root + "/var/lock/fw_printenv.lock"
+	}
+	l, err := openLockFile(name)
+	switch {
+	case err == nil:
+		d.Close()
+		return l, nil
+	case mayPass(err):
+		d.Close()
+		return nil, err
+	case errors.Is(err, errNotPlain), errors.Is(err, syscall.ELOOP):
+		e.lg.warnf("boot environment: in the place of the lock file is something else, the device is locked instead: %v", err)
+	}
+	return d.f, nil
+}
+
+// openLockFile neither follows a link nor waits: the directory may be writable for all. O_CREATE only
 // where it must be: fs.protected_regular forbids it on another user's file there (proc(5)).
 func openLockFile(file string) (*os.File, error) {
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	f, err := openPlain(file, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		f, err = os.OpenFile(file, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o666)
+		f, err = openPlain(file, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o666)
 	}
 	return f, err
-}
-
-func readEnvConfig(file string) ([]envCopy, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, refuse("boot environment: %w", err)
-	}
-	return parseEnvConfig(file, text)
-}
-
-func charDevice(copies []envCopy) string {
-	for _, c := range copies {
-		if c.isCharDevice() {
-			return c.path
-		}
-	}
-	return ""
-}
-
-func canOpenAny(copies []envCopy, open envOpen) bool {
-	for _, c := range copies {
-		if s, err := open(c.path, openRead); err == nil {
-			s.Close()
-			return true
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return true
-		}
-	}
-	return false
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const testEnvSize = 0x1000
@@ -55,6 +57,16 @@ func (d *memDisk) Close() error { return nil }
 
 func (d *memDisk) open(path string, how openMode) (storage, error) { return d, nil }
 
+// testHost is a machine on which no time passes.
+func testHost(open func(string, openMode) (storage, error)) *envHost {
+	return &envHost{open: open, resolve: (&machine{open: open}).resolveDevice,
+		sleep: func(ctx context.Context, _ time.Duration) error { return ctx.Err() }}
+}
+
+func testNative(config string, copies []envCopy, open func(string, openMode) (storage, error)) *nativeEnv {
+	return newNativeEnv(&envConfig{file: config, copies: copies}, testHost(open))
+}
+
 // envBytes makes a copy as a boot loader leaves it; flags < 0: without flags byte.
 func envBytes(size, flags int, pad byte, entries ...string) []byte {
 	b := bytes.Repeat([]byte{pad}, size)
@@ -73,12 +85,12 @@ func twoCopies(a, b []byte) (*memDisk, *nativeEnv) {
 	d := &memDisk{data: bytes.Repeat([]byte{0x5a}, 0x4000)}
 	copy(d.data[0x400:], a)
 	copy(d.data[0x2400:], b)
-	return d, newNativeEnv("fw_env.config", []envCopy{{"disk", 0x400, testEnvSize}, {"disk", 0x2400, testEnvSize}}, d.open, nil)
+	return d, testNative("fw_env.config", []envCopy{{"disk", 0x400, testEnvSize}, {"disk", 0x2400, testEnvSize}}, d.open)
 }
 
 func mustVars(t *testing.T, e bootEnv) map[string]string {
 	t.Helper()
-	m, err := e.vars()
+	m, err := e.vars(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +171,7 @@ func TestEnvChoice(t *testing.T) {
 	check := func(a, b []byte, want string) {
 		t.Helper()
 		writeFile(t, img, string(a)+string(b))
-		env, err := openBootEnv(&config{BootEnv: "native", FwEnvConfig: cfg}, openStorage, nil)
+		env, err := openBootEnv(&config{BootEnv: "native", FwEnvConfig: cfg}, testHost(openStorage))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -224,7 +236,7 @@ func TestEnvInterop(t *testing.T) {
 					t.Fatal(err)
 				}
 				writeFile(t, cfg, line)
-				env, err := openBootEnv(&config{BootEnv: "auto", FwEnvConfig: cfg}, openStorage, nil)
+				env, err := openBootEnv(&config{BootEnv: "auto", FwEnvConfig: cfg}, testHost(openStorage))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -234,7 +246,7 @@ func TestEnvInterop(t *testing.T) {
 						t.Fatalf("round %d: got %v, want %v", i, got, want)
 					}
 					v := fmt.Sprint("value ", i)
-					if err := env.set([]envVar{{"mine", v}, {"mender_boot_part", fmt.Sprint(i)}, {"theirs", ""}}); err != nil {
+					if err := env.set(t.Context(), []envVar{{"mine", v}, {"mender_boot_part", fmt.Sprint(i)}, {"theirs", ""}}); err != nil {
 						t.Fatal(err)
 					}
 					delete(want, "theirs")
@@ -273,13 +285,13 @@ func TestEnvBlockDevice(t *testing.T) {
 	loop := strings.TrimSpace(string(out))
 	defer exec.Command("losetup", "-d", loop).Run()
 	writeFile(t, cfg, fmt.Sprintf("%s 0x4600 0x1000\n%s -0x1000 0x1000\n", loop, loop))
-	env, err := openBootEnv(&config{BootEnv: "auto", FwEnvConfig: cfg}, openStorage, nil)
+	env, err := openBootEnv(&config{BootEnv: "auto", FwEnvConfig: cfg}, testHost(openStorage))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 {
 		v := fmt.Sprint("v", i)
-		if err := env.set([]envVar{{"a", v}}); err != nil {
+		if err := env.set(t.Context(), []envVar{{"a", v}}); err != nil {
 			t.Fatal(err)
 		}
 		if got := mustVars(t, env)["a"]; got != v {
@@ -300,7 +312,7 @@ func TestEnvUnknownPreserved(t *testing.T) {
 	if got := mustVars(t, env)["dup"]; got != "2" {
 		t.Errorf("dup: got %q, want 2", got)
 	}
-	if err := env.set([]envVar{{"dup", "3"}, {"new", "a b"}, {"m", ""}, {"absent", ""}}); err != nil {
+	if err := env.set(t.Context(), []envVar{{"dup", "3"}, {"new", "a b"}, {"m", ""}, {"absent", ""}}); err != nil {
 		t.Fatal(err)
 	}
 	want := envBytes(testEnvSize, 0, 0, "z=1", "junk", "dup=3", "a=\xff\xfe", "=odd", ".flags=a:sr", "new=a b")
@@ -311,7 +323,7 @@ func TestEnvUnknownPreserved(t *testing.T) {
 	if d.writes != 1 || d.syncs != 1 {
 		t.Errorf("got %d writes and %d syncs, want one of each", d.writes, d.syncs)
 	}
-	if err := env.set([]envVar{{"dup", "9"}, {"dup", "3"}, {"absent", ""}}); err != nil || d.writes != 1 {
+	if err := env.set(t.Context(), []envVar{{"dup", "9"}, {"dup", "3"}, {"absent", ""}}); err != nil || d.writes != 1 {
 		t.Errorf("setting what is there: got %d writes, %v", d.writes-1, err)
 	}
 }
@@ -325,15 +337,15 @@ func TestEnvSingleCopy(t *testing.T) {
 			longest = max(longest, int(off)+len(p))
 			return copy(d.data[off:], p), nil
 		}
-		env := newNativeEnv("c", []envCopy{{"disk", 0, testEnvSize}}, d.open, nil)
-		if err := env.set([]envVar{{"b", "3"}}); err != nil {
+		env := testNative("c", []envCopy{{"disk", 0, testEnvSize}}, d.open)
+		if err := env.set(t.Context(), []envVar{{"b", "3"}}); err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(d.data, envBytes(testEnvSize, -1, pad, "a=1", "b=3")) || d.writes != 1 || longest != 11 {
 			t.Errorf("padding %#x: got %q, %d writes up to byte %d", pad, d.data[:16], d.writes, longest)
 		}
 		d.onWrite = func(d *memDisk, p []byte, off int64) (int, error) { return len(p), nil }
-		wantErr(t, env.set([]envVar{{"b", "4"}}), `"disk" at 0x0`, "only copy")
+		wantErr(t, env.set(t.Context(), []envVar{{"b", "4"}}), `"disk" at 0x0`, "only copy")
 	}
 }
 
@@ -352,19 +364,19 @@ func TestEnvNoValidCopy(t *testing.T) {
 		{bytes.Repeat([]byte{7}, testEnvSize), "CRC: got 0x07070707, computed 0x"},
 	} {
 		d, env := twoCopies(c.b, c.b)
-		err := env.set([]envVar{{"a", "2"}})
+		err := env.set(t.Context(), []envVar{{"a", "2"}})
 		wantErr(t, err, "no valid copy", c.want, `"disk" at 0x400`, `"disk" at 0x2400`)
 		if exitCode(err) != exitRefused || hintOf(err) == "" || d.writes != 0 {
 			t.Errorf("exit code %d, hint %q, %d writes", exitCode(err), hintOf(err), d.writes)
 		}
 	}
 	d := &memDisk{data: envBytes(testEnvSize, 3, 0, "a=1")}
-	_, err := newNativeEnv("c", []envCopy{{"disk", 0, testEnvSize}}, d.open, nil).vars()
+	_, err := testNative("c", []envCopy{{"disk", 0, testEnvSize}}, d.open).vars(t.Context())
 	wantErr(t, err, "one of two redundant copies")
 	denied := func(path string, how openMode) (storage, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: syscall.EACCES}
 	}
-	_, err = newNativeEnv("c", []envCopy{{"disk", 0, testEnvSize}}, denied, nil).vars()
+	_, err = testNative("c", []envCopy{{"disk", 0, testEnvSize}}, denied).vars(t.Context())
 	if wantErr(t, err, "permission denied"); !strings.Contains(hintOf(err), "root") {
 		t.Errorf("hint: got %q", hintOf(err))
 	}
@@ -385,7 +397,7 @@ func TestEnvOneBadCopy(t *testing.T) {
 	if s := log.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, `copy 2 of 2 is not valid`) || !strings.Contains(s, "CRC") {
 		t.Errorf("log: got %q, want one line about copy 2", s)
 	}
-	if err := env.set([]envVar{{"b", "1"}}); err != nil {
+	if err := env.set(t.Context(), []envVar{{"b", "1"}}); err != nil {
 		t.Fatal(err)
 	}
 	if want := envBytes(testEnvSize, 6, 0, "a=1", "b=1"); !bytes.Equal(d.data[0x2400:0x3400], want) {
@@ -404,7 +416,7 @@ func TestEnvTornWrite(t *testing.T) {
 				copy(d.data[off:], p[:min(len(p), cut+odd)])
 				return 0, errors.New("power cut")
 			}
-			wantErr(t, env.set([]envVar{{"a", "2"}}), `"disk" at 0x2400`, "power cut", `the other copy, "disk" at 0x400, was not touched and is valid`)
+			wantErr(t, env.set(t.Context(), []envVar{{"a", "2"}}), `"disk" at 0x2400`, "power cut", `the other copy, "disk" at 0x400, was not touched and is valid`)
 			got := mustVars(t, env)
 			if cut+odd >= testEnvSize {
 				if got["a"] != "2" {
@@ -429,7 +441,7 @@ func TestEnvFaults(t *testing.T) {
 			d.onWrite = func(*memDisk, []byte, int64) (int, error) { return 0, eio }
 		}},
 		{"sync", "sync: input/output error", func(d *memDisk) { d.syncErr = eio }},
-		{"read-back", "read-back: input/output error", func(d *memDisk) {
+		{"read-back", "input/output error", func(d *memDisk) {
 			d.onWrite = func(d *memDisk, p []byte, off int64) (int, error) { d.readErr = eio; return len(p), nil }
 		}},
 		{"one bit", "what was written is not what is there", func(d *memDisk) {
@@ -445,10 +457,11 @@ func TestEnvFaults(t *testing.T) {
 	} {
 		d, env := twoCopies(envBytes(testEnvSize, 8, 0, "a=1"), envBytes(testEnvSize, 7, 0, "a=0"))
 		c.fault(d)
-		err := env.set([]envVar{{"a", "2"}})
+		err := env.set(t.Context(), []envVar{{"a", "2"}})
 		wantErr(t, err, `"disk" at 0x2400`, c.want, `"disk" at 0x400, was not touched and is valid`)
-		if exitCode(err) != exitFailed {
-			t.Errorf("%s: exit code %d", c.name, exitCode(err))
+		var touched *envChangeError
+		if want := map[bool]int{true: exitTempFail, false: exitFailed}[c.name == "read-back"]; exitCode(err) != want || !errors.As(err, &touched) {
+			t.Errorf("%s: exit code %d, want %d; %T", c.name, exitCode(err), want, err)
 		}
 		d.readErr = nil
 		if got := mustVars(t, env)["a"]; c.name != "sync" && got != "1" {
@@ -470,18 +483,18 @@ func TestEnvRefusals(t *testing.T) {
 		`value "1\n2" of "x"`:     {{"x", "1\n2"}},
 		`value "1\x00b=2" of "x"`: {{"x", "1\x00b=2"}},
 	} {
-		err := env.set(vars)
+		err := env.set(t.Context(), vars)
 		wantErr(t, err, want)
 		if exitCode(err) != exitRefused || d.writes != 0 {
 			t.Errorf("%s: exit code %d, %d writes", want, exitCode(err), d.writes)
 		}
 	}
-	if err := env.set([]envVar{{"b", strings.Repeat("x", room)}}); err != nil {
+	if err := env.set(t.Context(), []envVar{{"b", strings.Repeat("x", room)}}); err != nil {
 		t.Errorf("the last byte: %v", err)
 	}
 	mustVars(t, env)
 	_, env = twoCopies(envBytes(testEnvSize, 8, 0, strings.Repeat("x", 4091)), envBytes(testEnvSize, 7, 0, "a=0"))
-	if _, err := env.vars(); err == nil {
+	if _, err := env.vars(t.Context()); err == nil {
 		t.Error("data without end: got no error")
 	}
 }
@@ -497,7 +510,7 @@ func TestEnvPlaces(t *testing.T) {
 		{0x400, 0x3001, "do not fit"}, {0x400, -0xfff, "do not fit"}, {-0x4001, 0, "do not fit"}, {0x400, 1 << 62, "do not fit"},
 	} {
 		env.copies[0].offset, env.copies[1].offset = c.a, c.b
-		err := env.set([]envVar{{"a", "2"}})
+		err := env.set(t.Context(), []envVar{{"a", "2"}})
 		wantErr(t, err, c.want)
 		if exitCode(err) != exitRefused || d.writes > 0 {
 			t.Errorf("%#x, %#x: exit code %d, %d writes", c.a, c.b, exitCode(err), d.writes)
@@ -514,12 +527,12 @@ func TestEnvPlaces(t *testing.T) {
 	if err := os.Symlink(a, b); err != nil {
 		t.Fatal(err)
 	}
-	_, err := newNativeEnv("c", []envCopy{{a, 0, testEnvSize}, {b, 0, testEnvSize}}, openStorage, nil).vars()
+	_, err := testNative("c", []envCopy{{a, 0, testEnvSize}, {b, 0, testEnvSize}}, openStorage).vars(t.Context())
 	wantErr(t, err, "overlap")
 
 	missing := filepath.Join(dir, "missing")
-	env = newNativeEnv("c", []envCopy{{a, 0, testEnvSize}, {missing, 0, testEnvSize}}, openStorage, nil)
-	err = env.set([]envVar{{"a", "2"}})
+	env = testNative("c", []envCopy{{a, 0, testEnvSize}, {missing, 0, testEnvSize}}, openStorage)
+	err = env.set(t.Context(), []envVar{{"a", "2"}})
 	wantErr(t, err, "no such file")
 	if _, serr := os.Stat(missing); serr == nil || hintOf(err) == "" {
 		t.Errorf("missing file: got %v, hint %q", serr, hintOf(err))
@@ -531,13 +544,13 @@ func TestEnvPlaces(t *testing.T) {
 func TestEnvForceRO(t *testing.T) {
 	for _, was := range []string{"1\n", "0\n"} {
 		dir := t.TempDir()
-		file := filepath.Join(dir, "mmcblk2boot1", "force_ro")
-		if err := os.Mkdir(filepath.Dir(file), 0o755); err != nil {
+		file := filepath.Join(dir, "sys/class/block/mmcblk2boot1", "force_ro")
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		writeFile(t, file, was)
 		d, env := twoCopies(envBytes(testEnvSize, 8, 0, "a=1"), envBytes(testEnvSize, 7, 0, "a=0"))
-		env.sysBlock = dir
+		env.root = dir
 		for i := range env.copies {
 			env.copies[i].path = "/dev/mmcblk2boot1"
 		}
@@ -547,7 +560,7 @@ func TestEnvForceRO(t *testing.T) {
 			during = string(text)
 			return copy(d.data[off:], p), err
 		}
-		if err := env.set([]envVar{{"a", "2"}}); err != nil {
+		if err := env.set(t.Context(), []envVar{{"a", "2"}}); err != nil {
 			t.Fatal(err)
 		}
 		after, _ := os.ReadFile(file)
@@ -564,9 +577,9 @@ func TestEnvLock(t *testing.T) {
 	img := filepath.Join(dir, "env")
 	writeFile(t, img, string(envBytes(testEnvSize, -1, 0, "a=1")))
 	for _, lockFile := range []string{filepath.Join(dir, "lock"), filepath.Join(dir, "nodir", "lock")} {
-		env := newNativeEnv("c", []envCopy{{img, 0, testEnvSize}}, openStorage, nil)
+		env := testNative("c", []envCopy{{img, 0, testEnvSize}}, openStorage)
 		env.lockFile = lockFile
-		unlock, err := env.lock()
+		unlock, err := env.lock(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -631,13 +644,13 @@ func TestEnvTools(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir := fakeTools(t, map[string]string{c.print: printScript, c.set: c.script})
 			writeFile(t, dir+"/state", "keep=me\nmender_boot_part=2\nupgrade_available=0\n")
-			env, err := openBootEnv(&config{BootEnv: c.mode, FwEnvConfig: dir + "/none"}, openStorage, nil)
+			env, err := openBootEnv(&config{BootEnv: c.mode, FwEnvConfig: dir + "/none"}, testHost(openStorage))
 			if err != nil {
 				t.Fatal(err)
 			}
 			vars := []envVar{{"mender_boot_part", "3"}, {"upgrade_available", "1"}, {"bootcount", "0"}}
 			for range 2 { // the second time nothing changes and nothing is called
-				if err := env.set(vars); err != nil {
+				if err := env.set(t.Context(), vars); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -660,22 +673,22 @@ func TestEnvToolsFail(t *testing.T) {
 	open := func(print, set string) bootEnv {
 		dir := fakeTools(t, map[string]string{"my-print": print, "my-set": set})
 		writeFile(t, dir+"/state", "a=1\n")
-		env, err := openBootEnv(&config{BootEnv: "auto", BootUtilitiesGetNextActivePart: "my-print", BootUtilitiesSetActivePart: "my-set"}, openStorage, nil)
+		env, err := openBootEnv(&config{BootEnv: "auto", BootUtilitiesGetNextActivePart: "my-print", BootUtilitiesSetActivePart: "my-set"}, testHost(openStorage))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return env
 	}
 	set := []envVar{{"a", "2"}}
-	wantErr(t, open(printScript, "cat >/dev/null\n").set(set), "reported success", `a is "1", want "2"`)
-	wantErr(t, open(printScript, "echo no space >&2; exit 3\n").set(set), "my-set", "exit status 3", "no space")
+	wantErr(t, open(printScript, "cat >/dev/null\n").set(t.Context(), set), "reported success", `a is "1", want "2"`)
+	wantErr(t, open(printScript, "echo no space >&2; exit 3\n").set(t.Context(), set), "my-set", "exit status 3", "no space")
 	// "Cannot read environment, using default" with exit 0, where /etc/u-boot-initial-env is
 	// installed: then fw_setenv would make the defaults real (hub 7370).
 	for _, says := range []string{"Cannot read environment, using default", "Warning: Bad CRC, using default environment"} {
 		env := open("echo '"+says+"' >&2; "+printScript, equalScript)
-		_, err := env.vars()
+		_, err := env.vars(t.Context())
 		wantErr(t, err, "no valid copy", says)
-		wantErr(t, env.set(set), "no valid copy")
+		wantErr(t, env.set(t.Context(), set), "no valid copy")
 	}
 }
 
@@ -689,14 +702,14 @@ func TestEnvToolsReal(t *testing.T) {
 		t.Fatal(err)
 	}
 	runTool(t, "", "fw_printenv", "-c", cfg)
-	env, err := openBootEnv(&config{BootEnv: "fw_setenv", FwEnvConfig: cfg}, openStorage, nil)
+	env, err := openBootEnv(&config{BootEnv: "fw_setenv", FwEnvConfig: cfg}, testHost(openStorage))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := env.set([]envVar{{"a", "x y=z"}, {"b", "1"}}); err != nil {
+	if err := env.set(t.Context(), []envVar{{"a", "x y=z"}, {"b", "1"}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := env.set([]envVar{{"b", ""}}); err != nil {
+	if err := env.set(t.Context(), []envVar{{"b", ""}}); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := mustVars(t, env), map[string]string{"keep": "me", "a": "x y=z"}; !maps.Equal(got, want) {
@@ -712,7 +725,7 @@ func TestOpenBootEnv(t *testing.T) {
 		if text != "" {
 			writeFile(t, cfg, text)
 		}
-		return openBootEnv(&config{BootEnv: mode, FwEnvConfig: cfg}, openStorage, nil)
+		return openBootEnv(&config{BootEnv: mode, FwEnvConfig: cfg}, testHost(openStorage))
 	}
 	_, err := open("auto", "")
 	wantErr(t, err, "native", "grub-mender-grubenv-print", "fw_printenv", cfg)
@@ -740,7 +753,7 @@ func TestOpenBootEnv(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantErr(t, env.set([]envVar{{"a", "1"}}), "no valid copy")
+	wantErr(t, env.set(t.Context(), []envVar{{"a", "1"}}), "no valid copy")
 	if env, err = open("auto", "/dev/ubi0:env 0 1000\n"); err != nil || !strings.HasPrefix(env.String(), "tools") {
 		t.Errorf("UBI volume: got %v, %v, want the tools", env, err)
 	}
@@ -770,7 +783,7 @@ func TestEnvToolIsSelf(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_, err = openBootEnv(&config{BootEnv: "fw_setenv"}, openStorage, nil)
+	_, err = openBootEnv(&config{BootEnv: "fw_setenv"}, testHost(openStorage))
 	wantErr(t, err, "mendlet itself")
 }
 
@@ -778,7 +791,7 @@ func TestEnvCommand(t *testing.T) {
 	_, env := twoCopies(envBytes(testEnvSize, 8, 0, "b=2 x", "a=1"), nil)
 	run := func(args ...string) (string, error) {
 		var out bytes.Buffer
-		err := envCommand(args, env, &out)
+		err := envCommand(t.Context(), args, env, &out)
 		return out.String(), err
 	}
 	if _, err := run("set", "c=x=y", "a="); err != nil {
@@ -838,7 +851,12 @@ func TestFwCommand(t *testing.T) {
 		line := strings.NewReplacer("CFG", cfg, "DIR", dir).Replace(c.line)
 		args := strings.Fields(line)
 		var out, errs bytes.Buffer
-		code := fwCommand(args[0], args[1:], defaultConfig(paths{}), strings.NewReader(c.stdin), &out, &errs,
+		open := func(c *config, lg *logger) (bootEnv, error) {
+			h := testHost(openStorage)
+			h.lg = lg
+			return openBootEnv(c, h)
+		}
+		code := fwCommand(t.Context(), args[0], args[1:], defaultConfig(paths{}), open, strings.NewReader(c.stdin), &out, &errs,
 			&logger{level: levelWarning, sinks: []logSink{writerSink(&errs)}})
 		if code != c.code || out.String() != c.out || !strings.HasPrefix(errs.String(), c.err) || c.err == "" && errs.Len() > 0 {
 			t.Errorf("%s: got %d, %q, %q, want %d, %q, %q", c.line, code, &out, &errs, c.code, c.out, c.err)

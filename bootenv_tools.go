@@ -15,44 +15,69 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
 // toolEnv is an environment that other programs read and write: fw_printenv and fw_setenv,
 // or those of grub-mender-grubenv, which are called the same way.
 type toolEnv struct {
+	*envHost
 	print, setter string
 	args          []string // for both
 	separator     string   // between name and value in a script; "" until it is known
+	devices       []string // where they keep it, as far as that is known
 }
 
+// toolTimeout bounds a call: a tool waits for its lock for ever.
 const toolTimeout = 2 * time.Minute
 
 func (t *toolEnv) String() string { return fmt.Sprintf("tools, %q and %q", t.print, t.setter) }
 
-func (t *toolEnv) callTool(program, stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), toolTimeout)
+func (t *toolEnv) callTool(ctx context.Context, program, stdin string, args ...string) (string, error) {
+	timed, cancel := context.WithTimeout(ctx, toolTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, append(slices.Clone(t.args), args...)...)
+	cmd := exec.CommandContext(timed, program, append(slices.Clone(t.args), args...)...)
 	cmd.WaitDelay = time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
 	err := cmd.Run()
 	said := strings.TrimSpace(errs.String())
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return "", tryLater("interrupted: %w", context.Cause(ctx))
+	case timed.Err() != nil:
+		return "", tryLater("boot environment: %q has not ended after %v: %.200q", program, toolTimeout, said)
+	case err != nil:
 		return "", fmt.Errorf("boot environment: %q: %w: %.200q", program, err, said)
 	}
 	// Both U-Boot's tools and libubootenv go on with a default environment when no copy is
 	// valid, and a change would make that the real one.
 	if strings.Contains(strings.ToLower(said), "using default") {
 		return "", withHint(refuse("boot environment: no valid copy: %q says %.200q", program, said),
-			"compare fw_env.config with the boot loader's configuration; if they agree, have the boot loader save its environment (saveenv)")
+			"compare fw_env.config with the boot loader's configuration, and look into the kernel's log for errors of its medium; "+
+				"if there are none, have the boot loader save its environment (saveenv)")
 	}
 	return out.String(), nil
 }
 
-func (t *toolEnv) vars() (map[string]string, error) {
-	out, err := t.callTool(t.print, "")
+// vars asks again when the tool fails, since it does not say whether that may pass; nor does it tell
+// a copy that it could not read from a bad one.
+func (t *toolEnv) vars(ctx context.Context) (map[string]string, error) {
+	out, err := t.callTool(ctx, t.print, "")
+	for _, wait := range envReads {
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		t.lg.warnf("%v; trying again", err)
+		if err := t.sleep(ctx, wait); err != nil {
+			return nil, tryLater("interrupted: %w", err)
+		}
+		out, err = t.callTool(ctx, t.print, "")
+	}
+	if err != nil && exitCode(err) != exitRefused {
+		err = tryLater("%w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -71,12 +96,13 @@ func envDiff(vars []envVar, there map[string]string) []envVar {
 }
 
 // set changes all variables by one call, since only that is atomic, and reads them back:
-// libubootenv skips lines of a form it does not know and reports success.
-func (t *toolEnv) set(vars []envVar) error {
+// libubootenv skips lines of a form it does not know and reports success. What writes is not
+// cut off in the middle; it has its time-out.
+func (t *toolEnv) set(ctx context.Context, vars []envVar) error {
 	if err := checkEnvVars(vars); err != nil {
 		return err
 	}
-	there, err := t.vars()
+	there, err := t.vars(ctx)
 	if err != nil {
 		return err
 	}
@@ -84,21 +110,48 @@ func (t *toolEnv) set(vars []envVar) error {
 	if len(envDiff(vars, there)) == 0 {
 		return nil
 	}
-	if err := t.probe(there); err != nil {
+	if err := t.change(context.WithoutCancel(ctx), vars, there); err != nil {
+		return &envChangeError{err}
+	}
+	return nil
+}
+
+func (t *toolEnv) change(ctx context.Context, vars []envVar, there map[string]string) error {
+	if err := t.probe(ctx, there); err != nil {
 		return err
 	}
 	script := vars
 	if t.separator == " " {
 		script = append(slices.Clone(vars), envVar{envProbe, ""})
 	}
-	if err := t.script(script); err != nil {
+	if err := t.script(ctx, script); err != nil {
 		return err
 	}
-	if there, err = t.vars(); err != nil {
+	there, err := t.vars(ctx)
+	if err != nil {
 		return err
 	}
 	if m := envDiff(vars, there); len(m) > 0 {
 		return fmt.Errorf("boot environment: %q reported success, but %s is %q, want %q", t.setter, m[0].name, there[m[0].name], m[0].value)
+	}
+	return nil
+}
+
+// check opens the devices that the tools would write. That both tools are there is known already.
+func (t *toolEnv) check(ctx context.Context, vars []envVar) error {
+	if err := checkEnvVars(vars); err != nil {
+		return err
+	}
+	if _, err := t.vars(ctx); err != nil {
+		return err
+	}
+	for _, d := range t.devices {
+		f, err := os.OpenFile(d, os.O_RDWR|syscall.O_NONBLOCK, 0)
+		if err == nil {
+			f.Close()
+		} else if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) { // others may be the tools' to know
+			return refuse("boot environment: %q cannot be written: %w", d, err)
+		}
 	}
 	return nil
 }
@@ -119,18 +172,18 @@ const envProbe = "mender_uboot_separator"
 
 // probe finds out the form of script lines: U-Boot's fw_setenv wants "name value",
 // libubootenv's "name=value" and ignores others.
-func (t *toolEnv) probe(there map[string]string) error {
+func (t *toolEnv) probe(ctx context.Context, there map[string]string) error {
 	if t.separator != "" {
 		return nil
 	}
 	if there[envProbe] != "1" {
 		t.separator = " "
-		err := t.script([]envVar{{envProbe, "1"}})
+		err := t.script(ctx, []envVar{{envProbe, "1"}})
 		t.separator = ""
 		if err != nil {
 			return err
 		}
-		if there, err = t.vars(); err != nil {
+		if there, err = t.vars(ctx); err != nil {
 			return err
 		}
 	}
@@ -141,27 +194,39 @@ func (t *toolEnv) probe(there map[string]string) error {
 	return nil
 }
 
-func (t *toolEnv) script(vars []envVar) error {
+func (t *toolEnv) script(ctx context.Context, vars []envVar) error {
 	var b strings.Builder
 	for _, v := range vars {
 		line := v.name + t.separator + v.value
 		b.WriteString(strings.TrimSuffix(line, " ") + "\n")
 	}
-	_, err := t.callTool(t.setter, b.String(), "-s", "-")
+	_, err := t.callTool(ctx, t.setter, b.String(), "-s", "-")
 	return err
 }
 
-func findFwTools(c *config) (bootEnv, error) {
-	env, err := findTools(c, "fw_printenv", "fw_setenv")
-	if err == nil && c.FwEnvConfig != "" && c.FwEnvConfig != defaultConfig(paths{}).FwEnvConfig {
+// findFwTools looks for U-Boot's tools; cfg is nil where no fw_env.config is known.
+func findFwTools(c *config, cfg *envConfig, h *envHost) (bootEnv, error) {
+	env, err := findTools(c, h, "fw_printenv", "fw_setenv")
+	if err != nil {
+		return nil, err
+	}
+	if c.FwEnvConfig != "" && c.FwEnvConfig != defaultConfig(paths{}).FwEnvConfig {
 		env.args = []string{"-c", c.FwEnvConfig}
 	}
-	return env, err
+	if c.FwEnvNamespace != "" {
+		env.args = append(env.args, "-m", c.FwEnvNamespace)
+	}
+	if cfg != nil {
+		for _, x := range cfg.copies {
+			env.devices = append(env.devices, x.path)
+		}
+	}
+	return env, nil
 }
 
 // findTools looks for the two programs in PATH; names in the configuration go first.
-func findTools(c *config, print, set string) (*toolEnv, error) {
-	t := &toolEnv{}
+func findTools(c *config, h *envHost, print, set string) (*toolEnv, error) {
+	t := &toolEnv{envHost: h}
 	for _, p := range []struct {
 		name, def string
 		found     *string
@@ -199,14 +264,14 @@ func isSelf(file string) bool {
 }
 
 // envCommand is "mendlet env": print [-n] [NAME...] or set NAME=VALUE...
-func envCommand(args []string, env bootEnv, out io.Writer) error {
+func envCommand(ctx context.Context, args []string, env bootEnv, out io.Writer) error {
 	if len(args) > 0 && args[0] == "print" {
 		names := args[1:]
 		bare := len(names) > 0 && names[0] == "-n"
 		if bare {
 			names = names[1:]
 		}
-		missing, err := printEnv(env, names, bare, plain, out)
+		missing, err := printEnv(ctx, env, names, bare, plain, out)
 		if err == nil && len(missing) > 0 {
 			err = fmt.Errorf("boot environment: %q is not set", missing)
 		}
@@ -223,14 +288,14 @@ func envCommand(args []string, env bootEnv, out io.Writer) error {
 		}
 		vars = append(vars, envVar{name, value})
 	}
-	return env.set(vars)
+	return env.set(ctx, vars)
 }
 
 // printEnv prints the variables named, or all of them, and gives back those not set. Each
 // value ends with a line feed, with bare too; a bare value is as it is, for programs. The rest
 // goes through show.
-func printEnv(env bootEnv, names []string, bare bool, show func(string) string, out io.Writer) (missing []string, err error) {
-	there, err := env.vars()
+func printEnv(ctx context.Context, env bootEnv, names []string, bare bool, show func(string) string, out io.Writer) (missing []string, err error) {
+	there, err := env.vars(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -258,6 +323,7 @@ func printEnv(env bootEnv, names []string, bare bool, show func(string) string, 
 // of U-Boot and libubootenv have them.
 type fwCall struct {
 	config string // -c
+	name   string // -m: which environment of a file that has several
 	script string // -s: a file, or "-"
 	bare   bool   // -n
 	help   bool   // -h, -V
@@ -265,12 +331,12 @@ type fwCall struct {
 }
 
 // parseFwArgs: options end at the first argument of fw_setenv that is none, so that a value
-// may begin with "-". What only concerns default environments and locks (-f, -l, -m) is
-// taken and not used.
+// may begin with "-". What only concerns default environments and locks (-f, -l) is taken and
+// not used.
 func parseFwArgs(set bool, args []string) (fwCall, error) {
 	var f fwCall
-	takes := map[string]*string{"-c": &f.config, "--config": &f.config, "-s": &f.script, "--script": &f.script}
-	for _, ignored := range []string{"-f", "--defenv", "-l", "--lock", "-m", "--namespace"} {
+	takes := map[string]*string{"-c": &f.config, "--config": &f.config, "-s": &f.script, "--script": &f.script, "-m": &f.name, "--namespace": &f.name}
+	for _, ignored := range []string{"-f", "--defenv", "-l", "--lock"} {
 		takes[ignored] = new(string)
 	}
 	for i := 0; i < len(args); i++ {
@@ -305,14 +371,15 @@ func parseFwArgs(set bool, args []string) (fwCall, error) {
 }
 
 const fwUsage = `fw_printenv and fw_setenv of mendlet: the U-Boot environment
-usage: fw_printenv [-c FILE] [-n] [NAME...]
-       fw_setenv [-c FILE] NAME [VALUE...]
-       fw_setenv [-c FILE] -s FILE|-
+usage: fw_printenv [-c FILE] [-m NAMESPACE] [-n] [NAME...]
+       fw_setenv [-c FILE] [-m NAMESPACE] NAME [VALUE...]
+       fw_setenv [-c FILE] [-m NAMESPACE] -s FILE|-
 `
 
 // fwCommand is mendlet called as fw_printenv or fw_setenv (the base name of argv0). It gives
 // the exit code, 0 or 1 as theirs. It is always native: the tools may be links to this.
-func fwCommand(argv0 string, args []string, c *config, in io.Reader, out, errOut io.Writer, lg *logger) int {
+func fwCommand(ctx context.Context, argv0 string, args []string, c *config, open func(*config, *logger) (bootEnv, error),
+	in io.Reader, out, errOut io.Writer, lg *logger) int {
 	set := filepath.Base(argv0) == "fw_setenv"
 	f, err := parseFwArgs(set, args)
 	if f.help {
@@ -328,16 +395,19 @@ func fwCommand(argv0 string, args []string, c *config, in io.Reader, out, errOut
 	if f.config != "" {
 		native.FwEnvConfig = f.config
 	}
-	env, err := openBootEnv(&native, openStorage, lg)
+	if f.name != "" {
+		native.FwEnvNamespace = f.name
+	}
+	env, err := open(&native, lg)
 	if err != nil {
 		lg.fail(err)
 		return exitFailed
 	}
 	if set {
-		err = fwSet(env, f, in)
+		err = fwSet(ctx, env, f, in)
 	} else {
 		var missing []string
-		missing, err = printEnv(env, f.args, f.bare, strings.Clone, out)
+		missing, err = printEnv(ctx, env, f.args, f.bare, strings.Clone, out)
 		for _, n := range missing {
 			fmt.Fprintf(errOut, "## Error: %q not defined\n", n)
 		}
@@ -352,9 +422,9 @@ func fwCommand(argv0 string, args []string, c *config, in io.Reader, out, errOut
 	return exitOK
 }
 
-func fwSet(env bootEnv, f fwCall, in io.Reader) error {
+func fwSet(ctx context.Context, env bootEnv, f fwCall, in io.Reader) error {
 	if f.script == "" {
-		return env.set([]envVar{{f.args[0], strings.Join(f.args[1:], " ")}})
+		return env.set(ctx, []envVar{{f.args[0], strings.Join(f.args[1:], " ")}})
 	}
 	if f.script != "-" {
 		file, err := os.Open(f.script)
@@ -371,7 +441,7 @@ func fwSet(env bootEnv, f fwCall, in io.Reader) error {
 	if len(text) > envSizeMax {
 		return refuse("script %q: longer than any environment (%d bytes)", f.script, envSizeMax)
 	}
-	return env.set(parseFwScript(string(text)))
+	return env.set(ctx, parseFwScript(string(text)))
 }
 
 // parseFwScript takes both forms of lines, "name=value" and "name value": what comes first,
@@ -400,59 +470,75 @@ func parseFwScript(text string) []envVar {
 // fw_env.config names block devices or files, since only then every step is under control;
 // no valid copy there is an error of that environment, and not a reason to let a tool build
 // a new one on its defaults.
-func openBootEnv(c *config, open envOpen, lg *logger) (bootEnv, error) {
+func openBootEnv(c *config, h *envHost) (bootEnv, error) {
 	switch c.BootEnv {
 	case "auto", "":
-		return autoBootEnv(c, open, lg)
+		return autoBootEnv(c, h)
 	case "native":
-		copies, err := readEnvConfig(c.FwEnvConfig)
+		cfg, err := readEnvConfig(c.FwEnvConfig, c.FwEnvNamespace, h)
 		if err != nil {
 			return nil, err
 		}
-		if d := charDevice(copies); d != "" {
+		if d := charDevice(cfg.copies); d != "" {
 			return nil, withHint(refuse("boot environment: %q is a character device (raw MTD or UBI), which BootEnv native cannot write", d),
 				"set BootEnv to fw_setenv, and have fw_printenv and fw_setenv in PATH")
 		}
-		return newNativeEnv(c.FwEnvConfig, copies, open, lg), nil
+		return newNativeEnv(cfg, h), nil
 	case "fw_setenv":
-		return findFwTools(c)
+		cfg, _ := readEnvConfig(c.FwEnvConfig, c.FwEnvNamespace, h) // the tools may know more forms of it
+		return findFwTools(c, cfg, h)
 	case "grub":
-		return findTools(c, "grub-mender-grubenv-print", "grub-mender-grubenv-set")
+		return findTools(c, h, "grub-mender-grubenv-print", "grub-mender-grubenv-set")
 	}
 	return nil, refuse("BootEnv %q in the configuration: want auto, native, fw_setenv or grub", c.BootEnv)
 }
 
-func autoBootEnv(c *config, open envOpen, lg *logger) (bootEnv, error) {
+func autoBootEnv(c *config, h *envHost) (bootEnv, error) {
 	if c.BootUtilitiesGetNextActivePart != "" && filepath.Base(c.BootUtilitiesGetNextActivePart) != "fw_printenv" {
-		return findTools(c, "", "") // someone chose it with care
+		return findTools(c, h, "", "") // someone chose it with care
 	}
-	copies, cerr := readEnvConfig(c.FwEnvConfig)
+	cfg, cerr := readEnvConfig(c.FwEnvConfig, c.FwEnvNamespace, h)
 	if cerr == nil {
-		if d := charDevice(copies); d != "" {
-			env, err := findFwTools(c)
+		if d := charDevice(cfg.copies); d != "" {
+			env, err := findFwTools(c, cfg, h)
 			if err != nil {
 				return nil, refuse("boot environment: %q is a character device (raw MTD or UBI), which is left to the tools: %w", d, err)
 			}
 			return env, nil
 		}
-		if canOpenAny(copies, open) {
-			return newNativeEnv(c.FwEnvConfig, copies, open, lg), nil
+		if canOpenAny(cfg.copies, h) {
+			return newNativeEnv(cfg, h), nil
 		}
 	}
-	grub, gerr := openBootEnv(&config{BootEnv: "grub"}, open, lg)
+	if exitCode(cerr) == exitTempFail {
+		return nil, cerr // nothing is known yet that could speak for another way
+	}
+	grub, gerr := openBootEnv(&config{BootEnv: "grub"}, h)
 	if gerr == nil {
 		return grub, nil
 	}
 	if cerr == nil {
-		return newNativeEnv(c.FwEnvConfig, copies, open, lg), nil // its first use says what is missing
+		return newNativeEnv(cfg, h), nil // its first use says what is missing
 	}
-	if !errors.Is(cerr, fs.ErrNotExist) {
+	if !errors.Is(cerr, fs.ErrNotExist) || errors.Is(cerr, errNotThere) {
 		return nil, cerr // the tools would read the same file
 	}
-	env, ferr := findFwTools(c)
+	env, ferr := findFwTools(c, nil, h)
 	if ferr == nil {
 		return env, nil
 	}
 	return nil, withHint(refuse("no boot environment found; tried: native: %w; grub: %w; fw_setenv: %w", cerr, gerr, ferr),
 		"write %q with a line DEVICE OFFSET SIZE for each copy of the U-Boot environment, or set FwEnvConfig or BootEnv in the configuration", c.FwEnvConfig)
+}
+
+func canOpenAny(copies []envCopy, h *envHost) bool {
+	for _, c := range copies {
+		if s, err := h.open(c.path, openRead); err == nil {
+			s.Close()
+			return true
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
 }

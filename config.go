@@ -106,8 +106,9 @@ type config struct {
 	BootUtilitiesSetActivePart     string
 	BootUtilitiesGetNextActivePart string
 
-	FwEnvConfig string // path of fw_env.config; mendlet's own
-	BootEnv     string // auto, native, fw_setenv, grub; mendlet's own
+	FwEnvConfig    string // path of fw_env.config; mendlet's own
+	FwEnvNamespace string // which environment of it, where it has several; mendlet's own
+	BootEnv        string // auto, native, fw_setenv, grub; mendlet's own
 
 	paths      paths  `json:"-"`
 	broken     error  // of a file in its default place: what it demands is not known

@@ -39,7 +39,7 @@ const everyKey = `{
  "ArtifactVerifyKey": "/key", "UpdateLogPath": "/log", "DaemonLogLevel": "debug", "SkipVerify": true,
  "HttpsClient": {"Certificate": "/hc", "Key": "/hk", "SSLEngine": "e1"}, "Security": {"AuthPrivateKey": "/ak", "SSLEngine": "e2"},
  "RootfsPartA": "/dev/a2", "RootfsPartB": "/dev/a3", "Connectivity": {"DisableKeepAlive": true, "IdleConnTimeoutSeconds": 10},
- "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw", "BootEnv": "grub"
+ "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw", "FwEnvNamespace": "name", "BootEnv": "grub"
 }`
 
 func TestConfigKeys(t *testing.T) {
@@ -54,7 +54,7 @@ func TestConfigKeys(t *testing.T) {
 	want.RootfsPartA, want.RootfsPartB = "/dev/a2", "/dev/a3"
 	want.Connectivity.DisableKeepAlive, want.Connectivity.IdleConnTimeoutSeconds = true, 10
 	want.BootUtilitiesSetActivePart, want.BootUtilitiesGetNextActivePart = "set", "get"
-	want.FwEnvConfig, want.BootEnv = "/fw", "grub"
+	want.FwEnvConfig, want.FwEnvNamespace, want.BootEnv = "/fw", "name", "grub"
 	for _, text := range []string{everyKey, lowerKeys(t, strings.ToLower), lowerKeys(t, strings.ToUpper)} {
 		c, said, err := loaded(t, "", text)
 		if err != nil || said != "" || !reflect.DeepEqual(c, want) {

@@ -427,7 +427,7 @@ func TestConfigManual(t *testing.T) {
 	if !ok || len(keys) < 30 {
 		t.Fatalf("no table, or %d keys", len(keys))
 	}
-	own := map[string]bool{"FwEnvConfig": true, "BootEnv": true}
+	own := map[string]bool{"FwEnvConfig": true, "FwEnvNamespace": true, "BootEnv": true}
 	units := map[reflect.Kind][]string{reflect.Bool: {"bool"}, reflect.Int: {"s", "tries"}, reflect.String: {"URL", "path", "text"}}
 	seen := map[string]bool{}
 	for row := range strings.Lines(table) {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode/utf8"
 )
@@ -103,6 +105,44 @@ func exitCode(err error) int {
 
 // isTemporary: the same thing may succeed when it is tried later.
 func isTemporary(err error) bool { return exitCode(err) == exitTempFail }
+
+// mayPass tells an error that may be gone the next time, such as one of a medium or of a limit on
+// open files, from one about what a name stands for and who may use it.
+func mayPass(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP, syscall.ENAMETOOLONG, syscall.EINVAL,
+		syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.ENXIO, syscall.ENODEV, syscall.ENOMEDIUM:
+		return false
+	}
+	return true
+}
+
+// refuseUnlessPassing is a refusal because of err, or exit code 75 where err may pass.
+func refuseUnlessPassing(err error, format string, args ...any) error {
+	if exitCode(err) == exitTempFail || mayPass(err) {
+		return tryLater(format, args...)
+	}
+	return refuse(format, args...)
+}
+
+// sleeper waits for d, or until ctx ends: sleepContext, or what a test has instead.
+type sleeper = func(ctx context.Context, d time.Duration) error
+
+// sleepContext waits for d, or until ctx ends; then it gives back why.
+func sleepContext(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
 
 // hintOf returns the first hint in the chain, or "".
 func hintOf(err error) string {

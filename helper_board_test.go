@@ -96,11 +96,11 @@ func (b *imageBoard) rootfs(t testing.TB, running string, u *update) *rootfs {
 }
 
 func (b *imageBoard) env(t testing.TB) map[string]string {
-	env, err := openBootEnv(&config{BootEnv: "native", FwEnvConfig: filepath.Join(b.dir, "fw_env.config")}, openStorage, nil)
+	env, err := openBootEnv(&config{BootEnv: "native", FwEnvConfig: filepath.Join(b.dir, "fw_env.config")}, testHost(openStorage))
 	if err != nil {
 		t.Fatal(err)
 	}
-	vars, err := env.vars()
+	vars, err := env.vars(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

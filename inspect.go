@@ -25,6 +25,7 @@ type report struct {
 	Env      map[string]string `json:"boot_environment,omitempty"`
 	EnvFrom  string            `json:"boot_environment_from,omitempty"`
 	Problem  string            `json:"problem,omitempty"`
+	Notes    []string          `json:"notes,omitempty"` // what a person should know
 	Provides map[string]string `json:"provides"`
 	Update   *updateReport     `json:"update"`         // null: nothing in progress
 	Next     string            `json:"next,omitempty"` // what a person does now, in words
@@ -47,15 +48,15 @@ type updateReport struct {
 var bootVars = []string{varBootPart, varBootPartHex, varUpgrade, varBootcount, "bootlimit", varCanaryCheck, varCanary}
 
 // lookAround fills in what the machine says.
-func (r *report) lookAround(a *app) (*slots, map[string]string, error) {
-	env, err := openBootEnv(a.c, a.m.open, a.lg)
+func (r *report) lookAround(ctx context.Context, a *app) (bootEnv, *slots, map[string]string, error) {
+	env, err := openEnv(a.c, a.m, a.lg)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	r.EnvFrom = env.String()
-	vars, err := env.vars()
+	vars, err := env.vars(ctx)
 	if err != nil {
-		return nil, nil, err
+		return env, nil, nil, err
 	}
 	r.Env = map[string]string{}
 	for _, n := range bootVars {
@@ -65,12 +66,12 @@ func (r *report) lookAround(a *app) (*slots, map[string]string, error) {
 	}
 	s, err := findSlots(a.c, a.m, vars)
 	if s == nil {
-		return nil, vars, err
+		return env, nil, vars, err
 	}
 	r.Slots = map[string]string{"A": s.a.path, "B": s.b.path}
 	r.Evidence = s.why
 	if err != nil {
-		return nil, vars, err
+		return env, nil, vars, err
 	}
 	from := s.running
 	if r.Running = "none"; from != nil {
@@ -81,10 +82,10 @@ func (r *report) lookAround(a *app) (*slots, map[string]string, error) {
 	if from != nil {
 		r.Idle = s.other(from).letter
 	}
-	return s, vars, nil
+	return env, s, vars, nil
 }
 
-func (a inspector) status() error {
+func (a inspector) status(ctx context.Context) error {
 	rec, err := a.peek()
 	if err != nil {
 		return err
@@ -101,8 +102,11 @@ func (a inspector) status() error {
 	var s *slots
 	var vars map[string]string
 	if a.c.RootfsPartA != "" || a.c.RootfsPartB != "" {
-		if s, vars, err = r.lookAround(a.app); err != nil {
+		if _, s, vars, err = r.lookAround(ctx, a.app); err != nil {
 			r.Problem = oneLine(err.Error())
+		}
+		if why, err := forgetful(a.c, a.m); err == nil && why != "" {
+			r.Notes = append(r.Notes, why)
 		}
 	}
 	r.Next = whatNext(rec.Update, s, vars)
@@ -121,6 +125,9 @@ func whatNext(u *update, s *slots, vars map[string]string) string {
 	}
 	if s == nil {
 		return nextStep(u, false)
+	}
+	if stray := strayTrial(vars, s); u == nil && stray != "" {
+		return stray
 	}
 	runs := s.running != nil && strconv.Itoa(s.running.num) == vars[varBootPart]
 	switch {
@@ -173,6 +180,9 @@ func (r *report) print(w io.Writer) {
 	}
 	if r.Problem != "" {
 		printf(w, "problem: %s\n", r.Problem)
+	}
+	for _, n := range r.Notes {
+		printf(w, "note: %s\n", n)
 	}
 	printf(w, "provides:\n")
 	for _, k := range slices.Sorted(maps.Keys(r.Provides)) {
@@ -245,7 +255,7 @@ func (a inspector) plan(ctx context.Context, source string) error {
 	no(a.checkCompatible(art))
 	switch {
 	case art.PayloadType == rootfsImage:
-		a.planRootfs(p, art, no)
+		a.planRootfs(ctx, p, art, no)
 	case !art.Empty:
 		_, err := a.newHandler(art.PayloadType, nil)
 		no(err)
@@ -271,11 +281,16 @@ func signatureText(art *artifact) string {
 	return "none"
 }
 
-func (a inspector) planRootfs(p *planReport, art *artifact, no func(error)) {
-	s, vars, err := p.lookAround(a.app)
+func (a inspector) planRootfs(ctx context.Context, p *planReport, art *artifact, no func(error)) {
+	env, s, vars, err := p.lookAround(ctx, a.app)
 	if err != nil {
 		no(err)
 		return
+	}
+	why, err := forgetful(a.c, a.m)
+	no(err)
+	if why != "" {
+		p.Notes = append(p.Notes, why)
 	}
 	no(checkBootEnv(vars))
 	no(s.agree(vars))
@@ -284,6 +299,7 @@ func (a inspector) planRootfs(p *planReport, art *artifact, no func(error)) {
 		return
 	}
 	r := &rootfs{c: a.c, m: a.m, u: &update{}, lg: a.lg, to: s.other(from)}
+	no(env.check(ctx, tryOnce(r.to.num)))
 	p.Target = r.to.String()
 	if r.file, err = art.nextFile(); err != nil {
 		no(err)
@@ -296,7 +312,7 @@ func (a inspector) planRootfs(p *planReport, art *artifact, no func(error)) {
 		p.SlotSize, err = r.checkSize()
 		no(err)
 	}
-	for _, v := range append(r.boot(r.to.num), envVar{varUpgrade, "1"}, envVar{varBootcount, "0"}) {
+	for _, v := range tryOnce(r.to.num) {
 		if vars[v.name] != v.value {
 			p.EnvChanges = append(p.EnvChanges, "-"+v.name+"="+vars[v.name], "+"+v.name+"="+v.value)
 		}
@@ -316,6 +332,9 @@ func (p *planReport) print(w io.Writer) {
 		for _, l := range p.EnvChanges {
 			printf(w, "  %s\n", l)
 		}
+	}
+	for _, n := range p.Notes {
+		printf(w, "note: %s\n", n)
 	}
 	for i, l := range p.Refused {
 		printf(w, "refused: %s\n", l)
@@ -345,15 +364,15 @@ func (a inspector) show(ctx context.Context, source string) error {
 	return showCommand(art, a.o.json, a.out)
 }
 
-func (a inspector) env(words []string) error {
+func (a inspector) env(ctx context.Context, words []string) error {
 	if len(words) > 0 && (words[0] == "-h" || words[0] == "--help") {
 		return printf(a.out, "usage: mendlet env print [-n] [NAME…]\n       mendlet env set NAME=VALUE…   (NAME= removes it)\n")
 	}
-	env, err := openBootEnv(a.c, a.m.open, a.lg)
+	env, err := openEnv(a.c, a.m, a.lg)
 	if err != nil {
 		return err
 	}
-	return envCommand(words, env, a.out)
+	return envCommand(ctx, words, env, a.out)
 }
 
 // shown is what "mendlet show --json" prints; its names are an interface.

@@ -55,11 +55,11 @@ func verbs() []verb {
 		{"resume", "", "go on with an interrupted install", 0, installFlags, noWord(standalone.resume)},
 		{"show-artifact", "", "name of the installed artifact", 0, nil, atOnce(standalone.showArtifact)},
 		{"show-provides", "", "all that the installed artifacts provide", 0, nil, atOnce(standalone.showProvides)},
-		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, atOnce(inspector.status)},
+		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, noWord(inspector.status)},
 		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, jsonFlag, oneWord(inspector.plan)},
 		{"show", "FILE|URL|-", "what is in an artifact, fully verified", 1, jsonFlag, oneWord(inspector.show)},
 		{"env", "print [-n] [NAME…] | set NAME=VALUE…", "the boot environment", -1, nil,
-			func(_ context.Context, a *app, w []string) error { return inspector{a}.env(w) }},
+			func(ctx context.Context, a *app, w []string) error { return inspector{a}.env(ctx, w) }},
 	}
 	if !recovery {
 		list = append(list, verb{"setup", "", "write mender.conf from options; its other keys stay", 0, setupFlag,
@@ -158,7 +158,7 @@ func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.W
 			return exitCode(err)
 		}
 		lg.level = levelWarning
-		return fwCommand(name, args[1:], c, in, out, errw, lg)
+		return fwCommand(ctx, name, args[1:], c, openFwEnv, in, out, errw, lg)
 	}
 	err := dispatch(ctx, args, o, lg, &patientReader{ctx: ctx, src: in}, out)
 	if errors.Is(err, context.Canceled) && exitCode(err) == exitFailed {

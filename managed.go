@@ -285,6 +285,7 @@ func (s *session) round(ctx context.Context, poll bool) error {
 		}
 		return s.refreshInventory(ctx, s.resume(ctx))
 	}
+	a.warnStray(ctx)
 	if err := s.ready(); err != nil {
 		return err
 	}
@@ -629,7 +630,7 @@ func (s *session) sendPending(ctx context.Context) error {
 // recovery system has its own way to go on: it gets the exit code.
 func rebootMachine(ctx context.Context, a *app) error {
 	root, err := a.m.rootMount()
-	initramfs := err == nil && ramRoot[root.fstype] && root.fstype != "overlay"
+	initramfs := err == nil && ramRoot[root.fstype]
 	if a.o.net.noReboot || initramfs || strings.EqualFold(a.o.running, "none") {
 		a.lg.infof("a reboot is needed")
 		return &codedError{code: exitReboot}
@@ -755,7 +756,7 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 	if due := since < 0 || since >= seconds(a.c.InventoryPollIntervalSeconds); !due && !force {
 		return nil
 	}
-	data, err := collectInventory(ctx, a.c.paths.in(a.c.paths.data, "inventory"), builtinInventory(a), a.lg)
+	data, err := collectInventory(ctx, a.c.paths.in(a.c.paths.data, "inventory"), builtinInventory(ctx, a), a.lg)
 	if err != nil {
 		a.lg.warnf("%v", err)
 		return nil
@@ -798,7 +799,7 @@ func (s *session) configuration(ctx context.Context) error {
 	return nil
 }
 
-func builtinInventory(a *app) map[string][]string {
+func builtinInventory(ctx context.Context, a *app) map[string][]string {
 	data := map[string][]string{
 		"mender_client_version":          {versionString()},
 		"mender_client_version_provider": {"internal"},
@@ -814,7 +815,7 @@ func builtinInventory(a *app) map[string][]string {
 		data["mendlet_last_update"] = []string{v.Artifact + " " + v.Result}
 	}
 	r := &report{}
-	if _, _, err := r.lookAround(a); err == nil {
+	if _, _, _, err := r.lookAround(ctx, a); err == nil {
 		data["mendlet_slot"] = []string{r.Running}
 		data["mendlet_bootcount"] = []string{r.Env["bootcount"]}
 	}

@@ -32,13 +32,18 @@ type rootfs struct {
 
 func (r *rootfs) resumable() bool { return true }
 
+// openEnv opens the boot environment of a machine.
+func openEnv(c *config, m *machine, lg *logger) (bootEnv, error) {
+	return openBootEnv(c, &envHost{open: m.open, resolve: m.resolveDevice, root: m.root, sleep: sleepContext, lg: lg})
+}
+
 // survey reads the boot environment and finds the slots.
-func (r *rootfs) survey() (bootEnv, map[string]string, *slots, error) {
-	env, err := openBootEnv(r.c, r.m.open, r.lg)
+func (r *rootfs) survey(ctx context.Context) (bootEnv, map[string]string, *slots, error) {
+	env, err := openEnv(r.c, r.m, r.lg)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	vars, err := env.vars()
+	vars, err := env.vars(ctx)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -63,7 +68,7 @@ func checkBootEnv(vars map[string]string) error {
 }
 
 func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
-	_, vars, s, err := r.survey()
+	env, vars, s, err := r.survey(ctx)
 	if err != nil {
 		return err
 	}
@@ -75,6 +80,9 @@ func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
 	}
 	from := s.byNum(vars[varBootPart])
 	r.to = s.other(from)
+	if err := env.check(ctx, tryOnce(r.to.num)); err != nil {
+		return err
+	}
 	if err := r.m.checkTarget(r.to); err != nil {
 		return err
 	}
@@ -85,7 +93,47 @@ func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
 		return err
 	}
 	r.u.From, r.u.To = from.num, r.to.num
-	return nil
+	return r.warnForgetful()
+}
+
+// warnForgetful says that the journal will be gone after the boot into the new slot.
+func (r *rootfs) warnForgetful() error {
+	why, err := forgetful(r.c, r.m)
+	if why != "" {
+		r.lg.warnf("%s", why)
+	}
+	return err
+}
+
+// forgetful says why the datastore does not outlive a reboot, and what comes of it; "" if nothing speaks
+// for that.
+func forgetful(c *config, m *machine) (string, error) {
+	why, err := m.forgets(filepath.Join(c.paths.ds, journalName))
+	if why == "" || err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("the datastore %q may not outlive a reboot: %s. What boots next would know of no update, and nothing would commit it; "+
+		"put the datastore on a partition that stays (-d, MENDER_DATASTORE_DIR)", c.paths.ds, why), nil
+}
+
+// strayTrial explains a boot that waits for a verdict and that the journal, in which no update is, knows
+// nothing of; "" if there is none.
+func strayTrial(vars map[string]string, s *slots) string {
+	up := vars[varUpgrade]
+	if up == "" || up == "0" {
+		return ""
+	}
+	to := s.byNum(vars[varBootPart])
+	text := fmt.Sprintf("%s is %q in the boot environment, so that the bootloader is trying %s, but the journal knows of no update", varUpgrade, up, nameOf(to))
+	switch {
+	case to == nil:
+		return text
+	case s.mayRun(to.num):
+		return text + fmt.Sprintf(": it may have been lost, or another program installed what runs. At the next boot the bootloader goes back to slot %s. "+
+			"To keep what runs now: mendlet env set %s=0", s.other(to), varUpgrade)
+	}
+	return text + fmt.Sprintf(": it may have been lost, or another program installed what is there. The next boot tries it. "+
+		"To stay with what runs now: mendlet env set %s=%d %s=%x %s=0", varBootPart, s.other(to).num, varBootPartHex, s.other(to).num, varUpgrade)
 }
 
 // checkSize opens the slot for a moment, which also finds one that is claimed or read-only.
@@ -93,7 +141,9 @@ func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
 func (r *rootfs) checkSize() (capacity int64, err error) {
 	name := r.to.path
 	if r.to.ubi {
-		capacity = r.m.ubiCapacity(filepath.Base(name))
+		if capacity, err = r.m.ubiCapacity(filepath.Base(name)); err != nil {
+			return 0, err
+		}
 	} else {
 		st, err := r.m.open(name, openSlot)
 		if err != nil {
@@ -256,7 +306,7 @@ func (r *rootfs) query(ctx context.Context, state string) (string, error) {
 		// Only where another slot than the running one is to boot next; after a rollback
 		// that came before the reboot, or that the bootloader did itself, there is nothing
 		// to reboot for. Where neither runs the boot that follows decides.
-		_, vars, s, err := r.survey()
+		_, vars, s, err := r.survey(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -271,28 +321,27 @@ func (r *rootfs) query(ctx context.Context, state string) (string, error) {
 func (r *rootfs) call(ctx context.Context, state string) error {
 	switch state {
 	case "ArtifactInstall":
-		return r.install()
+		return r.install(ctx)
 	case "ArtifactVerifyReboot":
-		_, err := r.verify()
-		return err
+		return r.verify(ctx)
 	case "ArtifactCommit":
-		return r.commit()
+		return r.commit(ctx)
 	case "ArtifactRollback":
-		return r.rollback()
+		return r.rollback(ctx)
 	case "ArtifactVerifyRollbackReboot":
-		return r.verifyRollback()
+		return r.verifyRollback(ctx)
 	}
 	return nil
 }
 
 // install makes the bootloader try the new slot, in one write.
-func (r *rootfs) install() error {
-	env, vars, s, err := r.survey()
+func (r *rootfs) install(ctx context.Context) error {
+	env, vars, s, err := r.survey(ctx)
 	if err != nil {
 		return err
 	}
-	if r.switched(vars) {
-		return nil // a power cut fell between the flip and the journal
+	if r.switched(vars) { // a power cut fell between the flip and the journal; that boot may have been counted
+		return env.set(ctx, append(bootsFrom(r.u.To), envVar{varUpgrade, "1"}))
 	}
 	if err := checkBootEnv(vars); err != nil {
 		return err
@@ -303,12 +352,21 @@ func (r *rootfs) install() error {
 	if vars[varBootPart] != strconv.Itoa(r.u.From) {
 		return fmt.Errorf("%s is %q, want %d: the boot environment was changed since the image was written", varBootPart, vars[varBootPart], r.u.From)
 	}
-	return env.set(append(r.boot(r.u.To), envVar{varUpgrade, "1"}, envVar{varBootcount, "0"}))
+	return env.set(ctx, tryOnce(r.u.To))
 }
 
-func (r *rootfs) boot(num int) []envVar {
+// bootsFrom are the variables that name a partition to the bootloader.
+func bootsFrom(num int) []envVar {
 	return []envVar{{varBootPart, strconv.Itoa(num)}, {varBootPartHex, strconv.FormatInt(int64(num), 16)}}
 }
+
+// tryOnce is what makes the bootloader try a partition.
+func tryOnce(num int) []envVar {
+	return append(bootsFrom(num), envVar{varUpgrade, "1"}, envVar{varBootcount, "0"})
+}
+
+// stayWith is what makes the bootloader stay with a partition.
+func stayWith(num int) []envVar { return append(bootsFrom(num), envVar{varUpgrade, "0"}) }
 
 // switched tells whether the bootloader is to try the new slot, or has.
 func (r *rootfs) switched(vars map[string]string) bool {
@@ -319,54 +377,60 @@ func (r *rootfs) switched(vars map[string]string) bool {
 var errNotRebooted = errors.New("the new slot has not been booted yet")
 
 // verify checks that the new slot is the one that runs and that the bootloader has not
-// fallen back. It returns the environment to change.
-func (r *rootfs) verify() (bootEnv, error) {
-	env, vars, s, err := r.survey()
-	if err != nil {
-		return nil, err
-	}
-	to := strconv.Itoa(r.u.To)
-	switch {
-	case vars[varBootPart] != to || vars[varUpgrade] != "1":
-		return nil, fmt.Errorf("upgrade failed and was reverted: %s is %s and %s is %q, want %s and 1",
-			varBootPart, vars[varBootPart], varUpgrade, vars[varUpgrade], to)
-	case s.running != nil && s.running.num != r.u.To:
-		return nil, withHint(fmt.Errorf("%w: slot %s runs, want %d", errNotRebooted, s.running, r.u.To), "reboot first")
-	}
-	return env, nil
-}
-
-func (r *rootfs) commit() error {
-	// A power cut may have fallen between the change and the journal. It cannot be a
-	// bootloader that fell back: that one also changes mender_boot_part.
-	if _, vars, s, err := r.survey(); err == nil && vars[varUpgrade] == "0" && vars[varBootPart] == strconv.Itoa(r.u.To) &&
-		(s.running == nil || s.running.num == r.u.To) {
-		return nil
-	}
-	env, err := r.verify()
+// fallen back.
+func (r *rootfs) verify(ctx context.Context) error {
+	_, vars, s, err := r.survey(ctx)
 	if err != nil {
 		return err
 	}
-	return env.set([]envVar{{varUpgrade, "0"}})
+	return r.isTrial(vars, s)
+}
+
+// isTrial is nil in the trial boot of this update.
+func (r *rootfs) isTrial(vars map[string]string, s *slots) error {
+	to := strconv.Itoa(r.u.To)
+	switch {
+	case vars[varBootPart] != to || vars[varUpgrade] != "1":
+		return fmt.Errorf("upgrade failed and was reverted: %s is %s and %s is %q, want %s and 1",
+			varBootPart, vars[varBootPart], varUpgrade, vars[varUpgrade], to)
+	case s.running != nil && s.running.num != r.u.To:
+		return withHint(fmt.Errorf("%w: slot %s runs, want %d", errNotRebooted, s.running, r.u.To), "reboot first")
+	case !s.mayRun(r.u.To):
+		return withHint(fmt.Errorf("%w: the kernel was started for slot %s, want %d", errNotRebooted, s.started, r.u.To),
+			"reboot first, or say --running if that is not so")
+	}
+	return nil
+}
+
+// commit keeps the new slot. The change may be there already, when a power cut fell between it and the
+// journal; it cannot be a bootloader that fell back: that one also changes mender_boot_part.
+func (r *rootfs) commit(ctx context.Context) error {
+	env, vars, s, err := r.survey(ctx)
+	if err != nil {
+		return err
+	}
+	done := vars[varUpgrade] == "0" && vars[varBootPart] == strconv.Itoa(r.u.To) && s.mayRun(r.u.To)
+	if err := r.isTrial(vars, s); err != nil && !done {
+		return err
+	}
+	return env.set(ctx, stayWith(r.u.To))
 }
 
 // rollback makes the old slot boot next. The bootloader may have done so already.
-func (r *rootfs) rollback() error {
-	env, vars, s, err := r.survey()
+func (r *rootfs) rollback(ctx context.Context) error {
+	env, _, s, err := r.survey(ctx)
 	if err != nil {
 		return err
 	}
 	if s.byNum(strconv.Itoa(r.u.From)) == nil {
-		return fmt.Errorf("the journal names partition %d as the old slot, but A is %d and B is %d: it is another device's", r.u.From, s.a.num, s.b.num)
+		return fmt.Errorf("the journal names partition %d as the old slot, but %s is %d and %s is %d: it is another device's",
+			r.u.From, s.a, s.a.num, s.b, s.b.num)
 	}
-	if vars[varBootPart] == strconv.Itoa(r.u.From) && vars[varUpgrade] != "1" {
-		return nil
-	}
-	return env.set(append(r.boot(r.u.From), envVar{varUpgrade, "0"}))
+	return env.set(ctx, stayWith(r.u.From))
 }
 
-func (r *rootfs) verifyRollback() error {
-	_, vars, s, err := r.survey()
+func (r *rootfs) verifyRollback(ctx context.Context) error {
+	_, vars, s, err := r.survey(ctx)
 	if err != nil {
 		return err
 	}

@@ -3,30 +3,15 @@
 package main
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"syscall"
-	"unicode/utf16"
 )
-
-// machine is the computer that the program runs on, as far as tests put another in its place.
-type machine struct {
-	root    string // before /proc, /sys and /dev; "" is the real one
-	running string // --running: A, B, none, or "" to find out
-	open    func(path string, how openMode) (storage, error)
-}
-
-// newMachine is the real one.
-func newMachine(running string) *machine { return &machine{running: running, open: openStorage} }
-
-func (m *machine) path(name string) string { return m.root + name }
 
 // slot is one of the two root partitions.
 type slot struct {
@@ -42,7 +27,16 @@ func (s *slot) String() string { return fmt.Sprintf("%s (%s)", s.letter, s.path)
 type slots struct {
 	a, b    *slot
 	running *slot    // nil: none of them runs (initramfs, recovery system, --running none)
+	started *slot    // where none runs: the one that the kernel was started for, by its root=; nil: not known
 	why     []string // one line for each source: mounted root, command line, boot environment
+}
+
+// mayRun tells that the slot of this number runs, or that nothing speaks against it.
+func (s *slots) mayRun(num int) bool {
+	if s.running != nil {
+		return s.running.num == num
+	}
+	return s.started == nil || s.started.num == num
 }
 
 func (s *slots) byNum(n string) *slot {
@@ -74,14 +68,168 @@ func findSlots(c *config, m *machine, env map[string]string) (*slots, error) {
 		}
 		one, err := m.resolveSlot(x.letter, x.conf)
 		if err != nil {
-			return nil, refuse("%s %q: %w", x.key, x.conf, err)
+			return nil, refuseUnlessPassing(err, "%s %q: %w", x.key, x.conf, err)
 		}
 		*x.to = one
 	}
 	if s.a.path == s.b.path || s.a.num == s.b.num {
 		return nil, refuse("slots %s and %s are the same or have the same number", s.a, s.b)
 	}
-	return s, s.findRunning(m, env)
+	all, err := m.mounts()
+	if err != nil && (m.running == "" || exitCode(err) == exitTempFail) {
+		return s, err
+	}
+	if err := s.oneDisk(m, all); err != nil {
+		return s, err
+	}
+	return s, s.findRunning(m, env, all)
+}
+
+// oneDisk refuses slots on different disks: the boot environment knows partition numbers only, so one
+// of them is not the partition that is meant.
+func (s *slots) oneDisk(m *machine, all []mount) error {
+	var on [2]*trail
+	for i, x := range []*slot{s.a, s.b} {
+		on[i] = &trail{}
+		if num := deviceNumber(x.path); num != "" && !x.ubi {
+			if err := on[i].device(m, num, all); err != nil {
+				return tryLater("slot %s: %w", x, err)
+			}
+		}
+	}
+	a, b := on[0].disks, on[1].disks
+	if len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(disk string) bool { return slices.Contains(b, disk) }) {
+		return nil
+	}
+	return withHint(refuse("slot %s is on disk %s, and slot %s on %s", s.a, strings.Join(a, ", "), s.b, strings.Join(b, ", ")),
+		"both must be on the disk that the bootloader boots from; a copy of a disk has the same UUIDs, take it away")
+}
+
+// isOn tells whether what a trail was followed from rests on the slot.
+func (s *slot) isOn(t *trail) bool {
+	if s.ubi {
+		return slices.Contains(t.devs, s.path)
+	}
+	num := deviceNumber(s.path)
+	return num != "" && slices.Contains(t.devs, num) || slices.Contains(t.files, s.path)
+}
+
+// on gives the slots that a mount rests on.
+func (s *slots) on(t *trail) (found []*slot) {
+	for _, one := range []*slot{s.a, s.b} {
+		if one.isOn(t) {
+			found = append(found, one)
+		}
+	}
+	return found
+}
+
+// findRunning puts the sources together. What the mounted root rests on speaks first. Where that cannot be
+// followed to its end, root= of the command line does, and which of the slots is mounted at all;
+// they must not speak against each other. Nothing is guessed: what runs is what is not written to.
+func (s *slots) findRunning(m *machine, env map[string]string, all []mount) error {
+	byEnv := s.byNum(env["mender_boot_part"])
+	s.why = append(s.why, fmt.Sprintf("boot environment: mender_boot_part=%s is %s", env["mender_boot_part"], nameOf(byEnv)))
+	switch strings.ToLower(m.running) {
+	case "a", "b":
+		s.running = map[string]*slot{"a": s.a, "b": s.b}[strings.ToLower(m.running)]
+		s.why = append(s.why, "--running says "+nameOf(s.running))
+		return nil
+	case "none":
+		s.why = append(s.why, "--running says that neither runs")
+		return nil
+	}
+	root := mountOf(all, "/")
+	if root == nil {
+		return refuse("which slot runs: no line for / in /proc/self/mountinfo")
+	}
+	t, err := m.follow(*root, all)
+	if err != nil {
+		return tryLater("which slot runs: %w", err)
+	}
+	byRoot := s.on(t)
+	s.why = append(s.why, fmt.Sprintf("mounted root: %s is %s", root, namesOf(byRoot)))
+	if len(t.lost) > 0 && len(byRoot) == 0 {
+		s.why = append(s.why, "what it rests on is not to be seen: "+strings.Join(t.lost, ", "))
+	}
+	byCmd, err := s.fromCmdline(m)
+	if err != nil && len(byRoot) != 1 {
+		return tryLater("which slot runs: kernel command line: %w", err)
+	}
+	switch {
+	case len(byRoot) == 1 && (root.fstype != "overlay" || byCmd == nil || byCmd == byRoot[0]):
+		s.running = byRoot[0]
+		return nil
+	case len(byRoot) == 0 && ramRoot[root.fstype], len(byRoot) == 0 && len(t.lost) == 0 && slices.Equal(t.ends, []string{"memory"}):
+		s.started = byCmd
+		return nil
+	case len(byRoot) == 0 && len(t.lost) > 0:
+		if s.running, err = s.fromRest(m, byCmd, all); s.running != nil || err != nil {
+			return err
+		}
+	}
+	return withHint(refuse("which slot runs: the mounted root is not known to be on one of RootfsPartA and RootfsPartB (%s)", strings.Join(s.why, "; ")),
+		"set RootfsPartA and RootfsPartB to the two root partitions, or say --running A, B or none")
+}
+
+// fromRest finds the slot that runs, where what the root rests on is not to be seen: nil if the rest
+// says nothing, or two things.
+func (s *slots) fromRest(m *machine, byCmd *slot, all []mount) (*slot, error) {
+	var mounted []*slot
+	for _, x := range all {
+		t, err := m.follow(x, all)
+		if err != nil {
+			return nil, tryLater("which slot runs: %w", err)
+		}
+		for _, one := range s.on(t) {
+			if !slices.Contains(mounted, one) {
+				mounted = append(mounted, one)
+			}
+		}
+	}
+	s.why = append(s.why, "mounted at all: "+namesOf(mounted))
+	switch {
+	case byCmd != nil && len(mounted) == 1 && mounted[0] != byCmd:
+		return nil, nil
+	case byCmd == nil && len(mounted) == 1:
+		return mounted[0], nil
+	}
+	return byCmd, nil
+}
+
+// fromCmdline is the slot that root= names; nil for none.
+func (s *slots) fromCmdline(m *machine) (*slot, error) {
+	arg, err := m.rootArg()
+	if err != nil {
+		return nil, err
+	}
+	if arg == "" {
+		s.why = append(s.why, "kernel command line: root= not given")
+		return nil, nil
+	}
+	node, num, err := m.rootDevice(arg)
+	if exitCode(err) == exitTempFail {
+		return nil, err
+	}
+	var found *slot
+	for _, one := range []*slot{s.a, s.b} {
+		if err == nil && (one.path == node || num != "" && num == deviceNumber(one.path)) {
+			found = one
+		}
+	}
+	line := fmt.Sprintf("kernel command line: root=%s is %s", arg, nameOf(found))
+	if err != nil {
+		line += fmt.Sprintf(" (%v)", err)
+	}
+	s.why = append(s.why, line)
+	return found, nil
+}
+
+func namesOf(list []*slot) string {
+	if len(list) == 2 {
+		return nameOf(list[0]) + " and " + nameOf(list[1])
+	}
+	return nameOf(append(list, nil)[0])
 }
 
 // resolveSlot turns what the configuration says into a node and a partition number, which
@@ -100,336 +248,11 @@ func (m *machine) resolveSlot(letter, conf string) (*slot, error) {
 	return &slot{letter: letter, path: path, num: num, ubi: ubi}, err
 }
 
-// resolveDevice finds the node for one of the forms of a root= or RootfsPart value. Names
-// by partition UUID or label are looked up in sysfs and in the partition table itself, so
-// that neither udev nor findfs is needed. Other links are kept as they are: a device-mapper
-// name is stable where the dm-N that it leads to is not.
-func (m *machine) resolveDevice(name string) (string, error) {
-	for _, p := range []struct{ prefix, tag string }{
-		{"/dev/disk/by-partuuid/", "PARTUUID="}, {"/dev/disk/by-partlabel/", "PARTLABEL="},
-	} {
-		if v, ok := strings.CutPrefix(name, p.prefix); ok {
-			if path, err := filepath.EvalSymlinks(m.path(name)); err == nil {
-				return path, nil
-			}
-			name = p.tag + unescapeUdev(v)
-		}
-	}
-	switch {
-	case name == "/dev/root", strings.HasPrefix(name, "/dev/disk/"):
-		if path, err := filepath.EvalSymlinks(m.path(name)); err == nil && path != m.path(name) {
-			return path, nil
-		}
-		if name == "/dev/root" {
-			return m.nodeOfRoot()
-		}
-		return "", fmt.Errorf("no such link, and nothing here to make it: use PARTUUID=, PARTLABEL= or the node's own name")
-	case strings.HasPrefix(name, "PARTUUID="), strings.HasPrefix(name, "PARTLABEL="):
-		return m.findPartition(name)
-	case strings.HasPrefix(strings.TrimPrefix(name, "/dev/"), "ubi"):
-		return m.resolveUBI(strings.TrimPrefix(name, "/dev/"))
-	case inDev(name):
-		return m.path(name), nil
-	}
-	return name, nil
-}
-
-// unescapeUdev undoes the \x20 form in which udev writes blanks and slashes into names.
-func unescapeUdev(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if n, err := strconv.ParseUint(s[min(i+2, len(s)):min(i+4, len(s))], 16, 8); s[i] == '\\' && strings.HasPrefix(s[i:], `\x`) && err == nil {
-			b.WriteByte(byte(n))
-			i += 3
-			continue
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
-// resolveUBI takes ubi0_1, and ubi0:name or ubi:name (of device 0) as the kernel's root= has
-// it. A ubiblock device is the read-only view of the volume of its numbers.
-func (m *machine) resolveUBI(name string) (string, error) {
-	dev, vol, ok := strings.Cut(name, ":")
-	if !ok {
-		return m.path("/dev/" + strings.Replace(name, "ubiblock", "ubi", 1)), nil
-	}
-	if dev == "ubi" {
-		dev = "ubi0"
-	}
-	dirs, _ := filepath.Glob(m.path("/sys/class/ubi/" + dev + "_*"))
-	for _, d := range dirs {
-		if got, err := os.ReadFile(filepath.Join(d, "name")); err == nil && strings.TrimSpace(string(got)) == vol {
-			return m.path("/dev/" + filepath.Base(d)), nil
-		}
-	}
-	return "", fmt.Errorf("no UBI volume %q on %s", vol, dev)
-}
-
-// findPartition looks for "PARTUUID=…" or "PARTLABEL=…" among all block devices: first in
-// the uevent file (PARTNAME; PARTUUID since Linux 6.11), then in the disk's table.
-func (m *machine) findPartition(tag string) (string, error) {
-	kind, want, _ := strings.Cut(tag, "=")
-	dirs, err := os.ReadDir(m.path("/sys/class/block"))
-	if err != nil {
-		return "", fmt.Errorf("looking for %s: %w", tag, err)
-	}
-	var found []string
-	for _, d := range dirs {
-		ue := m.uevent("/sys/class/block/" + d.Name())
-		if ue["DEVTYPE"] != "partition" {
-			continue
-		}
-		uuid, label := ue["PARTUUID"], ue["PARTNAME"]
-		if uuid == "" && kind == "PARTUUID" {
-			uuid, label = m.partitionIDs(d.Name())
-		}
-		if kind == "PARTUUID" && strings.EqualFold(uuid, want) || kind == "PARTLABEL" && label == want {
-			found = append(found, m.path("/dev/"+ue["DEVNAME"]))
-		}
-	}
-	switch len(found) {
-	case 0:
-		return "", fmt.Errorf("no partition has %s", tag)
-	case 1:
-		return found[0], nil
-	}
-	return "", fmt.Errorf("%s is ambiguous: %s", tag, strings.Join(found, ", "))
-}
-
-// uevent reads the NAME=value lines of a device's directory in sysfs.
-func (m *machine) uevent(dir string) map[string]string {
-	text, err := os.ReadFile(m.path(dir + "/uevent"))
-	if err != nil {
-		return nil
-	}
-	vars := map[string]string{}
-	for line := range strings.SplitSeq(string(text), "\n") {
-		if k, v, ok := strings.Cut(line, "="); ok {
-			vars[k] = v
-		}
-	}
-	return vars
-}
-
-// partitionIDs reads UUID and label of a partition from the table of the disk it is on.
-func (m *machine) partitionIDs(name string) (uuid, label string) {
-	dir, err := filepath.EvalSymlinks(m.path("/sys/class/block/" + name))
-	if err != nil {
-		return "", ""
-	}
-	num := m.sysInt(filepath.Join(dir, "partition"))
-	disk := filepath.Dir(dir)
-	sector := m.sysInt(filepath.Join(disk, "queue/logical_block_size"))
-	st, err := m.open(m.path("/dev/"+filepath.Base(disk)), openRead)
-	if err != nil {
-		return "", ""
-	}
-	defer st.Close()
-	return readPartitionIDs(st, num, int64(sector))
-}
-
-func (m *machine) sysInt(path string) int {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-	return n
-}
-
-// readPartitionIDs knows GPT (UEFI 2.10, 5.3) and MBR disk signatures, from which the
-// kernel makes SSSSSSSS-PP (block/partitions/msdos.c).
-func readPartitionIDs(st storage, num int, sector int64) (uuid, label string) {
-	if sector < 512 || sector > 65536 || num < 1 {
-		return "", ""
-	}
-	head := make([]byte, 512)
-	if _, err := st.ReadAt(head, sector); err != nil || string(head[:8]) != "EFI PART" {
-		if _, err := st.ReadAt(head, 0); err == nil && head[510] == 0x55 && head[511] == 0xaa {
-			return fmt.Sprintf("%08x-%02x", binary.LittleEndian.Uint32(head[440:]), num), ""
-		}
-		return "", ""
-	}
-	first := int64(binary.LittleEndian.Uint64(head[72:]))
-	count, size := binary.LittleEndian.Uint32(head[80:]), binary.LittleEndian.Uint32(head[84:])
-	if uint32(num) > count || size < 128 || size > 4096 || first < 2 || first > 1<<40 {
-		return "", ""
-	}
-	e := make([]byte, 128)
-	if _, err := st.ReadAt(e, first*sector+int64(num-1)*int64(size)); err != nil {
-		return "", ""
-	}
-	le, g := binary.LittleEndian, e[16:32]
-	uuid = fmt.Sprintf("%08x-%04x-%04x-%x-%x", le.Uint32(g), le.Uint16(g[4:]), le.Uint16(g[6:]), g[8:10], g[10:16])
-	var u16 []uint16
-	for b := e[56:128]; len(b) > 0 && (b[0] != 0 || b[1] != 0); b = b[2:] {
-		u16 = append(u16, le.Uint16(b))
-	}
-	return uuid, string(utf16.Decode(u16))
-}
-
-// mount is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
-type mount struct{ dev, point, fstype, source string }
-
-func (m *machine) mounts() ([]mount, error) {
-	text, err := os.ReadFile(m.path("/proc/self/mountinfo"))
-	if err != nil {
-		return nil, err
-	}
-	var all []mount
-	for line := range bytes.SplitSeq(text, []byte("\n")) {
-		before, after, ok := strings.Cut(string(line), " - ")
-		f, g := strings.Fields(before), strings.Fields(after)
-		if ok && len(f) >= 5 && len(g) >= 2 {
-			all = append(all, mount{dev: f[2], point: f[4], fstype: g[0], source: g[1]})
-		}
-	}
-	return all, nil
-}
-
-// rootMount is the mount that / is now: the last line for it, as later ones cover earlier.
-func (m *machine) rootMount() (mount, error) {
-	all, err := m.mounts()
-	if err != nil {
-		return mount{}, err
-	}
-	var root mount
-	for _, x := range all {
-		if x.point == "/" {
-			root = x
-		}
-	}
-	if root.dev == "" {
-		return mount{}, errors.New("no line for / in /proc/self/mountinfo")
-	}
-	return root, nil
-}
-
-// nodeOfRoot is the device node of the mounted root, for a configuration that says /dev/root.
-func (m *machine) nodeOfRoot() (string, error) {
-	r, err := m.rootMount()
-	if err != nil {
-		return "", err
-	}
-	name := m.uevent("/sys/dev/block/" + r.dev)["DEVNAME"]
-	if name == "" {
-		return "", fmt.Errorf("the mounted root is on %s (%s), which is no block device", r.source, r.dev)
-	}
-	return m.path("/dev/" + name), nil
-}
-
-// deviceNumber of a block or character device node as "major:minor"; "" for anything else.
-func deviceNumber(path string) string {
-	st, err := os.Stat(path)
-	if err != nil || st.Mode()&os.ModeDevice == 0 {
-		return ""
-	}
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	if !ok {
-		return ""
-	}
-	dev := uint64(sys.Rdev)
-	// makedev(3): glibc and the kernel's new encoding.
-	return fmt.Sprintf("%d:%d", dev>>8&0xfff|dev>>32&^0xfff, dev&0xff|dev>>12&0xffffff00)
-}
-
-// is tells whether the device of a mount or of root= is this slot.
-func (s *slot) is(m *machine, x mount) bool {
-	if s.ubi {
-		src, err := m.resolveDevice(x.source)
-		return err == nil && src == s.path
-	}
-	num := deviceNumber(s.path)
-	if strings.HasPrefix(x.dev, "0:") { // btrfs has a device number of its own
-		return num != "" && num == deviceNumber(m.path(x.source))
-	}
-	return num != "" && num == x.dev
-}
-
-// ramRoot are the file systems of a system that runs from memory: an initramfs, a recovery
-// system, a live system. None of the two slots is then the running one.
-var ramRoot = map[string]bool{"rootfs": true, "tmpfs": true, "ramfs": true, "overlay": true}
-
-// findRunning puts the three sources together. Mounted root and boot environment must
-// agree; root= of the command line speaks where the mounted root is neither slot.
-func (s *slots) findRunning(m *machine, env map[string]string) error {
-	byEnv := s.byNum(env["mender_boot_part"])
-	s.why = append(s.why, fmt.Sprintf("boot environment: mender_boot_part=%s is %s", env["mender_boot_part"], nameOf(byEnv)))
-	switch strings.ToLower(m.running) {
-	case "a", "b":
-		s.running = map[string]*slot{"a": s.a, "b": s.b}[strings.ToLower(m.running)]
-		s.why = append(s.why, "--running says "+nameOf(s.running))
-		return nil
-	case "none":
-		s.why = append(s.why, "--running says that neither runs")
-		return nil
-	}
-	root, err := m.rootMount()
-	if err != nil {
-		return refuse("which slot runs: %w", err)
-	}
-	byRoot, byCmd := s.match(m, root), s.fromCmdline(m)
-	s.why = append(s.why, fmt.Sprintf("mounted root: %s (%s, %s) is %s", root.source, root.dev, root.fstype, nameOf(byRoot)),
-		fmt.Sprintf("kernel command line: %s is %s", m.rootArg(), nameOf(byCmd)))
-	switch {
-	case byRoot != nil:
-		s.running = byRoot
-	case ramRoot[root.fstype]:
-		return nil
-	case byCmd != nil:
-		s.running = byCmd
-	default:
-		return withHint(refuse("which slot runs: the mounted root is neither RootfsPartA nor RootfsPartB (%s)", strings.Join(s.why, "; ")),
-			"set RootfsPartA and RootfsPartB to the two root partitions, or say --running A, B or none")
-	}
-	return nil
-}
-
 func nameOf(s *slot) string {
 	if s == nil {
 		return "neither slot"
 	}
 	return "slot " + s.String()
-}
-
-func (s *slots) match(m *machine, x mount) *slot {
-	for _, one := range []*slot{s.a, s.b} {
-		if one.is(m, x) {
-			return one
-		}
-	}
-	return nil
-}
-
-// rootArg is the last root= of the kernel command line, as the kernel takes it.
-func (m *machine) rootArg() string {
-	text, _ := os.ReadFile(m.path("/proc/cmdline"))
-	arg := "root= not given"
-	for _, w := range strings.Fields(string(text)) {
-		if strings.HasPrefix(w, "root=") {
-			arg = w
-		}
-	}
-	return arg
-}
-
-func (s *slots) fromCmdline(m *machine) *slot {
-	name, ok := strings.CutPrefix(m.rootArg(), "root=")
-	if !ok {
-		return nil
-	}
-	path, err := m.resolveDevice(name)
-	if err != nil {
-		return nil
-	}
-	for _, one := range []*slot{s.a, s.b} {
-		if num := deviceNumber(path); one.path == path || num != "" && num == deviceNumber(one.path) {
-			return one
-		}
-	}
-	return nil
 }
 
 // agree refuses when the boot environment names another slot than the one that runs. That
@@ -445,11 +268,6 @@ func (s *slots) agree(env map[string]string) error {
 			"reboot if a rollback or an install is waiting for it; else set mender_boot_part to the slot that runs")
 	}
 	return nil
-}
-
-// inDev tells names where only device nodes belong.
-func inDev(name string) bool {
-	return strings.HasPrefix(name, "/dev/") && !strings.HasPrefix(name, "/dev/shm/")
 }
 
 // checkTarget refuses a slot that must not be written, before anything is: it exists, is
@@ -472,29 +290,25 @@ func (m *machine) checkTarget(t *slot) error {
 	if char := st.Mode()&os.ModeCharDevice != 0; char != t.ubi {
 		return refuse("slot %s: want a block device or a UBI volume", t)
 	}
-	mounts, err := m.mounts()
+	all, err := m.mounts()
 	if err != nil {
-		return refuse("slot %s: %w", t, err)
+		return refuseUnlessPassing(err, "slot %s: %w", t, err)
 	}
-	for _, x := range mounts {
-		if t.is(m, x) {
+	for _, x := range all {
+		trail, err := m.follow(x, all)
+		if err != nil {
+			return tryLater("slot %s: %w", t, err)
+		}
+		if t.isOn(trail) {
 			return withHint(refuse("slot %s is mounted on %q", t, x.point), "unmount it; a slot is never written while it is in use")
 		}
 	}
-	if !t.ubi && m.sysInt(m.path("/sys/dev/block/"+deviceNumber(t.path)+"/ro")) == 1 {
-		return refuse("slot %s is read-only", t)
+	if t.ubi {
+		return nil
 	}
-	return nil
-}
-
-// ubiCapacity is the size of a volume in bytes, from sysfs.
-func (m *machine) ubiCapacity(name string) int64 {
-	dir := m.path("/sys/class/ubi/" + name)
-	return int64(m.sysInt(dir+"/reserved_ebs")) * int64(m.sysInt(dir+"/usable_eb_size"))
-}
-
-// bootID is a number that the kernel makes up at each boot (random(4)); "" if unknown.
-func (m *machine) bootID() string {
-	id, _ := os.ReadFile(m.path("/proc/sys/kernel/random/boot_id"))
-	return strings.TrimSpace(string(id))
+	ro, err := m.number("/sys/dev/block/" + deviceNumber(t.path) + "/ro")
+	if err == nil && ro == 1 {
+		err = refuse("slot %s is read-only", t)
+	}
+	return err
 }

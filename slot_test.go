@@ -97,7 +97,7 @@ func TestResolveDevice(t *testing.T) {
 		// No link (no udev): from sysfs.
 		{"/dev/disk/by-partuuid/BBBBBBBB-0000-1111-2222-0123456789ab", "/dev/mmcblk0p3", ""},
 		{`/dev/disk/by-partlabel/root\x2fb=1`, "/dev/mmcblk0p3", ""},
-		{"/dev/disk/by-partuuid/cccccccc-0000-1111-2222-0123456789ab", "", "no partition has PARTUUID=cccccccc"},
+		{"/dev/disk/by-partuuid/cccccccc-0000-1111-2222-0123456789ab", "", "PARTUUID=cccccccc-0000-1111-2222-0123456789ab: no partition has it"},
 		{"/dev/disk/by-uuid/1234-5678", "", "use PARTUUID="},
 		{"/dev/disk/by-path/platform-1-part7", "", "use PARTUUID="},
 		{"PARTUUID=aaaaaaaa-0000-1111-2222-0123456789AB", "/dev/mmcblk0p2", ""},
@@ -105,7 +105,7 @@ func TestResolveDevice(t *testing.T) {
 		{"PARTLABEL=root a", "/dev/mmcblk0p2", ""},
 		{"PARTLABEL=ROOT A", "", "no partition has"},
 		{"PARTLABEL=twice", "", "ambiguous"},
-		{"PARTLABEL=", "", "no partition has"},
+		{"PARTLABEL=", "", "without a value"},
 		{"/dev/root", "/dev/mmcblk0p2", ""},
 		// Other links stay as they are: dm-5 may be dm-6 at the next boot.
 		{"/dev/mapper/root-2", "/dev/mapper/root-2", ""},
@@ -197,7 +197,7 @@ func TestPartitionTables(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if uuid, label := readPartitionIDs(d, c.num, c.sector); uuid != c.uuid || label != c.label {
+		if uuid, label, err := readPartitionIDs(d, c.num, c.sector); uuid != c.uuid || label != c.label || err != nil {
 			t.Errorf("%s: got %q %q, want %q %q", name, uuid, label, c.uuid, c.label)
 		}
 		d.Close()
@@ -239,7 +239,7 @@ func TestPartitionTableOfSgdisk(t *testing.T) {
 	}
 	if d, err := openStorage(disk, openRead); err != nil {
 		t.Error(err)
-	} else if _, label := readPartitionIDs(d, 2, 512); label != "root b" {
+	} else if _, label, _ := readPartitionIDs(d, 2, 512); label != "root b" {
 		t.Errorf("label %q", label)
 	}
 }
@@ -291,14 +291,14 @@ func TestRunningSlot(t *testing.T) {
 		"root= by PARTLABEL":        {mounts: mountLine("254:0", "/", "squashfs", "/dev/dm-0"), cmdline: "root=PARTLABEL=b", env: "3", want: "B"},
 		"initramfs":                 {mounts: mountLine("0:2", "/", "rootfs", "rootfs"), cmdline: "root=/dev/mmcblk0p2", env: "3"},
 		"tmpfs":                     {mounts: mountLine("0:30", "/", "tmpfs", "none"), env: "2"},
-		"overlay":                   {mounts: mountLine("0:30", "/", "overlay", "overlay"), env: "2"},
-		"neither":                   {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), cmdline: "root=/dev/sdz3", env: "2", err: "mounted root is neither"},
+		"overlay":                   {mounts: mountLine("0:30", "/", "overlay", "overlay"), env: "2", err: "root= not given"},
+		"neither":                   {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), cmdline: "root=/dev/sdz3", env: "2", err: "the mounted root is not known to be on one of"},
 		"neither, --running":        {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), running: "b", env: "3", want: "B"},
 		"neither, --running none":   {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), running: "none", env: "3"},
 		"no mountinfo":              {env: "2", err: "mountinfo"},
 		"no line for /":             {mounts: otherMounts, env: "2", err: "no line for /"},
 		"root= not to be found":     {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "root=PARTUUID=5", env: "2", err: "root=PARTUUID=5 is neither"},
-		"root= not given":           {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "quiet", env: "2", err: "root= not given is neither"},
+		"root= not given":           {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "quiet", env: "2", err: "root= not given"},
 		"environment says other":    {mounts: mountLine(numA, "/", "ext4", "/dev/root"), cmdline: "root=/dev/mmcblk0p2", env: "3", want: "A", agree: "do not agree"},
 		"environment says neither":  {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "7", want: "A", agree: `"7" in the boot environment is the number of neither slot: it is 2 for A (`},
 		"environment says nothing":  {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "", want: "A", agree: `mender_boot_part=""`},

@@ -104,13 +104,14 @@ func errNothing() error {
 }
 
 // pending opens the state and the flow of the standalone update in progress.
-func (a standalone) pending() (*flow, *update, error) {
+func (a standalone) pending(ctx context.Context) (*flow, *update, error) {
 	if err := a.openState(); err != nil {
 		return nil, nil, err
 	}
 	u := a.rec.Update
 	if u == nil {
 		a.print("No update in progress.")
+		a.warnStray(ctx)
 		return nil, nil, told(errNothing())
 	}
 	if u.Managed {
@@ -121,7 +122,7 @@ func (a standalone) pending() (*flow, *update, error) {
 }
 
 func (a standalone) commit(ctx context.Context) error {
-	f, u, err := a.pending()
+	f, u, err := a.pending(ctx)
 	if err != nil {
 		return err
 	}
@@ -138,20 +139,21 @@ func (a standalone) commit(ctx context.Context) error {
 		"'mendlet resume' goes on from there")
 }
 
-// booted refuses the commit of an image that has not been booted: that is an early command
-// and not a failed update, so nothing changes.
+// booted refuses the commit of an image that has not been booted, or of which that is not known: that
+// is an early command and not a failed update, so nothing changes.
 func booted(ctx context.Context, f *flow) error {
 	if f.rec.Update.Type != rootfsImage {
 		return nil
 	}
-	if err := f.call(ctx, "ArtifactVerifyReboot"); errors.Is(err, errNotRebooted) {
+	err := f.call(ctx, "ArtifactVerifyReboot")
+	if code := exitCode(err); errors.Is(err, errNotRebooted) || code == exitTempFail || code == exitRefused {
 		return err
 	}
 	return nil
 }
 
 func (a standalone) rollback(ctx context.Context) error {
-	f, u, err := a.pending()
+	f, u, err := a.pending(ctx)
 	if err != nil {
 		return err
 	}
@@ -182,7 +184,7 @@ func (a standalone) rollback(ctx context.Context) error {
 }
 
 func (a standalone) resume(ctx context.Context) error {
-	f, _, err := a.pending()
+	f, _, err := a.pending(ctx)
 	if err != nil {
 		return err
 	}

@@ -196,36 +196,6 @@ func fullness(path string) string {
 	return ""
 }
 
-// mayPass tells an error that may be gone the next time, such as one of a medium or of a limit on
-// open files, from one about what a name stands for and who may use it.
-func mayPass(err error) bool {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		return false
-	}
-	switch errno {
-	case syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP, syscall.ENAMETOOLONG, syscall.EINVAL,
-		syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.ENXIO, syscall.ENODEV, syscall.ENOMEDIUM:
-		return false
-	}
-	return true
-}
-
-// sleeper waits for d, or until ctx ends: sleepContext, or what a test has instead.
-type sleeper = func(ctx context.Context, d time.Duration) error
-
-// sleepContext waits for d, or until ctx ends; then it gives back why.
-func sleepContext(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // lockPause is the time between two tries to get a lock that another process has.
 const lockPause = 50 * time.Millisecond
 
