@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -87,6 +88,8 @@ type loopBoard struct {
 	slots  map[string]string // by partition number
 	booted string            // A or B
 	boots  int
+
+	unshare []string // what else the program does not share with us
 }
 
 func newLoopBoard(t *testing.T) *loopBoard {
@@ -182,8 +185,8 @@ func (b *loopBoard) run(exit int, words ...string) string {
 	must(b.t, err)
 	id := filepath.Join(b.dir, "boot_id")
 	must(b.t, os.WriteFile(id, fmt.Appendf(nil, "boot-%d\n", b.boots), 0o600))
-	cmd := exec.Command("unshare", append([]string{"-m", "sh", "-ec", `mount --bind "$1" /proc/sys/kernel/random/boot_id; shift; exec "$@"`,
-		"sh", id, self, "-b", b.dir + "/none", "--running", b.booted}, words...)...)
+	cmd := exec.Command("unshare", slices.Concat(b.unshare, []string{"-m", "sh", "-ec", `mount --bind "$1" /proc/sys/kernel/random/boot_id; shift; exec "$@"`,
+		"sh", id, self, "-b", b.dir + "/none", "--running", b.booted}, words)...)
 	cmd.Env = append(os.Environ(), "MENDLET_TEST_PROGRAM=1", "PATH="+b.dir+"/bin:"+os.Getenv("PATH"))
 	out, _ := cmd.CombinedOutput()
 	b.t.Logf("%s: %v\n%s", strings.Join(words, " "), cmd.ProcessState, out)

@@ -322,11 +322,20 @@ func parseVerb(v verb, args []string, o *options) ([]string, error) {
 }
 
 // prepareProcess sets what children inherit and what cannot be set for a child alone
-// without a race between threads: the umask, and a PATH where there is none, as in an
-// initramfs. It must run once, before anything else.
+// without a race between threads: the umask, and the PATH. It must run once, before anything else.
 func prepareProcess() {
 	syscall.Umask(0o022)
-	if os.Getenv("PATH") == "" {
-		os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	os.Setenv("PATH", wholePath(os.Getenv("PATH")))
+}
+
+// wholePath puts the usual directories behind a PATH that lacks them: cron has none of those in which
+// reboot and fw_setenv are, an initramfs none at all.
+func wholePath(path string) string {
+	list := filepath.SplitList(path)
+	for _, d := range []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"} {
+		if !slices.Contains(list, d) {
+			list = append(list, d)
+		}
 	}
+	return strings.Join(list, ":")
 }

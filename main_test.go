@@ -116,3 +116,17 @@ func TestOtherNames(t *testing.T) {
 		}
 	}
 }
+
+// cron's PATH has no directory with reboot and fw_setenv in it; what is there stays in front.
+func TestWholePath(t *testing.T) {
+	const all = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	for path, want := range map[string]string{
+		"": all, all: all,
+		"/usr/bin:/bin":       "/usr/bin:/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin",
+		"/opt/bin:/sbin::/x/": "/opt/bin:/sbin::/x/:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/bin",
+	} {
+		if got := wholePath(path); got != want {
+			t.Errorf("%q: got %q, want %q", path, got, want)
+		}
+	}
+}

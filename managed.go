@@ -14,8 +14,8 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -636,17 +636,70 @@ func rebootMachine(ctx context.Context, a *app) error {
 		return &codedError{code: exitReboot}
 	}
 	a.lg.infof("rebooting")
-	if out, err := exec.Command("reboot").CombinedOutput(); err != nil {
-		a.lg.warnf("reboot program: %v %s", err, out)
-		syscall.Sync() // reboot(2) does not: what is not on the medium is lost
+	err = runChild(ctx, child{what: `program "reboot"`, path: "reboot", dir: "/", timeout: goDown,
+		prefix: "reboot output", level: levelInfo, lg: a.lg})
+	if err != nil && ctx.Err() == nil {
+		a.lg.warnf("%v", err)
+		a.lg.warnf("the kernel restarts the machine, and nothing is stopped before: file systems are synced and made read-only")
+		a.m.quiesce(a.lg)
 		if err := syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART); err != nil {
 			return fmt.Errorf("reboot: %w", err)
 		}
 	}
-	if err := sleepContext(ctx, 10*time.Minute); err != nil {
+	if err := sleepContext(ctx, goDown); err != nil {
 		return tryLater("stopped while the machine goes down: %w", err)
 	}
-	return errors.New("still running 10 minutes after asking for the reboot")
+	return fmt.Errorf("still running %v after asking for the reboot", goDown)
+}
+
+// goDown is the longest time for a machine to stop.
+const goDown = 10 * time.Minute
+
+// firstPIDs is the PID namespace of the machine itself (PROC_PID_INIT_INO of linux/proc_ns.h). In
+// another one reboot(2) ends that alone (pid_namespaces(7)), and the file systems are not only ours.
+const firstPIDs = "pid:[4026531836]"
+
+// quiesce does what reboot(2) does not: what is not on the medium would be lost.
+func (m *machine) quiesce(lg *logger) {
+	syscall.Sync()
+	if ns, _ := os.Readlink("/proc/self/ns/pid"); ns != firstPIDs {
+		return
+	}
+	all, err := m.mounts()
+	if err != nil {
+		lg.warnf("%v", err)
+	}
+	busy := readOnly(all, func(point string) error {
+		return syscall.Mount("", point, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
+	})
+	if len(busy) == 0 {
+		return
+	}
+	lg.warnf("open for writing: %q", busy)
+	// Emergency remount: open files do not keep a file system from it. It works behind our back, hence
+	// the second (Documentation/admin-guide/sysrq.rst).
+	if err := os.WriteFile("/proc/sysrq-trigger", []byte("u"), 0); err == nil {
+		time.Sleep(time.Second)
+	}
+	syscall.Sync()
+}
+
+// readOnly calls remount for each file system on a device, those mounted last first, and gives the places
+// for which it failed.
+func readOnly(all []mount, remount func(point string) error) (failed []string) {
+	seen := map[string]bool{}
+	octal := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`) // proc_pid_mountinfo(5)
+	for _, x := range slices.Backward(all) {
+		device := strings.HasPrefix(x.source, "/dev/") || strings.HasPrefix(x.source, "ubi") || !strings.HasPrefix(x.dev, "0:")
+		if !device || x.fstype == "devtmpfs" || seen[x.dev] {
+			continue
+		}
+		seen[x.dev] = true
+		if remount(octal.Replace(x.point)) != nil {
+			failed = append(failed, x.point)
+		}
+	}
+	return failed
 }
 
 // runDaemon does a round whenever one is due: polls, retries after failures, inventory.

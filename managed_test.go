@@ -6,7 +6,9 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -41,5 +43,27 @@ func TestManagedUpdateThatDoesNotBoot(t *testing.T) {
 	statuses, final, logs := s.server.history(dep)
 	if final != "failure" || len(logs) == 0 {
 		t.Errorf("got %v and %d lines of log, want failure and its log", statuses, len(logs))
+	}
+}
+
+// What is on a device is made read-only before the kernel restarts the machine: the latest mount first,
+// each file system once, and no other.
+func TestReadOnly(t *testing.T) {
+	all := []mount{
+		{dev: "0:2", point: "/", fstype: "rootfs", source: "rootfs"}, {dev: "179:2", point: "/", fstype: "ext4", source: "/dev/root"},
+		{dev: "0:5", point: "/dev", fstype: "devtmpfs", source: "/dev"}, {dev: "0:6", point: "/proc", fstype: "proc", source: "proc"},
+		{dev: "0:30", point: "/var", fstype: "ubifs", source: "ubi0:data"}, {dev: "179:4", point: `/my\040data`, fstype: "ext4", source: "/dev/mmcblk0p4"},
+		{dev: "179:4", point: "/etc/mender", fstype: "ext4", source: "/dev/mmcblk0p4"}, {dev: "0:31", point: "/b", fstype: "btrfs", source: "/dev/sda"},
+		{dev: "0:32", point: "/tmp", fstype: "tmpfs", source: "tmpfs"},
+	}
+	var got []string
+	failed := readOnly(all, func(point string) error {
+		if got = append(got, point); point == "/" {
+			return syscall.EBUSY
+		}
+		return nil
+	})
+	if want := []string{"/b", "/etc/mender", "/var", "/"}; !slices.Equal(got, want) || !slices.Equal(failed, []string{"/"}) {
+		t.Errorf("got %q, failed %q, want %q", got, failed, want)
 	}
 }

@@ -155,3 +155,26 @@ func TestNoRebootForNothing(t *testing.T) {
 		t.Errorf("heard %q, verdict %s, %d boots; want \"downloading installing failure\", rolled-back, 1", got, rec.Last.Result, d.boots)
 	}
 }
+
+// Where the program reboot fails, the kernel is asked, and that is said. In a PID namespace of its own
+// reboot(2) ends that alone.
+func TestRebootByTheKernel(t *testing.T) {
+	b := newLoopBoard(t)
+	b.server.autoAccept = true
+	writeScript(t, b.dir+"/bin/reboot", "echo not today; exit 5", 0o755)
+	b.unshare = []string{"-p", "-f", "--mount-proc"}
+	b.boot()
+	dep := b.server.deploy("d-1", "release-2", []string{"qemu"}, b.release("release-2"))
+	out := b.run(killed, "run")
+	for _, want := range []string{`program "reboot": exit status 5`, "not today", "the kernel restarts the machine"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q", want)
+		}
+	}
+	b.heard(dep, "downloading installing rebooting")
+	if name := b.boot(); name != "release-2" {
+		t.Errorf("%s booted", name)
+	}
+	b.run(0, "run")
+	b.heard(dep, "downloading installing rebooting installing success")
+}
