@@ -234,18 +234,6 @@ func (d *dir) names() ([]string, error) {
 	return names, err
 }
 
-// has tells whether there is anything of that name.
-func (d *dir) has(name string) (bool, error) {
-	fd, err := openat(d.fd, name, d.in(name), openPath|syscall.O_NOFOLLOW, 0)
-	if err == nil {
-		return true, syscall.Close(fd)
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	return false, err
-}
-
 // read gives a whole file.
 func (d *dir) read(name string) ([]byte, error) {
 	return readClose(d.open(name, os.O_RDONLY, 0))
