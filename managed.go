@@ -688,14 +688,13 @@ func (m *machine) quiesce(lg *logger) {
 // for which it failed.
 func readOnly(all []mount, remount func(point string) error) (failed []string) {
 	seen := map[string]bool{}
-	octal := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`) // proc_pid_mountinfo(5)
 	for _, x := range slices.Backward(all) {
 		device := strings.HasPrefix(x.source, "/dev/") || strings.HasPrefix(x.source, "ubi") || !strings.HasPrefix(x.dev, "0:")
-		if !device || x.fstype == "devtmpfs" || seen[x.dev] {
+		if !device || x.fstype == "devtmpfs" || seen[x.dev] || slices.Contains(x.options, "ro") {
 			continue
 		}
 		seen[x.dev] = true
-		if remount(octal.Replace(x.point)) != nil {
+		if remount(x.point) != nil {
 			failed = append(failed, x.point)
 		}
 	}

@@ -52,8 +52,9 @@ func TestReadOnly(t *testing.T) {
 	all := []mount{
 		{dev: "0:2", point: "/", fstype: "rootfs", source: "rootfs"}, {dev: "179:2", point: "/", fstype: "ext4", source: "/dev/root"},
 		{dev: "0:5", point: "/dev", fstype: "devtmpfs", source: "/dev"}, {dev: "0:6", point: "/proc", fstype: "proc", source: "proc"},
-		{dev: "0:30", point: "/var", fstype: "ubifs", source: "ubi0:data"}, {dev: "179:4", point: `/my\040data`, fstype: "ext4", source: "/dev/mmcblk0p4"},
+		{dev: "0:30", point: "/var", fstype: "ubifs", source: "ubi0:data"}, {dev: "179:4", point: "/data", fstype: "ext4", source: "/dev/mmcblk0p4"},
 		{dev: "179:4", point: "/etc/mender", fstype: "ext4", source: "/dev/mmcblk0p4"}, {dev: "0:31", point: "/b", fstype: "btrfs", source: "/dev/sda"},
+		{dev: "179:5", point: "/usr", fstype: "squashfs", source: "/dev/mmcblk0p5", options: []string{"ro", "errors=continue"}},
 		{dev: "0:32", point: "/tmp", fstype: "tmpfs", source: "tmpfs"},
 	}
 	var got []string
