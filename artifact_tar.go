@@ -201,8 +201,8 @@ func extendedSize(block *[512]byte) (int64, error) {
 	return size, nil
 }
 
-// parse takes lines of "LENGTH KEY=VALUE", of which LENGTH counts all bytes (POSIX pax, extended header). An empty value
-// takes nothing. size is for files of 8 GiB and more.
+// parse takes lines of "LENGTH KEY=VALUE", of which LENGTH counts all bytes (POSIX pax, extended header). An empty
+// value takes nothing. size is for files of 8 GiB and more.
 func (r *paxRecords) parse(b []byte) error {
 	r.seen = true
 	for len(b) > 0 {

@@ -186,8 +186,9 @@ var compressionMagic = map[string]string{
 	"zstd": "\x28\xb5\x2f\xfd",
 }
 
-// roomFor rounds the n bytes of a dictionary or window up to a power of two or one and a half of that, but not beyond the
-// limit: of such sizes there are few, so that data which wants more and more cannot have new memory each time.
+// roomFor rounds the n bytes of a dictionary or window up to a power of two or one and a half of that, but not
+// beyond the limit: of such sizes there are few, so that data which wants more and more cannot have new memory each
+// time.
 func roomFor(n, limit int64) int64 {
 	room := int64(1) << bits.Len64(uint64(n-1))
 	if less := room / 4 * 3; less >= n {

@@ -26,11 +26,20 @@ var restartCases = []struct {
 }{
 	{"none", "", 20, func(_ testing.TB, b []byte) []byte { return b }},
 	{"gzip flushed", ".gz", 12, func(t testing.TB, b []byte) []byte { return gzipped(t, b, 6, len(b), 100<<10) }},
-	{"gzip flushed at windows", ".gz", 18, func(t testing.TB, b []byte) []byte { return gzipped(t, b, 6, len(b), 64<<10) }},
+	{"gzip flushed at windows", ".gz", 18, func(t testing.TB,
+		b []byte) []byte {
+		return gzipped(t, b, 6, len(b), 64<<10)
+	}},
 	{"gzip stored", ".gz", 11, func(t testing.TB, b []byte) []byte { return gzipped(t, b, 0, len(b), 100<<10) }},
-	{"gzip huffman only", ".gz", 11, func(t testing.TB, b []byte) []byte { return gzipped(t, b, gzip.HuffmanOnly, len(b), 100<<10) }},
+	{"gzip huffman only", ".gz", 11, func(t testing.TB,
+		b []byte) []byte {
+		return gzipped(t, b, gzip.HuffmanOnly, len(b), 100<<10)
+	}},
 	{"gzip members", ".gz", 12, func(t testing.TB, b []byte) []byte { return gzipped(t, b, 6, 100<<10, 0) }},
-	{"gzip members flushed", ".gz", 18, func(t testing.TB, b []byte) []byte { return gzipped(t, b, 1, 300<<10, 64<<10) }},
+	{"gzip members flushed", ".gz", 18, func(t testing.TB,
+		b []byte) []byte {
+		return gzipped(t, b, 1, 300<<10, 64<<10)
+	}},
 	{"gzip members, zeros", ".gz", 12, func(t testing.TB, b []byte) []byte {
 		return append(gzipped(t, b, 6, 100<<10, 0), make([]byte, 300<<10)...)
 	}},
@@ -45,7 +54,10 @@ var restartCases = []struct {
 	{"xz blocks, SHA-256", ".xz", 4, func(t testing.TB, b []byte) []byte {
 		return xzipped(t, b, xz.WriterConfig{DictCap: 4096, BlockSize: 256 << 10, CheckSum: xz.SHA256})
 	}},
-	{"xz one block", ".xz", 0, func(t testing.TB, b []byte) []byte { return xzipped(t, b, xz.WriterConfig{CheckSum: xz.CRC32}) }},
+	{"xz one block", ".xz", 0, func(t testing.TB, b []byte) []byte {
+		return xzipped(t, b,
+			xz.WriterConfig{CheckSum: xz.CRC32})
+	}},
 	{"xz program, sizes in headers", ".xz", 12, func(t testing.TB, b []byte) []byte {
 		return piped(t, b, "xz", "-zc", "-T2", "--block-size=100KiB", "--check=crc32")
 	}},
@@ -198,7 +210,8 @@ func TestRestartPointsOfRealArtifacts(t *testing.T) {
 			if _, err := exec.LookPath("mender-artifact"); err != nil {
 				return nil
 			}
-			out, err := exec.Command("mender-artifact", "write", "rootfs-image", "-n", "r", "-t", "d", "-f", img, "-o", made).CombinedOutput()
+			out, err := exec.Command("mender-artifact", "write", "rootfs-image", "-n", "r", "-t", "d", "-f", img,
+				"-o", made).CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
@@ -285,7 +298,8 @@ func TestReadErrorIsPassedOn(t *testing.T) {
 	for _, name := range []string{"rootfs-gzip", "rootfs-xz", "rootfs-zstd", "module-no-files"} {
 		b := fixture(t, name+".mender")
 		for cut := 0; cut < len(b); cut += 1 + len(b)/12 {
-			a, err := openArtifact(io.MultiReader(bytes.NewReader(b[:cut]), iotest.ErrReader(broken)), artifactOptions{})
+			a, err := openArtifact(io.MultiReader(bytes.NewReader(b[:cut]), iotest.ErrReader(broken)),
+				artifactOptions{})
 			for err == nil {
 				var f *payloadFile
 				if f, err = a.nextFile(); err == nil {

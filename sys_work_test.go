@@ -23,8 +23,8 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// workKinds are artifacts that make each loop of the readers go round as often as so many bytes can: of each kind one of
-// about n bytes. Most are refused, at their end. What they unpack to is zeros, which may follow a tar.
+// workKinds are artifacts that make each loop of the readers go round as often as so many bytes can: of each kind
+// one of about n bytes. Most are refused, at their end. What they unpack to is zeros, which may follow a tar.
 func workKinds(t testing.TB) map[string]func(n int) []byte {
 	fill := func(n int, head []byte, parts ...[]byte) []byte {
 		b := slices.Clone(head)
@@ -101,14 +101,16 @@ func bitString(list ...uint) (b []byte) {
 	return b
 }
 
-func gzipWork(t testing.TB, data func(string, string, func(int) []byte), repeated func(string, string, []byte, ...[]byte)) {
+func gzipWork(t testing.TB, data func(string, string, func(int) []byte), repeated func(string, string, []byte,
+	...[]byte)) {
 	head := []byte("\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x00")
 	none := gzipped(t, []byte{0}, 9, 1, 0)
 	repeated("gzip: members", ".gz", nil, none)
 	repeated("gzip: stored blocks of nothing", ".gz", head, []byte{0, 0, 0, 0xff, 0xff})
 	repeated("gzip: stored blocks of a byte", ".gz", head, []byte{0, 1, 0, 0xfe, 0xff, 0})
 	repeated("gzip: fixed blocks of nothing", ".gz", head, []byte{0x02, 0x08, 0x20, 0x80, 0x00})
-	// Codes of no symbol but the end's: 256 times no length, one of 1, and none of distances. Eight of them end at a byte.
+	// Codes of no symbol but the end's: 256 times no length, one of 1, and none of distances. Eight of them end at
+	// a byte.
 	var block []uint
 	for range 8 {
 		block = append(block, 0|2<<1, 3, 0, 5, 0, 5, 14, 4)
@@ -126,7 +128,8 @@ func gzipWork(t testing.TB, data func(string, string, func(int) []byte), repeate
 
 var xzNoCheck = xz.WriterConfig{NoCheckSum: true}
 
-func xzWork(t testing.TB, data func(string, string, func(int) []byte), repeated func(string, string, []byte, ...[]byte)) {
+func xzWork(t testing.TB, data func(string, string, func(int) []byte), repeated func(string, string, []byte,
+	...[]byte)) {
 	start := func(flags byte, fields ...byte) (stream, block []byte) {
 		b := xzStart(flags, fields...)
 		return b[:12], b[12:]
@@ -178,7 +181,8 @@ func zstdWork(data func(string, string, func(int) []byte), repeated func(string,
 		}
 		return b
 	})
-	// The default codes and others in turn, so that each block has all tables made. Both are three literals and a match.
+	// The default codes and others in turn, so that each block has all tables made. Both are three literals and a
+	// match.
 	sequence := func(parts ...[]byte) []byte {
 		body := slices.Concat(append([][]byte{[]byte("\x18\x00\x00\x00\x01")}, parts...)...)
 		return zstdBlockOf(2, len(body), false, body)
@@ -199,8 +203,12 @@ func headerWork(t testing.TB, kinds map[string]func(n int) []byte) {
 			return k.build(t)
 		}
 	}
-	const info = `{"payloads":[{"type":"mod"}],"artifact_provides":{"artifact_name":"rel"},"artifact_depends":{"device_type":["dev"`
-	member("JSON: deep", 2, func(n int) string { return strings.Repeat(`{"a":`, n/10) + "1" + strings.Repeat("}", n/10) })
+	const info = `{"payloads":[{"type":"mod"}],"artifact_provides":{"artifact_name":"rel"},` +
+		`"artifact_depends":{"device_type":["dev"`
+	member("JSON: deep", 2, func(n int) string {
+		return strings.Repeat(`{"a":`, n/10) + "1" + strings.Repeat("}",
+			n/10)
+	})
 	member("JSON: the same key", 2, func(n int) string { return "{" + strings.Repeat(`"a":1,`, n/6) + `"b":2}` })
 	member("JSON: device types", 0, func(n int) string { return info + strings.Repeat(`,""`, n/3) + "]}}" })
 	member("JSON: payloads", 0, func(n int) string { return `{"payloads":[{}` + strings.Repeat(`,{}`, n/3) + "]}" })
@@ -223,7 +231,8 @@ func headerWork(t testing.TB, kinds map[string]func(n int) []byte) {
 	kinds["scripts"] = func(n int) []byte {
 		k := newKit("mod", tarMember{name: "a"})
 		for i := range n / 1024 {
-			k.header = slices.Insert(k.header, 1, tarMember{name: fmt.Sprintf("scripts/ArtifactInstall_Enter_00_%d", i)})
+			k.header = slices.Insert(k.header, 1,
+				tarMember{name: fmt.Sprintf("scripts/ArtifactInstall_Enter_00_%d", i)})
 		}
 		return k.build(t)
 	}
@@ -246,7 +255,8 @@ func headerWork(t testing.TB, kinds map[string]func(n int) []byte) {
 	}
 }
 
-// What is allocated for an artifact is bounded by its size, but for the dictionary and what the program has in any case.
+// What is allocated for an artifact is bounded by its size, but for the dictionary and what the program has in any
+// case.
 func TestWorkAllocates(t *testing.T) {
 	for name, kind := range workKinds(t) {
 		b := kind(100_000)
@@ -266,8 +276,8 @@ func TestWorkAllocates(t *testing.T) {
 	}
 }
 
-// What is done for an artifact is bounded by its size: the statements that "show" goes through are counted, by a program
-// that was built to count them.
+// What is done for an artifact is bounded by its size: the statements that "show" goes through are counted, by a
+// program that was built to count them.
 func TestWorkPerByte(t *testing.T) {
 	onlyExhaustive(t, "builds the program anew")
 	needTool(t, "go")
@@ -310,7 +320,8 @@ func statements(t *testing.T, program string, artifact []byte) (sum int) {
 		}
 	}
 	text := counts + "/text"
-	if out, err := exec.Command("go", "tool", "covdata", "textfmt", "-i="+counts, "-o="+text).CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "tool", "covdata", "textfmt", "-i="+counts,
+		"-o="+text).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	for line := range strings.Lines(string(readFileOrNil(text))) {

@@ -61,7 +61,8 @@ func inflateSamples() map[string][]byte {
 		runs = append(runs, bytes.Repeat(noise[:i], 3000)...)
 	}
 	return map[string][]byte{"empty": nil, "byte": {7}, "noise": noise, "skewed": skewed, "far": far, "runs": runs,
-		"zeros": make([]byte, 1<<20), "text": bytes.Repeat([]byte("It is the same again, and again. "), 9000), "image": testImage(4, 1<<20)}
+		"zeros": make([]byte, 1<<20), "text": bytes.Repeat([]byte("It is the same again, and again. "), 9000),
+		"image": testImage(4, 1<<20)}
 }
 
 func TestInflate(t *testing.T) {
@@ -69,9 +70,11 @@ func TestInflate(t *testing.T) {
 	for name, data := range inflateSamples() {
 		for _, level := range []int{flate.HuffmanOnly, 0, 1, 6, 9} {
 			b := append(deflated(t, data, level), "trailer!"...)
-			for _, r := range []io.Reader{bytes.NewReader(b), iotest.OneByteReader(bytes.NewReader(b)), iotest.DataErrReader(bytes.NewReader(b))} {
+			for _, r := range []io.Reader{bytes.NewReader(b), iotest.OneByteReader(bytes.NewReader(b)),
+				iotest.DataErrReader(bytes.NewReader(b))} {
 				if got, rest, err := inflateAll(r); err != nil || rest != 8 || !bytes.Equal(got, data) {
-					t.Fatalf("%s, level %d: %d of %d bytes, %d left behind it, %v", name, level, len(got), len(data), rest, err)
+					t.Fatalf("%s, level %d: %d of %d bytes, %d left behind it, %v", name, level, len(got), len(data),
+						rest, err)
 				}
 			}
 			for cut := len(b) - 9; cut > 0; cut -= 1 + cut/7 {
@@ -91,7 +94,8 @@ func TestInflateMixedBlocks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"byte", "byte", "skewed", "byte", "noise", "byte", "byte", "text", "skewed", "byte", "zeros", "byte"} {
+	for _, name := range []string{"byte", "byte", "skewed", "byte", "noise", "byte", "byte", "text", "skewed", "byte",
+		"zeros", "byte"} {
 		part := samples[name][:min(len(samples[name]), 40000)]
 		want.Write(part)
 		w.Write(part)
@@ -186,7 +190,8 @@ func TestInflateFromBlock(t *testing.T) {
 			seen++
 			within[f.bit] = true
 			at := f.blockAt
-			g, err := newInflater(newInput(bytes.NewReader(b[f.block:]), f.block, 4<<10), f.bit, data[at-gzipWindow:at], at)
+			g, err := newInflater(newInput(bytes.NewReader(b[f.block:]), f.block, 4<<10), f.bit,
+				data[at-gzipWindow:at], at)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -197,7 +202,8 @@ func TestInflateFromBlock(t *testing.T) {
 				g.begin = g.end
 			}
 			if err != io.EOF || !bytes.Equal(rest, data[at:]) {
-				t.Fatalf("entered at %d, bit %d: %d bytes, want %d: %v", f.block, f.bit, len(rest), len(data)-int(at), err)
+				t.Fatalf("entered at %d, bit %d: %d bytes, want %d: %v", f.block, f.bit, len(rest), len(data)-int(at),
+					err)
 			}
 		}
 		f.begin = f.end
@@ -237,7 +243,8 @@ func TestGzipZeros(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := io.ReadAll(u)
-		if !bytes.Equal(got, data) || (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+		if !bytes.Equal(got, data) || (err == nil) != (c.want == "") || err != nil &&
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %d bytes, %v; want an error with %q", name, len(got), err, c.want)
 		}
 	}

@@ -82,7 +82,8 @@ func (z *unxz) damaged(err error) error {
 	return err
 }
 
-// advance reads what is between two chunks: headers, ends of blocks, indexes, padding. io.EOF at the end of the section.
+// advance reads what is between two chunks: headers, ends of blocks, indexes, padding. io.EOF at the end of the
+// section.
 func (z *unxz) advance() error {
 	switch {
 	case !z.inStream:

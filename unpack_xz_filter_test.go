@@ -6,11 +6,15 @@ import (
 	"bytes"
 	"encoding/binary"
 	"hash/crc32"
+	"io"
 	"math/rand"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
+
+	"github.com/ulikunitz/xz"
 )
 
 // codeOf makes what looks like a program to each filter: its opcodes, half of them at their alignment, between random
@@ -65,7 +69,8 @@ func TestXZFilters(t *testing.T) {
 			ways = append(ways, "--"+name+"=start=65536", "--"+name+"=start=4294934528")
 		}
 	}
-	ways = append(ways, "--x86 --delta=dist=3", "--delta=dist=3 --x86", "--arm64 --x86 --ia64", "--ia64 --delta=dist=7 --armthumb",
+	ways = append(ways, "--x86 --delta=dist=3", "--delta=dist=3 --x86", "--arm64 --x86 --ia64",
+		"--ia64 --delta=dist=7 --armthumb",
 		"--x86 --block-size=50001", "--powerpc --delta=dist=9 --block-size=1", "--arm --block-size=65537 -T2")
 	for _, way := range ways {
 		data := code
@@ -112,26 +117,32 @@ func TestXZBlockHeaders(t *testing.T) {
 		b    []byte
 		want string
 	}{
-		"plain":                 {xzStart(0, lzma2...), "unexpected EOF"},
-		"three filters":         {xzStart(3, append([]byte{4, 0, 3, 1, 9, 11, 4, 2, 0, 0, 0}, lzma2...)...), "unexpected EOF"},
-		"sizes":                 {xzStart(0xc0, append([]byte{1, 0}, lzma2...)...), "unexpected EOF"},
-		"reserved bits":         {xzStart(4, lzma2...), "reserved"},
-		"filter 12":             {xzStart(1, append([]byte{12, 0}, lzma2...)...), "filter 0xc with 0 bytes of properties is not known"},
-		"filter of four bytes":  {xzStart(1, append([]byte{0x80, 0x80, 0x80, 0x01, 0}, lzma2...)...), "filter 0x200000 "},
-		"delta of no distance":  {xzStart(1, append([]byte{3, 0}, lzma2...)...), "filter 0x3 with 0 bytes"},
-		"x86 of one byte":       {xzStart(1, append([]byte{4, 1, 0}, lzma2...)...), "filter 0x4 with 1 bytes"},
-		"start cut off":         {xzStart(2, 3, 1, 0, 4, 4, 0), "ends within a filter"},
-		"start of ARM64":        {xzStart(1, append([]byte{10, 4, 2, 0, 0, 0}, lzma2...)...), "not aligned"},
-		"start of RISC-V":       {xzStart(1, append([]byte{11, 4, 1, 0, 0, 0}, lzma2...)...), "not aligned"},
-		"delta last":            {xzStart(0, 3, 1, 0), "want LZMA2 as the last filter"},
-		"LZMA2 twice":           {xzStart(1, append([]byte{0x21, 1, 0}, lzma2...)...), "filter 0x21"},
-		"dictionary of 41":      {xzStart(0, 0x21, 1, 41), "want LZMA2 as the last filter"},
-		"number of ten bytes":   {xzStart(0x40, append([]byte("\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"), lzma2...)...), "size out of range"},
-		"number with a zero":    {xzStart(0x80, append([]byte{0x81, 0}, lzma2...)...), "size out of range"},
-		"no data":               {xzStart(0x40, append([]byte{0}, lzma2...)...), "size out of range"},
-		"data of 2^63-1":        {xzStart(0x40, append([]byte("\xff\xff\xff\xff\xff\xff\xff\xff\x7f"), lzma2...)...), "size out of range"},
-		"padding":               {xzStart(0, 0x21, 1, 0, 1), "padding is not zero"},
-		"more data than stated": {slices.Concat(xzStart(0x40, append([]byte{2}, lzma2...)...), end), "has 1 bytes for 0; its header says 2"},
+		"plain": {xzStart(0, lzma2...), "unexpected EOF"},
+		"three filters": {xzStart(3, append([]byte{4, 0, 3, 1, 9, 11, 4, 2, 0, 0, 0}, lzma2...)...),
+			"unexpected EOF"},
+		"sizes":         {xzStart(0xc0, append([]byte{1, 0}, lzma2...)...), "unexpected EOF"},
+		"reserved bits": {xzStart(4, lzma2...), "reserved"},
+		"filter 12": {xzStart(1, append([]byte{12, 0}, lzma2...)...),
+			"filter 0xc with 0 bytes of properties is not known"},
+		"filter of four bytes": {xzStart(1, append([]byte{0x80, 0x80, 0x80, 0x01, 0}, lzma2...)...),
+			"filter 0x200000 "},
+		"delta of no distance": {xzStart(1, append([]byte{3, 0}, lzma2...)...), "filter 0x3 with 0 bytes"},
+		"x86 of one byte":      {xzStart(1, append([]byte{4, 1, 0}, lzma2...)...), "filter 0x4 with 1 bytes"},
+		"start cut off":        {xzStart(2, 3, 1, 0, 4, 4, 0), "ends within a filter"},
+		"start of ARM64":       {xzStart(1, append([]byte{10, 4, 2, 0, 0, 0}, lzma2...)...), "not aligned"},
+		"start of RISC-V":      {xzStart(1, append([]byte{11, 4, 1, 0, 0, 0}, lzma2...)...), "not aligned"},
+		"delta last":           {xzStart(0, 3, 1, 0), "want LZMA2 as the last filter"},
+		"LZMA2 twice":          {xzStart(1, append([]byte{0x21, 1, 0}, lzma2...)...), "filter 0x21"},
+		"dictionary of 41":     {xzStart(0, 0x21, 1, 41), "want LZMA2 as the last filter"},
+		"number of ten bytes": {xzStart(0x40, append([]byte("\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+			lzma2...)...), "size out of range"},
+		"number with a zero": {xzStart(0x80, append([]byte{0x81, 0}, lzma2...)...), "size out of range"},
+		"no data":            {xzStart(0x40, append([]byte{0}, lzma2...)...), "size out of range"},
+		"data of 2^63-1": {xzStart(0x40, append([]byte("\xff\xff\xff\xff\xff\xff\xff\xff\x7f"), lzma2...)...),
+			"size out of range"},
+		"padding": {xzStart(0, 0x21, 1, 0, 1), "padding is not zero"},
+		"more data than stated": {slices.Concat(xzStart(0x40, append([]byte{2}, lzma2...)...), end),
+			"has 1 bytes for 0; its header says 2"},
 	} {
 		_, err := unxzAll(c.b, 100)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -141,4 +152,90 @@ func TestXZBlockHeaders(t *testing.T) {
 			t.Errorf("%s: %v, hint %q", name, err, hintOf(err))
 		}
 	}
+}
+
+// FuzzXZFilters holds filters that get their data in pieces against the same that get all of it at once.
+func FuzzXZFilters(f *testing.F) {
+	for id := range uint16(9) {
+		f.Add(id+xzDelta, uint32(0), byte(5), codeOf(1000))
+		f.Add(id+xzDelta+0x640, uint32(0xfffffff0), byte(1), codeOf(300))
+	}
+	f.Fuzz(func(t *testing.T, ids uint16, start uint32, piece byte, b []byte) {
+		undone := func(size int) (out []byte) {
+			var c xzFilters
+			for i := ids; i > 0; i >>= 4 {
+				p := binary.LittleEndian.AppendUint32(nil, start&^15)
+				if i&15 == xzDelta {
+					p = p[1:2]
+				}
+				if c.add(uint64(i&15), p) != nil {
+					return nil
+				}
+			}
+			buf := make([]byte, 1000)
+			for in := b; len(c.list) > 0; {
+				for c.ready() > 0 {
+					out = append(out, buf[:c.read(buf)]...)
+				}
+				if len(in) == 0 {
+					break
+				}
+				c.fill(func(p []byte) (int, error) {
+					n := copy(p, in[:min(size, len(in))])
+					in = in[n:]
+					return n, nil
+				})
+			}
+			for c.run(true); c.ready() > 0; {
+				out = append(out, buf[:c.read(buf)]...)
+			}
+			return out
+		}
+		if all, some := undone(1<<20), undone(int(piece)+1); !bytes.Equal(all, some) {
+			t.Fatalf("%d bytes at once, %d by %d", len(all), len(some), int(piece)+1)
+		}
+	})
+}
+
+// FuzzXZ looks for what goes wrong in itself. What comes out must not depend on how it is read. The CRCs of the first
+// two headers are made right.
+func FuzzXZ(f *testing.F) {
+	data := inflateSamples()["image"][:3000]
+	for _, c := range []xz.WriterConfig{{}, {NoCheckSum: true}, {DictCap: minDict, BlockSize: 1000, CheckSum: xz.CRC32}} {
+		b := xzipped(f, data, c)
+		f.Add(b)
+		f.Add(slices.Concat(b, make([]byte, 8), b))
+	}
+	if riscv := readFileOrNil("testdata/unpack/riscv.xz"); riscv != nil {
+		f.Add(riscv)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if b = slices.Clone(b); len(b) < 16 {
+			return
+		}
+		binary.LittleEndian.PutUint32(b[8:], crc32.ChecksumIEEE(b[6:8]))
+		if end := 12 + int(b[12])*4; end+4 <= len(b) {
+			binary.LittleEndian.PutUint32(b[end:], crc32.ChecksumIEEE(b[12:end]))
+		}
+		const most = 1 << 20
+		read := func(r io.Reader, n int) (out []byte, err error) {
+			in := newInput(r, 0, 4<<10)
+			in.section(int64(len(b)))
+			u, err := newUnpacker("xz", in, unpackLimits{dict: 1 << 20})
+			for buf := make([]byte, n); err == nil && len(out) < most; {
+				k := 0
+				k, err = u.Read(buf)
+				out = append(out, buf[:k]...)
+			}
+			return out, err
+		}
+		want, wantErr := read(bytes.NewReader(b), 1<<16)
+		got, err := read(iotest.OneByteReader(bytes.NewReader(b)), 1013)
+		// Of what is damaged, a larger read gives nothing where a smaller one gives what comes before.
+		n := min(len(got), len(want))
+		if !bytes.Equal(got[:n], want[:n]) || len(want) < most && (err == io.EOF) != (wantErr == io.EOF) ||
+			wantErr == io.EOF && len(got) != len(want) {
+			t.Fatalf("byte by byte %d bytes, %v; at once %d, %v", len(got), err, len(want), wantErr)
+		}
+	})
 }

@@ -47,7 +47,8 @@ func TestLZMA(t *testing.T) {
 			"other numbers": xzipped(t, data, xz.WriterConfig{Properties: &lzma.Properties{LC: 0, LP: 4, PB: 0}}),
 		}
 		if _, err := exec.LookPath("xz"); err == nil {
-			for _, lzma2 := range []string{"preset=0,dict=4KiB", "preset=6", "preset=9e,dict=8MiB", "preset=6,lc=4,lp=0,pb=4", "preset=6,lc=1,lp=3,pb=1"} {
+			for _, lzma2 := range []string{"preset=0,dict=4KiB", "preset=6", "preset=9e,dict=8MiB",
+				"preset=6,lc=4,lp=0,pb=4", "preset=6,lc=1,lp=3,pb=1"} {
 				packed[lzma2] = piped(t, data, "xz", "-zc", "--lzma2="+lzma2)
 			}
 		}
@@ -130,7 +131,8 @@ func TestXZStreams(t *testing.T) {
 	} {
 		for _, n := range []int{1 << 20, 1000} {
 			got, err := unxzAll(c.b, n)
-			if !bytes.Equal(got, bytes.Repeat(data, c.n)) || (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			if !bytes.Equal(got, bytes.Repeat(data, c.n)) || (err == nil) != (c.want == "") || err != nil &&
+				!strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s: %d bytes, %v; want %d and an error with %q", name, len(got), err, c.n*len(data), c.want)
 			}
 		}
@@ -243,7 +245,8 @@ func BenchmarkLZMA(b *testing.B) {
 func TestXZDictionaryLimit(t *testing.T) {
 	b := fixture(t, "rootfs-xz.mender")
 	_, _, err := readAll(b, artifactOptions{dictLimit: 32 << 20})
-	if exitCode(err) != exitRefused || !strings.Contains(err.Error(), "67108864") || !strings.Contains(err.Error(), "33554432") || hintOf(err) == "" {
+	if exitCode(err) != exitRefused || !strings.Contains(err.Error(), "67108864") ||
+		!strings.Contains(err.Error(), "33554432") || hintOf(err) == "" {
 		t.Errorf("got %v (hint %q), want a refusal with both numbers", err, hintOf(err))
 	}
 	if _, _, err := readAll(b, artifactOptions{dictLimit: 64 << 20}); err != nil {

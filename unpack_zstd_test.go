@@ -95,8 +95,10 @@ func zstdSamples() map[string][]byte {
 func TestZstd(t *testing.T) {
 	t.Parallel()
 	needTool(t, "zstd")
-	ways := []string{"--fast=5", "-1", "-3 --no-check", "-5 --zstd=wlog=10", "-7", "-9 --zstd=wlog=14", "-13 --zstd=wlog=17", "-19 --zstd=wlog=18",
-		"--ultra -22 --long=26", "-3 --no-content-size", "-3 --format=zstd --no-compress-literals", "-1 --target-compressed-block-size=1500"}
+	ways := []string{"--fast=5", "-1", "-3 --no-check", "-5 --zstd=wlog=10", "-7", "-9 --zstd=wlog=14",
+		"-13 --zstd=wlog=17", "-19 --zstd=wlog=18",
+		"--ultra -22 --long=26", "-3 --no-content-size", "-3 --format=zstd --no-compress-literals",
+		"-1 --target-compressed-block-size=1500"}
 	if testing.Short() {
 		ways = ways[2:5]
 	}
@@ -113,8 +115,10 @@ func TestZstd(t *testing.T) {
 			}
 			for from, b := range packed {
 				for _, n := range []int{1 << 20, 1009} {
-					if got, err := unzstdAll(bytes.NewReader(b), len(b), n, 1<<30, unpackLimits{dict: 64 << 20}); err != nil || !bytes.Equal(got, data) {
-						t.Fatalf("%s, %s from a %s, reads of %d: %d of %d bytes, %v", name, way, from, n, len(got), len(data), err)
+					if got, err := unzstdAll(bytes.NewReader(b), len(b), n, 1<<30,
+						unpackLimits{dict: 64 << 20}); err != nil || !bytes.Equal(got, data) {
+						t.Fatalf("%s, %s from a %s, reads of %d: %d of %d bytes, %v", name, way, from, n, len(got),
+							len(data), err)
 					}
 				}
 			}
@@ -145,12 +149,14 @@ func TestZstdFrames(t *testing.T) {
 	var starts []restartPoint
 	samples := inflateSamples()
 	for _, name := range []string{"byte", "image", "empty", "skewed", "image", "text", "noise", "far"} {
-		starts = append(starts, restartPoint{Kind: "zstd", File: int64(len(packed)), Out: int64(len(want)), Fresh: true})
+		starts = append(starts, restartPoint{Kind: "zstd", File: int64(len(packed)), Out: int64(len(want)),
+			Fresh: true})
 		packed = slices.Concat(packed, piped(t, samples[name], "zstd", "-qc"), skip, none)
 		want = append(want, samples[name]...)
 	}
 	for _, n := range []int{1, 1000, 1 << 20} {
-		if got, err := unzstdAll(iotest.HalfReader(bytes.NewReader(packed)), len(packed), n, 1<<30, unpackLimits{dict: 64 << 20}); err != nil || !bytes.Equal(got, want) {
+		if got, err := unzstdAll(iotest.HalfReader(bytes.NewReader(packed)), len(packed), n, 1<<30,
+			unpackLimits{dict: 64 << 20}); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("reads of %d: %d of %d bytes, %v", n, len(got), len(want), err)
 		}
 	}
@@ -252,8 +258,10 @@ func TestZstdWindow(t *testing.T) {
 		{header(16<<3 | 1), unpackLimits{dict: 64 << 20}, "75497472 bytes wanted"},
 		{header(31<<3 | 7), unpackLimits{dict: 64 << 20}, "4123168604160 bytes wanted"},
 		{header(31<<3 | 7), unpackLimits{dict: 64 << 20, out: 1 << 20}, ""},
-		{[]byte("\x28\xb5\x2f\xfd\xe0\xff\xff\xff\xff\xff\xff\xff\xff\x01\x00\x00"), unpackLimits{dict: 64 << 20}, "18446744073709551615 bytes wanted"},
-		{[]byte("\x28\xb5\x2f\xfd\x80\xff\x00\x00\x00\x00\x01\x00\x00"), unpackLimits{dict: 64 << 20}, ""}, // a content of no size
+		{[]byte("\x28\xb5\x2f\xfd\xe0\xff\xff\xff\xff\xff\xff\xff\xff\x01\x00\x00"), unpackLimits{dict: 64 << 20},
+			"18446744073709551615 bytes wanted"},
+		{[]byte("\x28\xb5\x2f\xfd\x80\xff\x00\x00\x00\x00\x01\x00\x00"), unpackLimits{dict: 64 << 20}, ""},
+		// a content of no size
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -261,18 +269,22 @@ func TestZstdWindow(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		if len(got) > 0 || c.want == "" && err != nil {
 			t.Errorf("% x: %d bytes, %v", c.b, len(got), err)
-		} else if c.want != "" && (exitCode(err) != exitRefused || !strings.Contains(err.Error(), c.want) || hintOf(err) == "" || after.TotalAlloc-before.TotalAlloc > 1<<20) {
-			t.Errorf("% x: %v, hint %q, want %q; %d bytes allocated", c.b, err, hintOf(err), c.want, after.TotalAlloc-before.TotalAlloc)
+		} else if c.want != "" && (exitCode(err) != exitRefused || !strings.Contains(err.Error(), c.want) ||
+			hintOf(err) == "" || after.TotalAlloc-before.TotalAlloc > 1<<20) {
+			t.Errorf("% x: %v, hint %q, want %q; %d bytes allocated", c.b, err, hintOf(err), c.want,
+				after.TotalAlloc-before.TotalAlloc)
 		}
 	}
 	needTool(t, "zstd")
 	b := piped(t, []byte("text"), "zstd", "-qc", "--long=27")
-	if _, err := unzstdBytes(b); exitCode(err) != exitRefused || !strings.Contains(err.Error(), "134217728") || !strings.Contains(err.Error(), "67108864") {
+	if _, err := unzstdBytes(b); exitCode(err) != exitRefused || !strings.Contains(err.Error(), "134217728") ||
+		!strings.Contains(err.Error(), "67108864") {
 		t.Errorf("--long=27: %v", err)
 	}
 }
 
-// Windows that grow from frame to frame: the limit is for all of them together, and few of them get memory of their own.
+// Windows that grow from frame to frame: the limit is for all of them together, and few of them get memory of their
+// own.
 func TestZstdGrowingWindow(t *testing.T) {
 	z := &unzstd{lim: unpackLimits{dict: 32 << 20}}
 	var m runtime.MemStats
@@ -297,7 +309,8 @@ func TestZstdGrowingWindow(t *testing.T) {
 	}
 }
 
-// backBits writes numbers, each followed by its width in bits, so that a stream that is read backwards gives them in this order.
+// backBits writes numbers, each followed by its width in bits, so that a stream that is read backwards gives them
+// in this order.
 func backBits(list ...uint) []byte {
 	b := []byte{0}
 	n := uint(0)
@@ -365,29 +378,38 @@ func TestZstdByHand(t *testing.T) {
 		want string // what it unpacks to
 		err  string
 	}{
-		"raw":                   {zstdFrame(zstdBlockOf(0, 3, false, []byte("abc")), zstdBlockOf(0, 2, true, []byte("de"))), "abcde", ""},
-		"run":                   {zstdFrame(zstdBlockOf(1, 5, false, []byte("a")), zstdBlockOf(1, 0, false, []byte("a")), zstdBlockOf(1, 1, true, []byte("b"))), "aaaaab", ""},
-		"empty blocks":          {zstdFrame(bytes.Repeat(zstdBlockOf(0, 0, false), 10_000), end), "", ""},
-		"empty frames":          {bytes.Repeat(zstdFrame(end), 10_000), "", ""},
-		"too long raw":          {zstdFrame(zstdBlockOf(0, 1025, true, make([]byte, 1025))), "", "block of 1025 bytes, want at most 1024"},
-		"too long run":          {zstdFrame(zstdBlockOf(1, 1025, true, []byte("a"))), "", "block of 1025 bytes"},
-		"reserved block":        {zstdFrame(zstdBlockOf(3, 0, true)), "", bad},
-		"reserved bit":          {slices.Concat(head, x("0800"), end), "", "reserved bit"},
-		"unused bit":            {slices.Concat(head, x("1000"), end), "", ""},
-		"dictionary 0":          {slices.Concat(head, x("030000000000"), end), "", ""},
-		"dictionary":            {slices.Concat(head, x("02000201"), end), "", "dictionary 258"},
-		"size 1":                {slices.Concat(head, x("2003"), zstdBlockOf(0, 3, true, []byte("abc"))), "abc", ""},
-		"size 2":                {slices.Concat(head, x("40000200"), end), "", "unpacks to 0 bytes, its header says 258"},
-		"size 4":                {slices.Concat(head, x("a003000000"), zstdBlockOf(1, 3, true, []byte("z"))), "zzz", ""},
-		"size 8":                {slices.Concat(head, x("e00300000000000000"), zstdBlockOf(1, 3, true, []byte("z"))), "zzz", ""},
-		"size too small":        {slices.Concat(head, x("800002000000"), zstdBlockOf(0, 3, true, []byte("abc"))), "", "at least 3 bytes, its header says 2"},
+		"raw": {zstdFrame(zstdBlockOf(0, 3, false, []byte("abc")), zstdBlockOf(0, 2, true,
+			[]byte("de"))), "abcde", ""},
+		"run": {zstdFrame(zstdBlockOf(1, 5, false, []byte("a")), zstdBlockOf(1, 0, false,
+			[]byte("a")), zstdBlockOf(1, 1, true, []byte("b"))), "aaaaab", ""},
+		"empty blocks": {zstdFrame(bytes.Repeat(zstdBlockOf(0, 0, false), 10_000), end), "", ""},
+		"empty frames": {bytes.Repeat(zstdFrame(end), 10_000), "", ""},
+		"too long raw": {zstdFrame(zstdBlockOf(0, 1025, true, make([]byte, 1025))), "",
+			"block of 1025 bytes, want at most 1024"},
+		"too long run":   {zstdFrame(zstdBlockOf(1, 1025, true, []byte("a"))), "", "block of 1025 bytes"},
+		"reserved block": {zstdFrame(zstdBlockOf(3, 0, true)), "", bad},
+		"reserved bit":   {slices.Concat(head, x("0800"), end), "", "reserved bit"},
+		"unused bit":     {slices.Concat(head, x("1000"), end), "", ""},
+		"dictionary 0":   {slices.Concat(head, x("030000000000"), end), "", ""},
+		"dictionary":     {slices.Concat(head, x("02000201"), end), "", "dictionary 258"},
+		"size 1":         {slices.Concat(head, x("2003"), zstdBlockOf(0, 3, true, []byte("abc"))), "abc", ""},
+		"size 2": {slices.Concat(head, x("40000200"), end), "",
+			"unpacks to 0 bytes, its header says 258"},
+		"size 4": {slices.Concat(head, x("a003000000"), zstdBlockOf(1, 3, true, []byte("z"))), "zzz",
+			""},
+		"size 8": {slices.Concat(head, x("e00300000000000000"), zstdBlockOf(1, 3, true, []byte("z"))),
+			"zzz", ""},
+		"size too small": {slices.Concat(head, x("800002000000"), zstdBlockOf(0, 3, true, []byte("abc"))), "",
+			"at least 3 bytes, its header says 2"},
 		"size too small, coded": {slices.Concat(head, x("800002000000"), zstdPacked(abc, x("00"))[6:]), "", bad},
-		"size too large":        {slices.Concat(head, x("800004000000"), zstdBlockOf(0, 3, true, []byte("abc"))), "abc", "unpacks to 3 bytes, its header says 4"},
-		"checksum":              {slices.Concat(head, x("0400"), end, x("99e9d851")), "", ""},
-		"wrong checksum":        {slices.Concat(head, x("0400"), end, x("98e9d851")), "", ""}, // nobody looks
-		"half a checksum":       {slices.Concat(head, x("0400"), end, x("99e9")), "", "unexpected EOF"},
-		"trailer":               {slices.Concat(zstdFrame(end), []byte("abcdef")), "", "got 61 62 63 64, want a zstd frame or the end"},
-		"skippable only":        {x("502a4d18 02000000 ffff"), "", ""},
+		"size too large": {slices.Concat(head, x("800004000000"), zstdBlockOf(0, 3, true, []byte("abc"))),
+			"abc", "unpacks to 3 bytes, its header says 4"},
+		"checksum":        {slices.Concat(head, x("0400"), end, x("99e9d851")), "", ""},
+		"wrong checksum":  {slices.Concat(head, x("0400"), end, x("98e9d851")), "", ""}, // nobody looks
+		"half a checksum": {slices.Concat(head, x("0400"), end, x("99e9")), "", "unexpected EOF"},
+		"trailer": {slices.Concat(zstdFrame(end), []byte("abcdef")), "",
+			"got 61 62 63 64, want a zstd frame or the end"},
+		"skippable only": {x("502a4d18 02000000 ffff"), "", ""},
 
 		"literals":               {zstdPacked(abc, x("00")), "abc", ""},
 		"literals, two bytes":    {zstdPacked(x("3400 616263"), x("00")), "abc", ""},
@@ -409,35 +431,46 @@ func TestZstdByHand(t *testing.T) {
 		"tree of no weight":      {zstdPacked(huff(2, 0, 2, x("81 00"), one), x("00")), "", bad},
 		"tree not complete":      {zstdPacked(huff(2, 0, 2, x("81 31"), one), x("00")), "", bad},
 		"tree without longest":   {zstdPacked(huff(2, 0, 2, x("81 22"), backBits(0, 2, 1, 2)), x("00")), "", bad},
-		"treeless": {zstdFrame(zstdBlockOf(2, len(huff(2, 0, 2, tree, one))+1, false, huff(2, 0, 2, tree, one), x("00")),
+		"treeless": {zstdFrame(zstdBlockOf(2, len(huff(2, 0, 2, tree, one))+1, false, huff(2, 0, 2, tree, one),
+			x("00")),
 			zstdBlockOf(2, len(huff(3, 0, 2, one))+1, true, huff(3, 0, 2, one), x("00"))), "\x02\x00\x02\x00", ""},
-		"treeless, other frame": {slices.Concat(zstdPacked(huff(2, 0, 2, tree, one), x("00")), zstdPacked(huff(3, 0, 2, one), x("00"))), "\x02\x00", bad},
-		"four streams":          {zstdPacked(huff(2, 1, 6, tree, x("010001000100"), one[:1], one[:1], one[:1], x("01")), x("00")), "\x02\x00\x02\x00\x02\x00", ""},
-		"four streams of five":  {zstdPacked(huff(2, 1, 5, tree, x("010001000100"), one[:1], one[:1], x("05"), x("01")), x("00")), "", bad},
-		"four streams, beyond":  {zstdPacked(huff(2, 1, 6, tree, x("010001000f00"), one, one, one, x("01")), x("00")), "", bad},
+		"treeless, other frame": {slices.Concat(zstdPacked(huff(2, 0, 2, tree, one), x("00")),
+			zstdPacked(huff(3, 0, 2, one), x("00"))), "\x02\x00", bad},
+		"four streams": {zstdPacked(huff(2, 1, 6, tree, x("010001000100"), one[:1], one[:1], one[:1],
+			x("01")), x("00")), "\x02\x00\x02\x00\x02\x00", ""},
+		"four streams of five": {zstdPacked(huff(2, 1, 5, tree, x("010001000100"), one[:1], one[:1], x("05"),
+			x("01")), x("00")), "", bad},
+		"four streams, beyond": {zstdPacked(huff(2, 1, 6, tree, x("010001000f00"), one, one, one, x("01")), x("00")),
+			"", bad},
 
-		"sequence":              {zstdPacked(abc, rle(3, 2, 0), backBits(2, 2)), "abcabc", ""},
-		"offset beyond":         {zstdPacked(abc, rle(3, 2, 0), backBits(3, 2)), "", bad},
-		"last offset":           {zstdPacked(abc, rle(3, 0, 0), backBits()), "abcccc", ""},
-		"last offset but one":   {zstdPacked(abc, rle(3, 1, 0), backBits(0, 1)), "", bad}, // 4
-		"offset of 0":           {zstdPacked(abc, rle(0, 1, 0), backBits(1, 1)), "", bad},
-		"literals short":        {zstdPacked(abc, rle(4, 0, 0), backBits()), "", bad},
-		"match of 259":          {zstdPacked(abc, rle(3, 0, 44), backBits(0, 8)), "abc" + strings.Repeat("c", 259), ""},
-		"match of 1021":         {zstdPacked(abc, rle(3, 0, 45), backBits(506, 9)), "abc" + strings.Repeat("c", 1021), ""},
-		"match too long":        {zstdPacked(abc, rle(3, 0, 45), backBits(507, 9)), "", bad}, // a byte more than a block may have
-		"bits left":             {zstdPacked(abc, rle(3, 2, 0), backBits(2, 2, 0, 1)), "", bad},
-		"bits missing":          {zstdPacked(abc, rle(3, 2, 0), backBits(1, 1)), "", bad},
-		"bits far missing":      {zstdPacked(x("850c61"), x("80c8 54 01 02 00"), backBits(0, 8)), "", bad}, // 400 wanted
-		"no bits":               {zstdPacked(abc, rle(3, 0, 0)), "", bad},
-		"no symbols":            {zstdPacked(abc, x("01 54 03")), "", bad},
-		"literal length 36":     {zstdPacked(abc, rle(36, 0, 0), backBits()), "", bad},
-		"offset code 32":        {zstdPacked(abc, rle(3, 32, 0), backBits(0, 32)), "", bad},
-		"offset code 31":        {zstdPacked(abc, rle(3, 31, 0), backBits(1<<31-1, 31)), "", bad},
-		"match length 53":       {zstdPacked(abc, rle(3, 0, 53), backBits()), "", bad},
-		"reserved mode":         {zstdPacked(abc, x("01 55 03 00 00"), backBits()), "", bad}, // zstd 1.5.4 does not look
+		"sequence":            {zstdPacked(abc, rle(3, 2, 0), backBits(2, 2)), "abcabc", ""},
+		"offset beyond":       {zstdPacked(abc, rle(3, 2, 0), backBits(3, 2)), "", bad},
+		"last offset":         {zstdPacked(abc, rle(3, 0, 0), backBits()), "abcccc", ""},
+		"last offset but one": {zstdPacked(abc, rle(3, 1, 0), backBits(0, 1)), "", bad}, // 4
+		"offset of 0":         {zstdPacked(abc, rle(0, 1, 0), backBits(1, 1)), "", bad},
+		"literals short":      {zstdPacked(abc, rle(4, 0, 0), backBits()), "", bad},
+		"match of 259":        {zstdPacked(abc, rle(3, 0, 44), backBits(0, 8)), "abc" + strings.Repeat("c", 259), ""},
+		"match of 1021": {zstdPacked(abc, rle(3, 0, 45), backBits(506, 9)), "abc" + strings.Repeat("c", 1021),
+			""},
+		"match too long": {zstdPacked(abc, rle(3, 0, 45), backBits(507, 9)), "", bad},
+		// a byte more than a block may have
+		"bits left":        {zstdPacked(abc, rle(3, 2, 0), backBits(2, 2, 0, 1)), "", bad},
+		"bits missing":     {zstdPacked(abc, rle(3, 2, 0), backBits(1, 1)), "", bad},
+		"bits far missing": {zstdPacked(x("850c61"), x("80c8 54 01 02 00"), backBits(0, 8)), "", bad},
+		// 400 wanted
+		"no bits":           {zstdPacked(abc, rle(3, 0, 0)), "", bad},
+		"no symbols":        {zstdPacked(abc, x("01 54 03")), "", bad},
+		"literal length 36": {zstdPacked(abc, rle(36, 0, 0), backBits()), "", bad},
+		"offset code 32":    {zstdPacked(abc, rle(3, 32, 0), backBits(0, 32)), "", bad},
+		"offset code 31":    {zstdPacked(abc, rle(3, 31, 0), backBits(1<<31-1, 31)), "", bad},
+		"match length 53":   {zstdPacked(abc, rle(3, 0, 53), backBits()), "", bad},
+		"reserved mode":     {zstdPacked(abc, x("01 55 03 00 00"), backBits()), "", bad},
+		// zstd 1.5.4 does not look
 		"repeated, none before": {zstdPacked(abc, x("01 d4 00 00"), backBits()), "", bad},
-		"repeated, other frame": {slices.Concat(zstdPacked(abc, rle(3, 2, 0), backBits(2, 2)), zstdPacked(abc, x("01 fc"), backBits(2, 2))), "abcabc", bad},
-		"repeated": {zstdFrame(zstdBlockOf(2, 10, false, abc, rle(3, 2, 0), backBits(2, 2)), zstdBlockOf(2, 7, true, abc, x("01 fc"), backBits(2, 2))),
+		"repeated, other frame": {slices.Concat(zstdPacked(abc, rle(3, 2, 0), backBits(2, 2)), zstdPacked(abc,
+			x("01 fc"), backBits(2, 2))), "abcabc", bad},
+		"repeated": {zstdFrame(zstdBlockOf(2, 10, false, abc, rle(3, 2, 0), backBits(2, 2)), zstdBlockOf(2, 7, true,
+			abc, x("01 fc"), backBits(2, 2))),
 			"abcabcabcabc", ""},
 		"accuracy of 10": {zstdPacked(abc, x("01 94 05ffffff"), backBits()), "", bad},
 		"counts beyond":  {zstdPacked(abc, x("01 94 00")), "", bad},
@@ -445,7 +478,8 @@ func TestZstdByHand(t *testing.T) {
 		"256 sequences":  {zstdPacked(x("00"), x("8100 54 00 00 00"), backBits()), "", bad},
 	} {
 		got, err := unzstdBytes(c.b)
-		if string(got) != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+		if string(got) != c.want || (err == nil) != (c.err == "") || err != nil &&
+			!strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s: %q, %v; want %q and an error with %q", name, got, err, c.want, c.err)
 		}
 		if _, err := exec.LookPath("zstd"); err == nil && c.err == "" && name != "wrong checksum" {
@@ -476,7 +510,8 @@ func TestZstdLongSequence(t *testing.T) {
 	first, second := zstdStates(35, 16, 51), zstdStates(0, 2, 0)
 	second = slices.Concat(second[:2], second[4:], second[2:4]) // offsets come last here
 	for v := range uint(4) {
-		body := slices.Concat([]byte("\x0d\x00\x10x\x02\x00"), backBits(slices.Concat(first, []uint{v, 16, 5, 15, 0, 16}, second, []uint{2, 2})...))
+		body := slices.Concat([]byte("\x0d\x00\x10x\x02\x00"),
+			backBits(slices.Concat(first, []uint{v, 16, 5, 15, 0, 16}, second, []uint{2, 2})...))
 		b := slices.Concat([]byte("\x28\xb5\x2f\xfd\x00\x38"), zstdBlockOf(2, len(body), true, body))
 		if got, err := unzstdBytes(b); err != nil || len(got) != 65536+32776+3 {
 			t.Errorf("%d: %d bytes, %v", v, len(got), err)
@@ -488,11 +523,13 @@ func TestZstdLongSequence(t *testing.T) {
 func TestZstdOffsets(t *testing.T) {
 	block := func(offset, run int) []byte { // a match of three bytes behind run literals
 		code := uint(bits.Len(uint(offset+3))) - 1
-		body := slices.Concat([]byte{byte(run << 3)}, make([]byte, run), []byte{1, 0x54, byte(run), byte(code), 0}, backBits(uint(offset+3)-1<<code, code))
+		body := slices.Concat([]byte{byte(run << 3)}, make([]byte, run), []byte{1, 0x54, byte(run), byte(code), 0},
+			backBits(uint(offset+3)-1<<code, code))
 		return zstdBlockOf(2, len(body), true, body)
 	}
 	one := zstdBlockOf(1, 1000, false, []byte("x"))
-	before := zstdFrame(bytes.Repeat(zstdBlockOf(1, 1000, false, []byte("y")), 300), zstdBlockOf(1, 0, true, []byte("y")))
+	before := zstdFrame(bytes.Repeat(zstdBlockOf(1, 1000, false, []byte("y")), 300), zstdBlockOf(1, 0, true,
+		[]byte("y")))
 	for _, c := range []struct {
 		blocks, offset, run int
 		good                bool
@@ -513,8 +550,9 @@ func zstdSmall(t testing.TB, args ...string) (data, packed []byte) {
 		data = slices.Concat(data, samples["text"][:i%13], samples["noise"][i:i+i%3], samples["skewed"][i*7:i*8])
 	}
 	args = append([]string{"zstd", "-qc"}, args...)
-	return slices.Concat(data, data[:700]), slices.Concat(piped(t, nil, append(args, "-19", writeTemp(t, "data", data))...),
-		piped(t, data[:700], append(args, "--zstd=wlog=10")...))
+	return slices.Concat(data, data[:700]),
+		slices.Concat(piped(t, nil, append(args, "-19", writeTemp(t, "data", data))...),
+			piped(t, data[:700], append(args, "--zstd=wlog=10")...))
 }
 
 func TestZstdCutOff(t *testing.T) {
@@ -526,11 +564,13 @@ func TestZstdCutOff(t *testing.T) {
 		if err == nil {
 			ends++ // between the two frames
 		}
-		if !bytes.HasPrefix(data, got) || err == nil && len(got) != len(data)-700 || err != nil && cut >= 6 && err != io.ErrUnexpectedEOF {
+		if !bytes.HasPrefix(data, got) || err == nil && len(got) != len(data)-700 || err != nil && cut >= 6 &&
+			err != io.ErrUnexpectedEOF {
 			t.Fatalf("cut off at %d of %d: %d bytes, %v", cut, len(b), len(got), err)
 		}
 		// The file ends there, and its section does not.
-		if _, err := unzstdAll(bytes.NewReader(b[:cut]), len(b), 1000, 1<<20, unpackLimits{dict: 1 << 20}); err != io.ErrUnexpectedEOF {
+		if _, err := unzstdAll(bytes.NewReader(b[:cut]), len(b), 1000, 1<<20,
+			unpackLimits{dict: 1 << 20}); err != io.ErrUnexpectedEOF {
 			t.Fatalf("file cut off at %d of %d: %v", cut, len(b), err)
 		}
 	}
@@ -597,7 +637,8 @@ func TestZstdError(t *testing.T) {
 	}
 	broken := errors.New("broken pipe")
 	for cut := 6; cut < len(b); cut++ {
-		if _, err := unzstdAll(io.MultiReader(bytes.NewReader(b[:cut]), iotest.ErrReader(broken)), len(b), 100, 100, unpackLimits{dict: 1 << 20}); err != broken {
+		if _, err := unzstdAll(io.MultiReader(bytes.NewReader(b[:cut]), iotest.ErrReader(broken)), len(b), 100, 100,
+			unpackLimits{dict: 1 << 20}); err != broken {
 			t.Errorf("read error at %d: %v", cut, err)
 		}
 	}
@@ -606,7 +647,8 @@ func TestZstdError(t *testing.T) {
 // However many frames and blocks there are, memory is taken once.
 func TestZstdAllocs(t *testing.T) {
 	needTool(t, "zstd")
-	frame := slices.Concat([]byte("\x5f\x2a\x4d\x18\x08\x00\x00\x00saysmore"), piped(t, testImage(4, 1<<20)[:30000], "zstd", "-qc", "--zstd=wlog=14"))
+	frame := slices.Concat([]byte("\x5f\x2a\x4d\x18\x08\x00\x00\x00saysmore"), piped(t, testImage(4, 1<<20)[:30000],
+		"zstd", "-qc", "--zstd=wlog=14"))
 	allocs := func(frames int) float64 {
 		b := bytes.Repeat(frame, frames)
 		buf := make([]byte, 1<<16)
@@ -655,7 +697,8 @@ func FuzzZstd(f *testing.F) {
 			t.Fatalf("byte by byte %d bytes, %v; at once %d, %v", len(got), err, len(want), wantErr)
 		}
 		other, err := io.ReadAll(io.LimitReader(libraryZstd(t, b), most))
-		if n := min(len(other), len(want)); err == nil && (!bytes.Equal(other[:n], want[:n]) || wantErr == nil && len(other) != min(len(want), most)) {
+		if n := min(len(other), len(want)); err == nil && (!bytes.Equal(other[:n], want[:n]) || wantErr == nil &&
+			len(other) != min(len(want), most)) {
 			t.Fatalf("%d bytes, %v; the library: %d", len(want), wantErr, len(other))
 		}
 	})
@@ -667,7 +710,10 @@ func BenchmarkZstd(b *testing.B) {
 	for _, level := range []string{"-3", "-19"} {
 		packed := piped(b, data, "zstd", "-qc", "--no-check", level)
 		b.Run("level"+level, func(b *testing.B) {
-			benchAgainst(b, "zstd", packed, len(data), func(io.Reader) (io.Reader, error) { return libraryZstd(b, packed), nil })
+			benchAgainst(b, "zstd", packed, len(data), func(io.Reader) (io.Reader,
+				error) {
+				return libraryZstd(b, packed), nil
+			})
 		})
 	}
 }
