@@ -59,9 +59,11 @@ func (d *memDisk) open(path string, how openMode) (storage, error) { return d, n
 
 // testHost is a machine on which no time passes.
 func testHost(open func(string, openMode) (storage, error)) *envHost {
-	return &envHost{open: open, resolve: (&machine{open: open}).resolveDevice,
-		sleep: func(ctx context.Context, _ time.Duration) error { return ctx.Err() }}
+	return &envHost{open: open, resolve: (&machine{open: open}).resolveDevice, sleep: noSleep}
 }
+
+// noSleep is a wait in which no time passes.
+func noSleep(ctx context.Context, _ time.Duration) error { return ctx.Err() }
 
 func testNative(config string, copies []envCopy, open func(string, openMode) (storage, error)) *nativeEnv {
 	return newNativeEnv(&envConfig{file: config, copies: copies}, testHost(open))

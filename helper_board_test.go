@@ -92,7 +92,7 @@ func (b *imageBoard) rootfs(t testing.TB, running string, u *update) *rootfs {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &rootfs{c: c, m: &machine{running: running, open: openStorage}, u: u, opt: defaultWriteOptions()}
+	return &rootfs{c: c, m: &machine{running: running, open: openStorage, sleep: noSleep}, u: u, opt: defaultWriteOptions()}
 }
 
 func (b *imageBoard) env(t testing.TB) map[string]string {

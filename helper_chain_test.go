@@ -267,7 +267,7 @@ func (d *chainDevice) newApp() *app {
 	if _, err := os.Stat(d.dir + "/hang-Download"); err == nil {
 		c.ModuleTimeoutSeconds = 1
 	}
-	a := &app{c: c, o: &options{progress: "none"}, out: io.Discard, m: &machine{open: openStorage}}
+	a := &app{c: c, o: &options{progress: "none"}, out: io.Discard, m: &machine{open: openStorage, sleep: noSleep}}
 	a.openJournal = func(ds string, _ *logger) (*journalFile, *record, error) {
 		// Without the lock: until their exec, children of parallel tests would hold it.
 		st, err := openStorage(filepath.Join(ds, journalName), openWrite)

@@ -68,6 +68,8 @@ type world struct {
 	cutAt   int       // operation at which the power is cut; 0: never
 	flight  *simWrite // the write at which it was
 	fault   func(op int, f *simFile, sync bool) error
+	looks   int                                         // opens and reads
+	blind   func(look int, f *simFile, off int64) error // off is below 0 for an opening
 	corrupt func(op int, f *simFile, data []byte)
 	lying   map[string]bool // files whose syncs do nothing
 	trace   []string
@@ -84,9 +86,21 @@ func (s simStorage) Size() int64 { return int64(len(s.f.current)) }
 
 func (s simStorage) Close() error { return nil }
 
+// look counts an opening or a read.
+func (w *world) look(f *simFile, off int64) error {
+	w.looks++
+	if w.blind == nil {
+		return nil
+	}
+	return w.blind(w.looks, f, off)
+}
+
 func (s simStorage) ReadAt(p []byte, off int64) (int, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
+	if err := s.w.look(s.f, off); err != nil {
+		return 0, &os.PathError{Op: "read", Path: s.f.name, Err: err}
+	}
 	if off >= s.Size() {
 		return 0, io.EOF
 	}
@@ -175,6 +189,11 @@ func (w *world) open(path string, how openMode) (storage, error) {
 	f, ok := w.files[path]
 	if !ok {
 		return nil, &os.PathError{Op: "open", Path: path, Err: os.ErrNotExist}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.look(f, -1); err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return simStorage{w, f}, nil
 }
@@ -393,11 +412,11 @@ func (d *simDevice) start() *app {
 	c.FwEnvConfig, c.BootEnv = filepath.Join(d.dir, "fw_env.config"), "native"
 	c.RootfsPartA, c.RootfsPartB = filepath.Join(d.dir, "p2"), filepath.Join(d.dir, "p3")
 	o := &options{log: "stderr", quiet: true, progress: "none", write: writeOptions{block: 4096, head: 4096, syncEvery: 3 * 4096, keepEvery: 2 * 4096}}
-	a := &app{c: c, o: o, out: io.Discard, lg: &logger{level: levelFatal}, m: &machine{open: d.w.open, running: d.booted, root: d.root}}
+	a := &app{c: c, o: o, out: io.Discard, lg: &logger{level: levelFatal}, m: &machine{open: d.w.open, running: d.booted, root: d.root, sleep: noSleep}}
 	a.openJournal = func(string, *logger) (*journalFile, *record, error) {
 		st, err := d.w.open(simJournal, openWrite)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, refuseUnlessPassing(err, "journal: %w", err)
 		}
 		j, rec, damaged, _, err := readJournal(st)
 		if damaged != nil {
@@ -461,6 +480,9 @@ func (d *simDevice) life(artifact, name string) (settled bool, err error) {
 	return true, nil
 }
 
+// maxLives is how often the device lives at most between two boots, when it is told to try later.
+const maxLives = 3
+
 // maxBoots is how often a device boots at most until an update has its verdict.
 const maxBoots = 8
 
@@ -486,6 +508,9 @@ func (d *simDevice) settleUnless(artifact, name string, known simStates) (met bo
 			return false, fmt.Errorf("after %v: %w", last, err)
 		}
 		settled, err := d.life(artifact, name)
+		for n := 1; exitCode(err) == exitTempFail && n < maxLives; n++ { // as cron has it
+			settled, err = d.life(artifact, name)
+		}
 		if last = err; settled {
 			known.add(way, 1)
 			return false, nil

@@ -158,14 +158,24 @@ func readJournal(st storage) (j *journalFile, rec *record, damaged error, raw []
 // journalReads is how often a copy is read before it counts as one that cannot be.
 const journalReads = 3
 
-// readCopy fills b, of which what is behind the end of the file stays empty.
-func readCopy(st storage, b []byte, off int64) (err error) {
+// again reads until that works, as often as a copy is read.
+func again(read func() error) (err error) {
 	for range journalReads {
-		if _, err = st.ReadAt(b, off); err == nil || err == io.EOF {
+		if err = read(); err == nil {
 			return nil
 		}
 	}
 	return err
+}
+
+// readCopy fills b, of which what is behind the end of the file stays empty.
+func readCopy(st storage, b []byte, off int64) error {
+	return again(func() error {
+		if _, err := st.ReadAt(b, off); err != io.EOF {
+			return err
+		}
+		return nil
+	})
 }
 
 // save makes the record durable: the older copy is overwritten, synced, and read back past
@@ -202,7 +212,7 @@ func (j *journalFile) save(rec *record) error {
 		return fmt.Errorf("journal: syncing copy %d: %w", j.next+1, err)
 	}
 	back := make([]byte, len(text))
-	if err := readUncached(j.st, back, off); err != nil {
+	if err := again(func() error { return readUncached(j.st, back, off) }); err != nil {
 		return fmt.Errorf("journal: reading copy %d back: %w", j.next+1, err)
 	}
 	if !bytes.Equal(back, text) {

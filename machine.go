@@ -20,10 +20,13 @@ type machine struct {
 	root    string // before /proc, /sys and /dev; "" is the real one
 	running string // --running: A, B, none, or "" to find out
 	open    func(path string, how openMode) (storage, error)
+	sleep   sleeper
 }
 
 // newMachine is the real one.
-func newMachine(running string) *machine { return &machine{running: running, open: openStorage} }
+func newMachine(running string) *machine {
+	return &machine{running: running, open: openStorage, sleep: sleepContext}
+}
 
 func (m *machine) path(name string) string { return m.root + name }
 

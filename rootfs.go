@@ -34,7 +34,7 @@ func (r *rootfs) resumable() bool { return true }
 
 // openEnv opens the boot environment of a machine.
 func openEnv(c *config, m *machine, lg *logger) (bootEnv, error) {
-	return openBootEnv(c, &envHost{open: m.open, resolve: m.resolveDevice, root: m.root, sleep: sleepContext, lg: lg})
+	return openBootEnv(c, &envHost{open: m.open, resolve: m.resolveDevice, root: m.root, sleep: m.sleep, lg: lg})
 }
 
 // survey reads the boot environment and finds the slots.

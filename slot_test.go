@@ -18,7 +18,7 @@ import (
 // one that begins with "->" is a link.
 func fakeMachine(t testing.TB, files map[string]string) *machine {
 	t.Helper()
-	m := &machine{root: t.TempDir(), open: openStorage}
+	m := &machine{root: t.TempDir(), open: openStorage, sleep: noSleep}
 	for name, text := range files {
 		path := m.path(name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -88,6 +89,75 @@ func TestErrorAtEveryOperation(t *testing.T) {
 		}
 	}
 	t.Logf("%d states", states)
+}
+
+// Every opening and every read of environment and journal fails: once, a few times, or in that place until
+// the next boot. What cannot be read is not taken for what is wrong: an update that meets a passing
+// error is committed as if there had been none, and none is called inconsistent.
+func TestBlindAtEveryLook(t *testing.T) {
+	t.Parallel()
+	s := newSimSetup(t)
+	states := 0
+	for _, times := range []int{1, 2, 0} {
+		for k := 1; ; k++ {
+			d := newSimDevice(t, s.dir, s.images)
+			f := &blindness{d: d, at: k, left: times, boot: times == 0}
+			d.w.blind = f.look
+			err := d.settle(s.artifacts["new"], "new")
+			looks := d.w.looks
+			d.w.blind = nil
+			if err == nil {
+				err = d.check("new")
+			}
+			rec, _ := d.peek()
+			if err == nil && (rec.Last.Result == "inconsistent" || times > 0 && rec.Last.Result != "committed") {
+				err = fmt.Errorf("verdict %q: %s", rec.Last.Result, rec.Last.Cause)
+			}
+			if err != nil {
+				t.Fatalf("blind %d times at look %d, %v: %v", times, k, f, err)
+			}
+			if k >= looks {
+				break
+			}
+			states++
+		}
+	}
+	t.Logf("%d states", states)
+	if states < 100 {
+		t.Errorf("%d states: the simulator does not see the program's reads", states)
+	}
+}
+
+// blindness is a look that fails, and those after it in the same place: as many as are left, or all until
+// the next boot.
+type blindness struct {
+	d        *simDevice
+	at, left int
+	boot     bool
+	file     *simFile
+	off      int64
+	boots    int
+}
+
+func (b *blindness) String() string {
+	if b.file == nil {
+		return "not met"
+	}
+	return fmt.Sprintf("%s at %d", b.file.name, b.off)
+}
+
+func (b *blindness) look(look int, f *simFile, off int64) error {
+	if slot := strings.HasPrefix(f.name, "p"); look == b.at && !slot {
+		b.file, b.off, b.boots = f, off, b.d.boots
+	}
+	if b.file != f || b.off != off || b.boot && b.d.boots != b.boots || !b.boot && b.left == 0 {
+		return nil
+	}
+	b.left--
+	if off < 0 {
+		return syscall.EMFILE
+	}
+	return syscall.EIO
 }
 
 // fwup#138, field case 24: a write that succeeds and puts something else on the medium.
