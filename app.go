@@ -303,7 +303,7 @@ func (a *app) openArtifact(r io.Reader) (*artifact, error) {
 	if a.c.broken != nil { // it may name keys that artifacts must be signed with
 		return nil, withHint(refuse("no artifact is opened: %w", a.c.broken), "mend the file, or name another one with -c and -b")
 	}
-	keys, err := loadVerifyKeys(a.c.verifyKeys())
+	keys, err := loadVerifyKeys(a.c.verifyKeys(), a.lg)
 	if err != nil {
 		return nil, err
 	}

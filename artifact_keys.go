@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"os"
@@ -31,27 +32,43 @@ type verifyKey struct {
 	key  crypto.PublicKey // *rsa.PublicKey or *ecdsa.PublicKey
 }
 
-// loadVerifyKeys reads PEM files of type PUBLIC KEY. One that cannot be loaded is an error:
-// going on without it could mean going on without any check.
-func loadVerifyKeys(paths []string) ([]verifyKey, error) {
+// loadVerifyKeys reads PEM files of type PUBLIC KEY. Of several that were named, one that cannot be
+// loaded, as while keys are replaced, is warned of. It is an error if none can be: going on would be
+// going on without any check. No paths: nil, no signature is demanded.
+func loadVerifyKeys(paths []string, lg *logger) ([]verifyKey, error) {
 	var keys []verifyKey
+	var faults []error
 	for _, path := range paths {
-		text, err := os.ReadFile(path)
+		key, err := loadVerifyKey(path)
 		if err != nil {
-			return nil, refuse("key to verify artifacts with: %w", err)
-		}
-		block, _ := pem.Decode(text)
-		if block == nil || block.Type != "PUBLIC KEY" {
-			return nil, withHint(refuse("key %q: want PEM of type PUBLIC KEY", path),
-				"openssl pkey -in PRIVATE -pubout writes one")
-		}
-		key, err := parsePublicKey(block.Bytes)
-		if err != nil {
-			return nil, refuse("key %q: %w", path, err)
+			faults = append(faults, err)
+			continue
 		}
 		keys = append(keys, verifyKey{path, key})
 	}
+	if len(keys) == 0 && len(paths) > 0 {
+		return nil, refuse("no key to verify artifacts with can be loaded: %w", errors.Join(faults...))
+	}
+	for _, err := range faults {
+		lg.warnf("one of the keys to verify artifacts with is left out: %v", err)
+	}
 	return keys, nil
+}
+
+func loadVerifyKey(path string) (crypto.PublicKey, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, withHint(fmt.Errorf("key %q: want PEM of type PUBLIC KEY", path), "openssl pkey -in PRIVATE -pubout writes one")
+	}
+	key, err := parsePublicKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("key %q: %w", path, err)
+	}
+	return key, nil
 }
 
 // parsePublicKey reads a SubjectPublicKeyInfo (RFC 5280, 4.1) of RSA, or of ECDSA on P-224,

@@ -30,7 +30,7 @@ func TestSignatures(t *testing.T) {
 	_, rsaPub := keyPair(t, "PRIVATE KEY", rk)
 	_, ecPub := keyPair(t, "PRIVATE KEY", ek)
 	_, other := keyPair(t, "PRIVATE KEY", func() *ecdsa.PrivateKey { _, e := newKeys(t); return e }())
-	keys, err := loadVerifyKeys([]string{rsaPub, other, ecPub})
+	keys, err := loadVerifyKeys([]string{rsaPub, other, ecPub}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestSignatures(t *testing.T) {
 
 // The signature comes before anything of the header is believed.
 func TestSignatureBeforeHeader(t *testing.T) {
-	keys, err := loadVerifyKeys([]string{fixtures + "ec.pub"})
+	keys, err := loadVerifyKeys([]string{fixtures + "ec.pub"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestSignedFixtures(t *testing.T) {
 		for _, k := range strings.Fields(c.keys) {
 			paths = append(paths, fixtures+k)
 		}
-		keys, err := loadVerifyKeys(paths)
+		keys, err := loadVerifyKeys(paths, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,17 +129,26 @@ func TestSignedFixtures(t *testing.T) {
 	}
 }
 
-// A key that cannot be loaded is an error, never "no keys".
+// Of several keys one that cannot be loaded is warned of; if none can be, that is an error, never "no keys".
 func TestLoadVerifyKeys(t *testing.T) {
 	private, _ := keyPair(t, "PRIVATE KEY", func() *ecdsa.PrivateKey { _, e := newKeys(t); return e }())
 	junk := []byte("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
 	for _, path := range []string{"/nonexistent", writeTemp(t, "k", nil), writeTemp(t, "k", junk), private} {
-		keys, err := loadVerifyKeys([]string{fixtures + "ec.pub", path})
-		if exitCode(err) != exitRefused || keys != nil {
-			t.Errorf("%s: %v", path, err)
+		for _, paths := range [][]string{{fixtures + "ec.pub", path}, {path, fixtures + "ec.pub"}} {
+			lg := newChildLog()
+			keys, err := loadVerifyKeys(paths, &lg.logger)
+			if err != nil || len(keys) != 1 || keys[0].path != fixtures+"ec.pub" || !strings.Contains(lg.text(), path) {
+				t.Errorf("%q: got %v, %v, said %q", paths, keys, err, lg.text())
+			}
+		}
+		for _, paths := range [][]string{{path}, {path, path + ".2"}} {
+			keys, err := loadVerifyKeys(paths, nil)
+			if exitCode(err) != exitRefused || keys != nil || !strings.Contains(err.Error(), path) {
+				t.Errorf("%q: got %v, %v", paths, keys, err)
+			}
 		}
 	}
-	if keys, err := loadVerifyKeys(nil); err != nil || keys != nil {
+	if keys, err := loadVerifyKeys(nil, nil); err != nil || keys != nil {
 		t.Errorf("no paths: %v, %v", keys, err)
 	}
 }
@@ -194,7 +203,7 @@ func TestVerifyKeyKinds(t *testing.T) {
 		"Ed25519":    {edwards, "want RSA or ECDSA"},
 	} {
 		path := publicFile(t, c.key)
-		keys, err := loadVerifyKeys([]string{path})
+		keys, err := loadVerifyKeys([]string{path}, nil)
 		if c.want == "" {
 			if err != nil || len(keys) != 1 {
 				t.Errorf("%s: got %v, want it accepted", name, err)
@@ -233,7 +242,7 @@ func TestSignatureForms(t *testing.T) {
 		}
 	}
 	k, _ := newKeys(t)
-	keys, err := loadVerifyKeys([]string{publicFile(t, k.Public())})
+	keys, err := loadVerifyKeys([]string{publicFile(t, k.Public())}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +259,7 @@ func TestSignatureForms(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		keys, err := loadVerifyKeys([]string{publicFile(t, k.Public())})
+		keys, err := loadVerifyKeys([]string{publicFile(t, k.Public())}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -300,7 +309,7 @@ func TestOpensslKeys(t *testing.T) {
 		runTool(t, "", "openssl", strings.Fields("genpkey -algorithm "+alg+" -out "+key)...)
 		runTool(t, "", "openssl", "pkey", "-in", key, "-pubout", "-out", pub)
 		runTool(t, "", "openssl", "dgst", "-sha256", "-sign", key, "-out", sig, manifest)
-		keys, err := loadVerifyKeys([]string{pub})
+		keys, err := loadVerifyKeys([]string{pub}, nil)
 		if err != nil {
 			t.Errorf("%s: %v", alg, err)
 			continue
@@ -323,7 +332,7 @@ func TestOpensslKeys(t *testing.T) {
 	} {
 		runTool(t, "", "openssl", strings.Fields("genpkey -algorithm "+alg+" -out "+key)...)
 		runTool(t, "", "openssl", "pkey", "-in", key, "-pubout", "-out", pub)
-		if keys, err := loadVerifyKeys([]string{pub}); exitCode(err) != exitRefused || keys != nil {
+		if keys, err := loadVerifyKeys([]string{pub}, nil); exitCode(err) != exitRefused || keys != nil {
 			t.Errorf("%s: got %v, want it refused", alg, err)
 		}
 	}

@@ -84,7 +84,7 @@ func BenchmarkVerify(b *testing.B) {
 	for _, kind := range []string{"rsa", "ecdsa"} {
 		b.Run(kind, func(b *testing.B) {
 			art := fixture(b, "rootfs-signed-"+kind+".mender")
-			keys, err := loadVerifyKeys([]string{fixtures + "rsa.pub", fixtures + "ec.pub"})
+			keys, err := loadVerifyKeys([]string{fixtures + "rsa.pub", fixtures + "ec.pub"}, nil)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -132,7 +132,7 @@ func TestConfigWrongVerifyKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if keys, err := loadVerifyKeys(c.verifyKeys()); err == nil {
+		if keys, err := loadVerifyKeys(c.verifyKeys(), nil); err == nil {
 			t.Errorf("%s: %d keys, no error", text, len(keys))
 		}
 	}

@@ -92,7 +92,7 @@ func TestPackRoundTrip(t *testing.T) {
 			var opt artifactOptions
 			if c.pub != "" {
 				var err error
-				if opt.keys, err = loadVerifyKeys([]string{c.pub}); err != nil {
+				if opt.keys, err = loadVerifyKeys([]string{c.pub}, nil); err != nil {
 					t.Fatal(err)
 				}
 			}
