@@ -119,6 +119,8 @@ type app struct {
 	fetched     atomic.Int64 // bytes of it that came over the network, managed
 	j           *journalFile
 	rec         *record
+	before      *verdict // the last one as this run found it
+	reboot      bool     // a standalone update wants one
 }
 
 // openState takes the journal for this process and makes sure that the device has a name.
@@ -130,6 +132,7 @@ func (a *app) openState() error {
 	if a.j, a.rec, err = a.openJournal(a.c.paths.ds, a.lg); err != nil {
 		return err
 	}
+	a.before = a.rec.Last
 	return a.nameDevice()
 }
 
@@ -520,6 +523,50 @@ func slips(a, b string) int {
 		before, row = row, next
 	}
 	return row[len(b)]
+}
+
+// endEvent is the last line for a program that reads --progress json: how the run ended. Its names and
+// words are an interface; the manual has them. a is nil where the run did not get to begin.
+func endEvent(out io.Writer, a *app, err error) {
+	e := map[string]any{"event": "end", "exit_code": exitCode(err), "result": a.result(err)}
+	if a != nil && a.rec != nil {
+		e["reboot"] = a.reboot || exitCode(err) == exitReboot
+		switch u, last := a.rec.Update, a.rec.Last; {
+		case u != nil:
+			e["artifact"], e["step"] = u.Artifact, u.Step
+		case last != nil && last != a.before:
+			e["artifact"] = last.Artifact
+		}
+	}
+	var c *codedError
+	if err != nil && !(errors.As(err, &c) && c.err == nil) {
+		e["error"] = oneLine(err.Error())
+		if h := hintOf(err); h != "" {
+			e["hint"] = oneLine(h)
+		}
+	}
+	printEvent(out, e)
+}
+
+// result is the outcome of a run in one word.
+func (a *app) result(err error) string {
+	switch code := exitCode(err); {
+	case code == exitRefused:
+		return "refused"
+	case code == exitTempFail:
+		return "try-later"
+	case a == nil || a.rec == nil:
+		return "failed"
+	case a.rec.Update == nil && a.rec.Last != a.before:
+		return a.rec.Last.Result
+	case code != exitOK && code != exitReboot && code != exitNothing:
+		return "failed"
+	case a.rec.Update == nil:
+		return "nothing"
+	case a.rec.Update.Step == stepCommitWait, a.rec.Update.Step == stepReboot:
+		return "installed"
+	}
+	return "stopped"
 }
 
 // nextStep says what a person does with an update that the journal has; reboot: the machine has to

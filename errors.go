@@ -188,6 +188,8 @@ type logger struct {
 	level logLevel
 	sinks []logSink
 	tee   func(t time.Time, level logLevel, msg string) // deployment log, or nil
+
+	before func() // makes room for a line on the terminal, or nil
 }
 
 // logSink takes one line without its line feed.
@@ -206,12 +208,30 @@ func (l *logger) log(level logLevel, format string, args ...any) {
 	if l.tee != nil && level >= levelDebug {
 		l.tee(time.Now(), level, msg)
 	}
+	l.write(level, msg)
+}
+
+// write gives a line to all sinks. l.mu is held.
+func (l *logger) write(level logLevel, msg string) {
 	if level < l.level {
 		return
+	}
+	if l.before != nil {
+		l.before()
 	}
 	for _, s := range l.sinks {
 		s(level, msg)
 	}
+}
+
+// passf is infof for what is out of date soon, such as progress: it is not kept with a deployment.
+func (l *logger) passf(format string, args ...any) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.write(levelInfo, oneLine(fmt.Sprintf(format, args...)))
 }
 
 func (l *logger) debugf(format string, args ...any) { l.log(levelDebug, format, args...) }

@@ -53,7 +53,10 @@ type slotWriter struct {
 	last    checkpoint // the latest there could be
 	kept    int64      // offset of the latest that was kept
 	keptAt  time.Time
+	done    int64 // of the image, in place
 	stats   writeStats
+
+	readRate float64 // of the slot, in bytes a second; 0: not known yet
 }
 
 // writeOptions are what a person or a test may choose. Sizes are in bytes, multiples of
@@ -61,7 +64,7 @@ type slotWriter struct {
 type writeOptions struct {
 	writeAll    bool // do not compare with what is there
 	noReadBack  bool
-	progress    func(done, total int64)
+	progress    func(headway)
 	block, head int64
 	syncEvery   int64
 	keepEvery   int64         // bytes of the image between two checkpoints, and four times that
@@ -104,7 +107,8 @@ func (w *slotWriter) writeBody(ctx context.Context, src io.Reader, start int64) 
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	compared := w.compareBlocks(ctx, w.readBlocks(ctx, stop, src, start, free))
-	w.keptAt = time.Now()
+	w.keptAt, w.done = time.Now(), start
+	w.report(phaseWrite, start, w.size)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -123,6 +127,7 @@ func (w *slotWriter) writeBody(ctx context.Context, src io.Reader, start int64) 
 					return &targetError{err}
 				}
 			}
+			w.report(phaseWrite, w.done, w.size)
 		case <-ctx.Done(): // not waiting for a source that may never give another byte
 			return w.park(context.Cause(ctx))
 		}
@@ -236,9 +241,8 @@ func (w *slotWriter) writeBlock(b *block) error {
 			return err
 		}
 	}
-	if w.opt.progress != nil {
-		w.opt.progress(b.off+int64(len(b.data)), w.size)
-	}
+	w.done = b.off + int64(len(b.data))
+	w.report(phaseWrite, w.done, w.size)
 	if b.marked {
 		w.last = checkpoint{Offset: b.off + int64(len(b.data)), Total: w.size, Check: check, From: b.from}
 	}
@@ -246,6 +250,18 @@ func (w *slotWriter) writeBlock(b *block) error {
 		return w.keepCheckpoint()
 	}
 	return nil
+}
+
+// report says how far a phase has come.
+func (w *slotWriter) report(p phase, done, total int64) {
+	if w.opt.progress == nil {
+		return
+	}
+	h := headway{phase: p, done: done, total: total, written: w.stats.Written, readRate: w.readRate}
+	if p == phaseWrite && !w.opt.noReadBack {
+		h.later = w.size - int64(len(w.head))
+	}
+	w.opt.progress(h)
 }
 
 // checkpointDue: a checkpoint costs two syncs, so a fast install keeps fewer of them; a slow download
@@ -303,8 +319,10 @@ func (w *slotWriter) alreadyInstalled(ctx context.Context, sum [sha256.Size]byte
 	if w.sequential || w.opt.writeAll || w.opt.noReadBack {
 		return false, nil
 	}
-	old := w.buffer(0)[:len(w.head)]
-	if n, _ := w.dst.ReadAt(old, 0); !bytes.Equal(old[:n], w.head) {
+	old, begun := w.buffer(0)[:len(w.head)], time.Now()
+	n, _ := w.dst.ReadAt(old, 0)
+	w.readAtRate(int64(n), begun)
+	if !bytes.Equal(old[:n], w.head) {
 		return false, nil
 	}
 	// An earlier writer's data may be in a cache yet. That it got lost is told once only (fsync(2)):
@@ -313,8 +331,16 @@ func (w *slotWriter) alreadyInstalled(ctx context.Context, sum [sha256.Size]byte
 		return false, &targetError{err}
 	}
 	back := digest{sha: sha256.New()}
-	err := w.hashSlot(ctx, &back, 0, w.size) // what cannot be read is written
+	err := w.hashSlot(ctx, phaseCheck, &back, 0, w.size) // what cannot be read is written
 	return err == nil && [sha256.Size]byte(back.sha.Sum(nil)) == sum, nil
+}
+
+// readAtRate takes down how fast n bytes of the slot were read. What is little is hardly more than
+// the time to get there.
+func (w *slotWriter) readAtRate(n int64, begun time.Time) {
+	if d := time.Since(begun).Seconds(); d > 0 && n >= headSize {
+		w.readRate = float64(n) / d
+	}
 }
 
 // invalidate zeroes the head of the slot, durably, before any other byte of it changes and
@@ -347,7 +373,7 @@ func (w *slotWriter) verifyReadback(ctx context.Context) error {
 	}
 	var back digest
 	back.Write(w.head)
-	if err := w.hashSlot(ctx, &back, int64(len(w.head)), w.size); err != nil {
+	if err := w.hashSlot(ctx, phaseReadBack, &back, int64(len(w.head)), w.size); err != nil {
 		return err
 	}
 	if back.crc != w.in.crc {
@@ -398,11 +424,13 @@ func (d *digest) Write(p []byte) (int, error) {
 
 // hashSlot hashes the bytes of the slot from off, a multiple of directAlign, to end, past
 // the page cache. The next block is read while the last is being hashed.
-func (w *slotWriter) hashSlot(ctx context.Context, h io.Writer, off, end int64) error {
+func (w *slotWriter) hashSlot(ctx context.Context, p phase, h io.Writer, off, end int64) error {
 	type piece struct {
 		data []byte
 		err  error
 	}
+	begun, first, done := time.Now(), off, off
+	w.report(p, off, end)
 	pieces, free := make(chan piece), make(chan []byte, 2)
 	free <- w.buffer(0)
 	free <- w.buffer(1)
@@ -419,14 +447,17 @@ func (w *slotWriter) hashSlot(ctx context.Context, h io.Writer, off, end int64) 
 		}
 	}()
 	var failed error
-	for p := range pieces {
-		if p.err != nil {
-			failed = p.err
+	for piece := range pieces {
+		if piece.err != nil {
+			failed = piece.err
 			continue
 		}
-		h.Write(p.data)
-		free <- p.data[:w.opt.block]
+		h.Write(piece.data)
+		done += int64(len(piece.data))
+		w.report(p, done, end)
+		free <- piece.data[:w.opt.block]
 	}
+	w.readAtRate(done-first, begun)
 	if failed == nil {
 		failed = context.Cause(ctx)
 	}
@@ -436,7 +467,7 @@ func (w *slotWriter) hashSlot(ctx context.Context, h io.Writer, off, end int64) 
 // verifyPrefix checks that the slot still holds the image up to the checkpoint. That tells
 // accidents; what tells all is the SHA-256 of the whole at the end.
 func (w *slotWriter) verifyPrefix(ctx context.Context, c *checkpoint) error {
-	if err := w.hashSlot(ctx, &w.in, int64(len(w.head)), c.Offset); err != nil {
+	if err := w.hashSlot(ctx, phaseCheck, &w.in, int64(len(w.head)), c.Offset); err != nil {
 		return err
 	}
 	if w.in.crc != c.Check {

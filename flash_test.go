@@ -563,9 +563,9 @@ func TestWriterBeyond4GiB(t *testing.T) {
 	img := testBlocks(int(size - start))
 	w := &slotWriter{dst: d, name: "B", size: size, opt: defaultWriteOptions()}
 	var last int64
-	w.opt.progress = func(done, total int64) {
-		if last = done; total != size {
-			t.Errorf("total %d, want %d", total, size)
+	w.opt.progress = func(h headway) {
+		if last = h.done; h.total != size || h.phase == phaseWrite && h.later != size || h.written > int64(len(img)) {
+			t.Errorf("got %+v, want a total of %d", h, size)
 		}
 	}
 	if err := w.writeBody(t.Context(), bytes.NewReader(img), start); err != nil {
@@ -575,7 +575,7 @@ func TestWriterBeyond4GiB(t *testing.T) {
 		t.Errorf("done %d of %d, content equal: %v", last, int64(size), bytes.Equal(d.data, img))
 	}
 	var back bytes.Buffer
-	if err := w.hashSlot(t.Context(), &back, 5<<30, size); err != nil || !bytes.Equal(back.Bytes(), img[2<<20:]) {
+	if err := w.hashSlot(t.Context(), phaseReadBack, &back, 5<<30, size); err != nil || !bytes.Equal(back.Bytes(), img[2<<20:]) {
 		t.Errorf("reading back beyond 4 GiB: %v", err)
 	}
 	r := &rootfs{to: &slot{path: "slot"}, file: &payloadFile{Name: "x", Size: size},
@@ -647,8 +647,8 @@ func TestWriterParks(t *testing.T) {
 	}
 	r, pw := io.Pipe()
 	broken := errors.New("broken")
-	w.opt.progress = func(done, _ int64) {
-		if done == 4*16384 {
+	w.opt.progress = func(h headway) {
+		if h.done == 4*16384 {
 			go pw.CloseWithError(broken)
 		}
 	}
@@ -767,6 +767,6 @@ func BenchmarkSlotWriter(b *testing.B) {
 
 func BenchmarkReadBack(b *testing.B) {
 	benchWriter(b, defaultWriteOptions(), func(w *slotWriter, _ []byte) error {
-		return w.hashSlot(context.Background(), &digest{sha: sha256.New()}, 0, w.size)
+		return w.hashSlot(context.Background(), phaseCheck, &digest{sha: sha256.New()}, 0, w.size)
 	})
 }

@@ -161,9 +161,6 @@ func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.W
 		return fwCommand(ctx, name, args[1:], c, openFwEnv, in, out, errw, lg)
 	}
 	err := dispatch(ctx, args, o, lg, &patientReader{ctx: ctx, src: in}, out)
-	if errors.Is(err, context.Canceled) && exitCode(err) == exitFailed {
-		err = tryLater("interrupted: %w", err)
-	}
 	if err != nil && !isTold(err) {
 		lg.fail(err)
 	}
@@ -233,11 +230,17 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 		return nil
 	}
 	a, err := newApp(o, lg, in, out, urlSource)
-	if err != nil {
-		return err
+	if err == nil {
+		defer a.closeState()
+		err = a.c.paths.explainFull(v.run(ctx, a, words))
 	}
-	defer a.closeState()
-	return a.c.paths.explainFull(v.run(ctx, a, words))
+	if errors.Is(err, context.Canceled) && exitCode(err) == exitFailed {
+		err = tryLater("interrupted: %w", err)
+	}
+	if o.progress == "json" {
+		endEvent(out, a, err)
+	}
+	return err
 }
 
 func findVerb(name string) (verb, error) {

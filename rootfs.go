@@ -260,9 +260,6 @@ func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there b
 	if there {
 		r.src.close() // it would only send on
 		w.stats.Same = w.size
-		if w.opt.progress != nil {
-			w.opt.progress(w.size, w.size)
-		}
 		r.file.skip()
 		return true, onlyFile(a)
 	}

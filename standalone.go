@@ -206,6 +206,7 @@ func (a standalone) conclude(f *flow, p *pause) error {
 		answer, err := f.query(context.Background(), "NeedsArtifactReboot")
 		reboot = err == nil && answer != "No"
 	}
+	a.reboot = reboot
 	a.printDone(f, p)
 	a.printState(f, u, p, reboot)
 	a.adviseNext(f, u, p, reboot)

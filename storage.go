@@ -40,6 +40,24 @@ const (
 	openSlot           // as openWrite, and a block device is claimed: EBUSY while it is mounted or claimed (open(2), O_EXCL)
 )
 
+// headway is how far the writing of an image has come. All sizes are in bytes.
+type headway struct {
+	phase       phase
+	done, total int64   // of the phase
+	written     int64   // to the slot, by this run; what it held already was not
+	later       int64   // to be read back when this phase is over
+	readRate    float64 // at which the slot was read, in bytes a second; 0: not known
+}
+
+// phase is what goes on with the bytes of an image.
+type phase string
+
+const (
+	phaseCheck    phase = "check" // reading what the slot holds already
+	phaseWrite    phase = "write"
+	phaseReadBack phase = "read-back"
+)
+
 // device is the storage of a real file or block device.
 type device struct {
 	f      *os.File

@@ -390,7 +390,7 @@ func TestResumedProgress(t *testing.T) {
 	_, said := b.mendlet(append(args, "--progress", "lines")...)
 	var first int64
 	_, text, _ := strings.Cut(said, fmt.Sprintf("going on at %s of %s\nmendlet: ", mega(done), mega(int64(len(image)))))
-	if fmt.Sscanf(text, "%d %%:", &first); first < done*100/int64(len(image)) {
+	if fmt.Sscanf(text, "write: %d %%,", &first); first < done*100/int64(len(image)) {
 		t.Errorf("progress begins at %d %%, want %d %% or more", first, done*100/int64(len(image)))
 	}
 	b.holds(image)

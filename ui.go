@@ -118,23 +118,34 @@ type rawWriter int
 
 func (w rawWriter) Write(p []byte) (int, error) { return syscall.Write(int(w), p) }
 
-// progress shows how far an install is: a bar on a terminal, a line each 10 % or 30 s
+// rateWindow is how far back a rate looks: long enough that one slow write does not show, short
+// enough that a line that gets faster or stops does.
+const rateWindow = 10 * time.Second
+
+// progress shows how far an install is: a bar on a terminal, a line each 10 % (and second) or 30 s
 // without one, or JSON lines on stdout for a program. Times are monotonic.
 type progress struct {
-	mu    sync.Mutex
-	mode  string // bar, lines, json, none
-	w     io.Writer
-	lg    *logger
-	begun time.Time
-	first int64 // where this run began: not 0 when it goes on from a checkpoint
-	shown time.Time
-	tenth int64
+	mu      sync.Mutex
+	mode    string // bar, lines, json, none
+	w       io.Writer
+	lg      *logger
+	now     func() time.Time
+	phase   phase
+	samples []progressSample // of the phase, the last rateWindow of it
+	shown   time.Time
+	tenth   int64
+	drawn   int // letters of the bar that stands on the terminal
+}
+
+type progressSample struct {
+	at   time.Time
+	done int64
 }
 
 // newProgress gives what the writer calls; nil where nothing is to be shown. bar: a terminal may
 // have one. out is where a program reads JSON.
-func newProgress(mode string, quiet, bar bool, out io.Writer, lg *logger) func(done, total int64) {
-	p := &progress{mode: mode, w: os.Stderr, lg: lg, first: -1, tenth: -1}
+func newProgress(mode string, quiet, bar bool, out io.Writer, lg *logger) func(headway) {
+	p := &progress{mode: mode, w: os.Stderr, lg: lg, now: time.Now}
 	switch {
 	case p.mode == "json":
 		p.w = out
@@ -145,6 +156,9 @@ func newProgress(mode string, quiet, bar bool, out io.Writer, lg *logger) func(d
 			p.mode = "bar"
 		}
 	}
+	if p.mode == "bar" && lg != nil {
+		lg.before = p.endLine
+	}
 	return p.update
 }
 
@@ -154,46 +168,129 @@ func isTerminal(f *os.File) bool {
 	return ioctl(f, syscall.TCGETS, unsafe.Pointer(&t)) == nil && os.Getenv("TERM") != "dumb"
 }
 
-// update takes bytes done and in all.
-func (p *progress) update(done, total int64) {
+// update shows h if it is time to.
+func (p *progress) update(h headway) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := time.Now()
-	if p.first < 0 {
-		p.begun, p.shown, p.first = now, now, done
+	now, begins := p.now(), h.phase != p.phase
+	if begins {
+		p.phase, p.samples, p.shown, p.tenth = h.phase, nil, now, h.done*10/max(h.total, 1)
 	}
-	tenth := done * 10 / max(total, 1)
-	last := done == total
-	due := tenth != p.tenth && tenth > 0 || now.Sub(p.shown) >= 30*time.Second
-	if p.mode == "bar" || p.mode == "json" {
-		due = now.Sub(p.shown) >= 200*time.Millisecond
+	p.sample(now, h.done)
+	tenth, last := h.done*10/max(h.total, 1), h.done == h.total && !begins
+	var due bool
+	switch p.mode {
+	case "lines":
+		// A phase that only reads is told as it begins, and then if it takes long.
+		since := now.Sub(p.shown)
+		due = since >= 30*time.Second || h.phase == phaseWrite && (tenth > p.tenth && since >= time.Second || last)
+		if begins && h.phase != phaseWrite {
+			p.lg.passf("%s: %s", h.phase, mega(h.total-h.done))
+		}
+	default:
+		due = begins || last || now.Sub(p.shown) >= 200*time.Millisecond
 	}
-	if !due && !last {
+	if !due {
 		return
 	}
 	p.shown, p.tenth = now, tenth
-	rate, left := p.speed(now, done, total)
+	rate, left, known := p.speed(h)
 	switch p.mode {
 	case "json":
-		line, _ := json.Marshal(map[string]any{"event": "progress", "done": done, "total": total, "bytes_per_second": int64(rate), "seconds_left": int64(left.Seconds())})
-		fmt.Fprintf(p.w, "%s\n", line)
+		e := map[string]any{"event": "progress", "phase": h.phase, "done": h.done, "total": h.total, "written": h.written,
+			"bytes_per_second": int64(rate), "seconds_left": nil}
+		if known {
+			e["seconds_left"] = int64(left.Seconds())
+		}
+		printEvent(p.w, e)
 	case "bar":
-		n := int(done * 30 / max(total, 1))
-		fmt.Fprintf(p.w, "\r[%-30s] %3d %% %s of %s, %.1f MB/s, %s left ", strings.Repeat("#", n), done*100/max(total, 1), mega(done), mega(total), rate/1e6, left)
-		if last {
-			fmt.Fprintln(p.w)
+		const width = 16
+		line := fmt.Sprintf("%s [%-*s] %3d %% %s%s", h.phase, width, strings.Repeat("#", int(h.done*width/max(h.total, 1))), h.done*100/max(h.total, 1), megaOf(h.done, h.total), p.pace(rate, left, known))
+		fmt.Fprintf(p.w, "\r%-*s", p.drawn, line)
+		if p.drawn = len(line); last {
+			p.newLine()
 		}
 	default:
-		p.lg.infof("%d %%: %s of %s written, %.1f MB/s, %s left", done*100/max(total, 1), mega(done), mega(total), rate/1e6, left)
+		p.lg.passf("%s: %d %%, %s%s%s", h.phase, h.done*100/max(h.total, 1), megaOf(h.done, h.total), writtenOf(h), p.pace(rate, left, known))
 	}
 }
 
-func (p *progress) speed(now time.Time, done, total int64) (rate float64, left time.Duration) {
-	if d := now.Sub(p.begun).Seconds(); d > 0 {
-		rate = float64(done-p.first) / d
+// endLine leaves a bar standing, for a line of the log that comes next.
+func (p *progress) endLine() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.drawn > 0 {
+		p.newLine()
 	}
-	if rate > 0 {
-		left = time.Duration(float64(total-done) / rate * float64(time.Second)).Round(time.Second)
+}
+
+func (p *progress) newLine() {
+	fmt.Fprintln(p.w)
+	p.drawn = 0
+}
+
+// megaOf is "21.0 of 50.0 MB".
+func megaOf(done, total int64) string {
+	return strings.TrimSuffix(mega(done), " MB") + " of " + mega(total)
+}
+
+// writtenOf says how much of what is in place this run wrote.
+func writtenOf(h headway) string {
+	if h.phase != phaseWrite {
+		return ""
 	}
-	return rate, left
+	return fmt.Sprintf(", %s written", mega(h.written))
+}
+
+// pace is the rate and the time left, as far as there is something to say of them.
+func (p *progress) pace(rate float64, left time.Duration, known bool) string {
+	switch {
+	case known:
+		return fmt.Sprintf(", %.1f MB/s, %s left", rate/1e6, left)
+	case len(p.samples) > 1:
+		return ", stalled"
+	}
+	return ""
+}
+
+// sample takes down where the phase is, twice a second at most, and forgets what is long ago.
+func (p *progress) sample(now time.Time, done int64) {
+	if n := len(p.samples); n > 1 && now.Sub(p.samples[n-2].at) < rateWindow/20 {
+		p.samples[n-1] = progressSample{now, done}
+	} else {
+		p.samples = append(p.samples, progressSample{now, done})
+	}
+	for len(p.samples) > 2 && now.Sub(p.samples[1].at) >= rateWindow {
+		p.samples = p.samples[1:]
+	}
+}
+
+// speed is that of the last rateWindow, in bytes a second. The time left is for all that is to come,
+// what is to be read back as fast as the slot was read before; it is not known where nothing moves.
+func (p *progress) speed(h headway) (rate float64, left time.Duration, known bool) {
+	first, last := p.samples[0], p.samples[len(p.samples)-1]
+	if d := last.at.Sub(first.at).Seconds(); d > 0 {
+		rate = float64(last.done-first.done) / d
+	}
+	if rate <= 0 {
+		return 0, 0, false
+	}
+	seconds := float64(h.total-h.done) / rate
+	if h.later > 0 && h.readRate > 0 {
+		seconds += float64(h.later) / h.readRate
+	} else {
+		seconds += float64(h.later) / rate
+	}
+	const longest = 1e9 // more is no time to tell, and would not fit
+	return rate, time.Duration(min(seconds, longest) * float64(time.Second)).Round(time.Second), true
+}
+
+// printEvent prints a line of JSON for a program that follows.
+func printEvent(w io.Writer, e map[string]any) error {
+	text, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\n", visibleJSON(text))
+	return err
 }
