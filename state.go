@@ -252,7 +252,9 @@ func (f *flow) run(ctx context.Context, s step) (result, *pause) {
 	switch {
 	case r == wait:
 		return r, &pause{step: s}
-	case exitCode(err) == exitReboot, isTemporary(err):
+	case exitCode(err) == exitReboot:
+		return r, &pause{s, err}
+	case isTemporary(err) && !f.triedLongEnough(def):
 		return r, f.park(s, err)
 	case err != nil:
 		return f.turnBack(ctx, s, def.state, err), nil
@@ -319,15 +321,15 @@ func (f *flow) enter(s step, def stepDef) error {
 	}
 	if counted {
 		u.Saves++
+		u.Tries = 0 // of another step
 	}
 	u.Parked = false
 	return f.record(s)
 }
 
-// park keeps an update at a step that may succeed when it is tried again, or until the machine
-// has gone down.
+// park keeps an update at a step that may succeed when it is tried again.
 func (f *flow) park(s step, err error) *pause {
-	if s == stepReboot || s == stepRollbackReboot {
+	if s == stepReboot || s == stepRollbackReboot { // the machine is going down
 		return &pause{s, err}
 	}
 	f.rec.Update.Parked = true
@@ -335,6 +337,16 @@ func (f *flow) park(s step, err error) *pause {
 		err = tryLater("download not finished: %w", err)
 	}
 	return &pause{s, errors.Join(err, f.record(s))}
+}
+
+// triedLongEnough counts how often a step on the way forward was tried in vain; what waits for the
+// network counts for itself, and nothing ends the way back.
+func (f *flow) triedLongEnough(def stepDef) bool {
+	if def.network || def.state == "" {
+		return false
+	}
+	f.rec.Update.Tries++
+	return f.rec.Update.Tries >= maxSaves
 }
 
 // keepCause keeps the first error for the verdict.
