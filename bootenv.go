@@ -402,7 +402,12 @@ func (e *nativeEnv) set(ctx context.Context, vars []envVar) error {
 	if len(imgs) == 1 {
 		return fmt.Errorf("%w; this is the only copy, and the boot loader may find no valid environment now", err)
 	}
-	return fmt.Errorf("%w; the other copy, %v, was not touched and is valid", err, e.copies[1-cur])
+	err = fmt.Errorf("%w; the other copy, %v, was not touched and is valid", err, e.copies[1-cur])
+	// Where that is what the boot loader would take, nothing has happened, and it may be tried again.
+	if now, at, lerr := e.load(ctx); lerr == nil && bytes.Equal(now[at].raw, old) {
+		return tryLater("%w", err)
+	}
+	return err
 }
 
 // settle makes durable what is there already: of a change whose sync failed, or was cut off, the

@@ -462,7 +462,7 @@ func TestEnvFaults(t *testing.T) {
 		err := env.set(t.Context(), []envVar{{"a", "2"}})
 		wantErr(t, err, `"disk" at 0x2400`, c.want, `"disk" at 0x400, was not touched and is valid`)
 		var touched *envChangeError
-		if want := map[bool]int{true: exitTempFail, false: exitFailed}[c.name == "read-back"]; exitCode(err) != want || !errors.As(err, &touched) {
+		if want := map[bool]int{true: exitFailed, false: exitTempFail}[c.name == "sync"]; exitCode(err) != want || !errors.As(err, &touched) {
 			t.Errorf("%s: exit code %d, want %d; %T", c.name, exitCode(err), want, err)
 		}
 		d.readErr = nil
