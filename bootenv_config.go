@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,6 +77,9 @@ type envConfig struct {
 // boot loader has named in the device tree, or the first, as libubootenv does.
 func readEnvConfig(file, name string, h *envHost) (*envConfig, error) {
 	text, err := readPlain(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, describeEnv(refuse("boot environment: %w", err), file)
+	}
 	if err != nil {
 		return nil, refuseUnlessPassing(err, "boot environment: %w", err)
 	}
@@ -94,6 +98,12 @@ func readEnvConfig(file, name string, h *envHost) (*envConfig, error) {
 		cfg.copies[i].path = path
 	}
 	return cfg, nil
+}
+
+// describeEnv is err with what to do where there is no fw_env.config.
+func describeEnv(err error, file string) error {
+	return withHint(err, "write %q with a line DEVICE OFFSET SIZE for each copy of the U-Boot environment, "+
+		"or set FwEnvConfig or BootEnv in the configuration", file)
 }
 
 // errNotThere: what fw_env.config names does not exist.

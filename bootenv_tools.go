@@ -27,6 +27,7 @@ type toolEnv struct {
 	args          []string // for both
 	separator     string   // between name and value in a script; "" until it is known
 	devices       []string // where they keep it, as far as that is known
+	missing       string   // their fw_env.config, if it is not there
 }
 
 // toolTimeout bounds a call: a tool waits for its lock for ever.
@@ -65,11 +66,16 @@ func (t *toolEnv) callTool(ctx context.Context, program, stdin string, args ...s
 // a copy that it could not read from a bad one.
 func (t *toolEnv) vars(ctx context.Context) (map[string]string, error) {
 	out, err := t.callTool(ctx, t.print, "")
-	for _, wait := range envReads {
+	if err != nil && t.missing != "" {
+		return nil, describeEnv(refuse("%w (there is no %q)", err, t.missing), t.missing)
+	}
+	for i, wait := range envReads {
 		if err == nil || ctx.Err() != nil {
 			break
 		}
-		t.lg.warnf("%v; trying again", err)
+		if i == 0 {
+			t.lg.warnf("%v; trying again", err)
+		}
 		if err := t.sleep(ctx, wait); err != nil {
 			return nil, tryLater("interrupted: %w", err)
 		}
@@ -216,6 +222,9 @@ func findFwTools(c *config, cfg *envConfig, h *envHost) (bootEnv, error) {
 	if c.FwEnvNamespace != "" {
 		env.args = append(env.args, "-m", c.FwEnvNamespace)
 	}
+	if _, err := os.Stat(c.FwEnvConfig); errors.Is(err, fs.ErrNotExist) {
+		env.missing = c.FwEnvConfig
+	}
 	if cfg != nil {
 		for _, x := range cfg.copies {
 			env.devices = append(env.devices, x.path)
@@ -240,7 +249,8 @@ func findTools(c *config, h *envHost, print, set string) (*toolEnv, error) {
 		}
 		file, err := exec.LookPath(name)
 		if err != nil {
-			return nil, refuse("boot environment: program %q: %w", name, errors.Unwrap(err))
+			return nil, withHint(refuse("boot environment: program %q: %w", name, errors.Unwrap(err)),
+				"install it, or set BootEnv in the configuration to what this device has")
 		}
 		if isSelf(file) {
 			return nil, refuse("boot environment: program %q is a link to mendlet itself", file)
@@ -527,8 +537,7 @@ func autoBootEnv(c *config, h *envHost) (bootEnv, error) {
 	if ferr == nil {
 		return env, nil
 	}
-	return nil, withHint(refuse("no boot environment found; tried: native: %w; grub: %w; fw_setenv: %w", cerr, gerr, ferr),
-		"write %q with a line DEVICE OFFSET SIZE for each copy of the U-Boot environment, or set FwEnvConfig or BootEnv in the configuration", c.FwEnvConfig)
+	return nil, describeEnv(refuse("no boot environment found; tried: native: %w; grub: %w; fw_setenv: %w", cerr, gerr, ferr), c.FwEnvConfig)
 }
 
 func canOpenAny(copies []envCopy, h *envHost) bool {

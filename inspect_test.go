@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -244,6 +245,28 @@ func TestStatusNext(t *testing.T) {
 		}
 		if got := whatNext(u, s, map[string]string{varBootPart: "3"}); got != want {
 			t.Errorf("%+v: got %q, want %q", u, got, want)
+		}
+	}
+}
+
+// Where there is no fw_env.config, the hint says what to write, whichever way the environment is read.
+func TestEnvWithoutConfig(t *testing.T) {
+	b := newImageBoard(t)
+	none := filepath.Join(b.dir, "none/fw_env.config")
+	tools := t.TempDir()
+	for _, name := range []string{"fw_printenv", "fw_setenv"} {
+		must(t, os.WriteFile(filepath.Join(tools, name), []byte("#!/bin/sh\necho wrong >&2\nexit 1\n"), 0o755))
+	}
+	for _, c := range []struct{ how, path, want string }{
+		{"native", tools, "no such file"}, {"auto", tools, `"wrong" (there is no `}, {"fw_setenv", tools, `"wrong" (there is no `}, {"auto", "/nowhere", "no boot environment found"},
+	} {
+		t.Setenv("PATH", c.path)
+		b.conf["BootEnv"], b.conf["FwEnvConfig"] = c.how, none
+		for _, words := range [][]string{{"env", "print"}, {"env", "print", "-n", "x"}, {"env", "set", "x=1"}} {
+			_, errs := b.must(t, exitRefused, words...)
+			if !strings.Contains(errs, c.want) || !strings.Contains(errs, "hint: write \""+none+"\" with a line DEVICE OFFSET SIZE") || strings.Count(errs, "\n") != 2 {
+				t.Errorf("%s, %q: %s", c.how, words, errs)
+			}
 		}
 	}
 }
