@@ -62,12 +62,19 @@ func (ca *testCA) issue(t *testing.T, isCA bool) *testCA {
 
 // tlsServer answers with a certificate of ca.
 func tlsServer(t *testing.T, ca *testCA, conf *tls.Config) *httptest.Server {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	return tlsServerOn(t, l, ca, conf)
+}
+
+func tlsServerOn(t *testing.T, l net.Listener, ca *testCA, conf *tls.Config) *httptest.Server {
 	leaf := ca.issue(t, false)
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %d", r.Proto, len(r.TLS.PeerCertificates))
 	}))
 	conf.Certificates = []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}}
-	s.TLS = conf
+	s.Listener.Close()
+	s.Listener, s.TLS = l, conf
 	s.EnableHTTP2 = true
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.StartTLS()

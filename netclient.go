@@ -25,10 +25,8 @@ import (
 )
 
 const (
-	maxRedirects     = 5
-	connectTimeout   = 30 * time.Second
-	handshakeTimeout = 30 * time.Second
-	maxRetryAfter    = 24 * time.Hour // what a server may ask for; more is taken as this
+	maxRedirects  = 5
+	maxRetryAfter = 24 * time.Hour // what a server may ask for; more is taken as this
 )
 
 type netOptions struct {
@@ -37,6 +35,8 @@ type netOptions struct {
 	getenv  func(string) string
 	version string // for User-Agent
 	lg      *logger
+
+	tuneDialer func(*dialer) // for tests
 }
 
 // newHTTPClient makes the client for everything that goes over the network. Connections
@@ -61,13 +61,18 @@ func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
 	if idle <= 0 {
 		idle = 90 * time.Second
 	}
+	dial := newDialer(conf, o.lg)
+	if o.tuneDialer != nil {
+		o.tuneDialer(dial)
+	}
 	return &http.Client{
 		CheckRedirect: checkRedirect,
 		Transport: &agent{
-			name: "mendlet/" + o.version, clock: clock,
+			name: "mendlet/" + o.version, clock: clock, dial: dial,
 			Transport: &http.Transport{
 				Proxy:               proxy,
-				DialContext:         (&net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}).DialContext,
+				DialContext:         dial.DialContext,
+				DialTLSContext:      dial.DialTLSContext,
 				TLSClientConfig:     conf,
 				TLSHandshakeTimeout: handshakeTimeout,
 				DisableKeepAlives:   c.Connectivity.DisableKeepAlive,
@@ -143,7 +148,8 @@ func tlsConfig(c *config, clock *tlsClock, lg *logger) (*tls.Config, error) {
 		Time:               clock.time,
 		MinVersion:         tls.VersionTLS12,
 		InsecureSkipVerify: c.SkipVerify,
-		ClientSessionCache: tls.NewLRUClientSessionCache(4), // a reconnect costs half a handshake
+		CurvePreferences:   smallGroups,
+		ClientSessionCache: smallTickets{tls.NewLRUClientSessionCache(4)}, // a reconnect costs half a handshake
 	}
 	if c.SkipVerify {
 		lg.warnf("server certificates are not verified (SkipVerify)")
@@ -252,6 +258,7 @@ type agent struct {
 	*http.Transport
 	name  string
 	clock *tlsClock
+	dial  *dialer
 }
 
 func (t *agent) RoundTrip(req *http.Request) (*http.Response, error) {

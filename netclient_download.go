@@ -207,9 +207,17 @@ func (d *download) receive(p []byte) (int, error) {
 		d.waited, d.window = 0, 0
 	}
 	if err != nil && context.Cause(d.conn) == errStalled {
+		d.stalled()
 		err = fmt.Errorf("fewer than %d bytes in %s", progressBytes, d.o.stall)
 	}
 	return n, err
+}
+
+// stalled: large packets may be what gets lost, so the next connection does without.
+func (d *download) stalled() {
+	if t, ok := d.hc.Transport.(*agent); ok {
+		t.dial.narrowDown()
+	}
 }
 
 // pace keeps to the rate limit after n bytes.
@@ -315,6 +323,7 @@ func (d *download) request() error {
 	if err != nil {
 		defer d.cancel(nil)
 		if context.Cause(d.conn) == errStalled {
+			d.stalled()
 			return tryLater("%q: no answer in %s", d.URLKey, d.o.stall)
 		}
 		return fmt.Errorf("%q: %w", d.URLKey, tidyNetError(err))
