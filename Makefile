@@ -20,7 +20,7 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 # What finds mistakes by reading the code. It is not in go.mod, as the program does not need it.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench test-cross demo bench \
+.PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench test-cross demo session bench \
 	bench-peers corpus install install-modules cross nonet size fuzz release reproducible packages rig clean
 
 all: mendlet
@@ -76,6 +76,10 @@ test-bench:
 
 demo: mendlet
 	@sh rig/demo.sh ./mendlet testdata
+
+# The picture of a session in README.md; a test holds it against what the program prints.
+session: mendlet
+	sh rig/session.sh ./mendlet testdata > doc/session.svg.new && mv doc/session.svg.new doc/session.svg
 
 bench:
 	$(GO) test $(GOFLAGS) -run '^$$' -bench . -benchmem .

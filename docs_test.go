@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/xml"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -482,5 +484,40 @@ func TestConfigManualExample(t *testing.T) {
 	c, said, err := loaded(t, "", example)
 	if err != nil || said != "" || c.RootfsPartB == "" || len(c.verifyKeys()) != 1 || len(c.Servers) != 1 {
 		t.Errorf("got %+v, %v, %s from %s", c, err, said, example)
+	}
+}
+
+// README.md's first screen: what it is, two commands, and two pictures, of which the session is what
+// the program prints today (make session).
+func TestSession(t *testing.T) {
+	first, _, _ := strings.Cut(readText(t, "README.md"), "\n## ")
+	var commands []string
+	for i, block := range strings.Split(first, "```\n") {
+		if i%2 == 1 {
+			commands = append(commands, strings.Split(strings.TrimSpace(block), "\n")...)
+		}
+	}
+	if len(commands) != 2 || !strings.Contains(first, `src="doc/session.svg"`) || !strings.Contains(first, `src="doc/performance.svg"`) {
+		t.Errorf("got the commands %q and %s", commands, first)
+	}
+	if len(packVerbs()) == 0 {
+		t.Skip("needs pack")
+	}
+	self, err := os.Executable()
+	must(t, err)
+	program := filepath.Join(t.TempDir(), "mendlet")
+	must(t, os.WriteFile(program, []byte("#!/bin/sh\nMENDLET_TEST_PROGRAM=1 exec "+self+" \"$@\"\n"), 0o755))
+	cmd := exec.Command("sh", "rig/session.sh", program, "testdata")
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil || errs.Len() > 0 {
+		t.Fatalf("%v: %s", err, errs.String())
+	}
+	if string(out) != readText(t, "doc/session.svg") {
+		t.Errorf("doc/session.svg is not what the program prints today; make session writes it anew:\n%s", out)
+	}
+	if err := xml.Unmarshal(out, new(struct{})); err != nil {
+		t.Errorf("it is no XML: %v", err)
 	}
 }

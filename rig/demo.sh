@@ -5,48 +5,17 @@
 set -eu
 mendlet=$1
 testdata=$2
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-cp "$testdata/demo-env.img" "$dir/env"
-printf '%s 0x0 0x400\n%s 0x400 0x400\n' "$dir/env" "$dir/env" > "$dir/fw_env.config"
-printf 'device_type=demo-board\n' > "$dir/device_type"
-printf '{"RootfsPartA": "%s/p2", "RootfsPartB": "%s/p3", "FwEnvConfig": "%s/fw_env.config",
- "DeviceTypeFile": "%s/device_type", "BootEnv": "native"}\n' "$dir" "$dir" "$dir" "$dir" > "$dir/mender.conf"
+. "$(dirname "$0")/board.sh"
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || say() { printf '\n%s\n' "$*"; }
-m() { "$mendlet" "$@" -c "$dir/mender.conf" -d "$dir" --running "$slot"; }
-env() { "$mendlet" -c "$dir/mender.conf" -d "$dir" env "$@"; }
-run() { echo "\$ mendlet $*" | sed "s,$dir/,,g"; m "$@" 2>&1 | sed "s,$dir/,,g"; }
-image() { yes "This is release $1 of the demo system." | head -c 8000000; }
-runs() { head -n 1 "$dir/p$part"; }
-
-# What U-Boot does at power-on, by Mender's boot script.
-boot() {
-	if [ "$(env print -n upgrade_available)" = 1 ]; then
-		count=$(($(env print -n bootcount) + 1))
-		env set bootcount=$count
-		if [ $count -gt 1 ]; then
-			other=$((5 - $(env print -n mender_boot_part)))
-			env set mender_boot_part=$other mender_boot_part_hex=$other upgrade_available=0
-			echo "U-Boot: second boot without a commit: back to the other slot"
-		fi
-	fi
-	part=$(env print -n mender_boot_part)
-	if [ "$part" = 2 ]; then slot=A; else slot=B; fi
-	echo "U-Boot: boots slot $slot (partition $part). It says: $(runs)"
-}
 
 say "A board has two root slots. It runs one; an update goes to the other."
-image 1 > "$dir/p2"
-head -c 10000000 /dev/zero > "$dir/p3"
 boot
 
 say "1. On the build machine: pack two releases as Mender artifacts."
-for n in 2 3; do
-	image $n > "$dir/rootfs.img"
-	"$mendlet" pack -n release-$n -c demo-board -f "$dir/rootfs.img" -o "$dir/release-$n.mender"
-done
+release 2
+release 3
 ls -l "$dir" | awk '/mender$/ {print $9 ": " $5 " bytes"}'
 
 say "2. On the board: what would happen? (Nothing is changed.)"
