@@ -244,6 +244,8 @@ func (a *app) checkCompatible(art *artifact) error {
 	return art.checkDepends(t, a.rec.Provides)
 }
 
+func (a *app) checkScripts(art *artifact) error { return newScripts(a.c, a.lg).check(art.Scripts) }
+
 // newHandler is the handler of a payload type. rootfs-image is built in, and a module of
 // that name is not looked at.
 func (a *app) newHandler(kind string, u *update) (payloadHandler, error) {

@@ -253,6 +253,7 @@ func (a inspector) plan(ctx context.Context, source string) error {
 		no(withHint(fmt.Errorf("an update is in progress: %q, in %s", u.Artifact, u.Step), "'mendlet status' says what is next"))
 	}
 	no(a.checkCompatible(art))
+	no(a.checkScripts(art))
 	switch {
 	case art.PayloadType == rootfsImage:
 		a.planRootfs(ctx, p, art, no)

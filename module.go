@@ -58,6 +58,9 @@ func newModule(c *config, payloadType string, lg *logger) (*module, error) {
 	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
 		return nil, refuse("update module %q: got mode %v, want an executable regular file", program, st.Mode())
 	}
+	if err := startableFile(program); err != nil {
+		return nil, refuse("update module %q: %w", program, err)
+	}
 	ds, err := filepath.Abs(c.paths.ds)
 	if err != nil {
 		return nil, err
@@ -582,6 +585,25 @@ func (s *scripts) install(files []scriptFile) error {
 	return d.write("version", []byte("3"), 0o600)
 }
 
+// check refuses scripts of an artifact that could not be started when their time comes. An interpreter
+// that those before the reboot do not want may come with the new system.
+func (s *scripts) check(files []scriptFile) error {
+	if len(files) > 0 && noExec(s.artifactDir) {
+		return withHint(refuse("state scripts cannot be run: %q is on a file system that is mounted noexec", s.artifactDir),
+			"mount it without noexec, or name another datastore with -d")
+	}
+	for _, f := range files {
+		err := startable(f.Body)
+		here := strings.HasPrefix(f.Name, "ArtifactInstall_") || strings.HasPrefix(f.Name, "ArtifactReboot_Enter_")
+		if errors.Is(err, errNoInterpreter) && !here {
+			s.lg.warnf("state script %q: %v, in this system", f.Name, err)
+		} else if err != nil {
+			return refuse("state script %q: %w", f.Name, err)
+		}
+	}
+	return nil
+}
+
 // checkRootfsVersion is for the moment before a commit: the new root file system may have
 // brought scripts that this program does not know how to run.
 func (s *scripts) checkRootfsVersion() error { return checkScriptVersion(s.rootfsDir) }
@@ -779,6 +801,9 @@ func runChild(ctx context.Context, c child) error {
 	if err == nil {
 		return nil
 	}
+	if cmd.Process == nil {
+		err = whyNotStarted(c.path, err)
+	}
 	if ctx.Err() == nil || cmd.Process == nil {
 		return fmt.Errorf("%s: %w", c.what, err)
 	}
@@ -790,6 +815,73 @@ func runChild(ctx context.Context, c child) error {
 		return fmt.Errorf("%s: stopped (%v): %w", c.what, err, cause)
 	}
 	return fmt.Errorf("%s: stopped (%v): not done after %v", c.what, err, c.timeout)
+}
+
+var errNoInterpreter = errors.New("is not there, or is no program")
+
+// startable says why execve(2) would not start a file that begins with head; nil: it would, or that
+// cannot be seen. The kernel looks at 256 bytes (BINPRM_BUF_SIZE of linux/binfmts.h).
+func startable(head []byte) error {
+	head = head[:min(len(head), 256)]
+	text, script := bytes.CutPrefix(head, []byte("#!"))
+	line, _, _ := bytes.Cut(text, []byte("\n"))
+	words := strings.Fields(string(line))
+	switch {
+	case bytes.HasPrefix(head, []byte("\x7fELF")):
+		return nil
+	case bytes.HasPrefix(head, []byte("\xef\xbb\xbf#!")):
+		return withHint(errors.New("begins with a byte order mark, and not with #!"), "save it as UTF-8 without that mark")
+	case !script || len(words) == 0:
+		return withHint(errors.New("has no #! line, which names the interpreter"), "begin it with a line #!/bin/sh")
+	case bytes.HasSuffix(line, []byte("\r")):
+		return withHint(fmt.Errorf("has DOS line ends: its #! line is %q", "#!"+string(line)), `sed -i 's/\r$//' FILE takes them out`)
+	}
+	if st, err := os.Stat(words[0]); err != nil || !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
+		return fmt.Errorf("its interpreter %q %w", words[0], errNoInterpreter)
+	}
+	if filepath.Base(words[0]) == "env" && len(words) == 2 {
+		if _, err := exec.LookPath(words[1]); err != nil {
+			return fmt.Errorf("its interpreter %q %w", words[1], errNoInterpreter)
+		}
+	}
+	return nil
+}
+
+// startableFile is startable for a program that is there. One that cannot be read may still be started.
+func startableFile(path string) error {
+	head := make([]byte, 256)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	n, err := io.ReadFull(f, head)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return nil
+	}
+	if noExec(path) {
+		return withHint(errors.New("is on a file system that is mounted noexec"), "mount it without noexec")
+	}
+	return startable(head[:n])
+}
+
+// whyNotStarted finds out what an error of execve(2) is about: that of a missing interpreter is the same
+// as that of a missing program.
+func whyNotStarted(path string, err error) error {
+	if _, serr := os.Stat(path); serr != nil {
+		return err
+	}
+	why := startableFile(path)
+	switch {
+	case why != nil:
+	case errors.Is(err, syscall.ENOEXEC):
+		why = errors.New("is a program for another kind of machine")
+	case errors.Is(err, syscall.ENOENT):
+		why = errors.New("its loader, the interpreter of a program that is linked dynamically, is not there")
+	default:
+		return err
+	}
+	return fmt.Errorf("%w (%w)", why, err)
 }
 
 // lineLog logs what is written to it, line by line and bounded.

@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -221,5 +223,98 @@ func TestScriptNames(t *testing.T) {
 		if err := s.install([]scriptFile{{Name: name}}); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// noExecDir is a directory from which nothing can be run.
+func noExecDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_NOEXEC, ""); err != nil {
+		t.Skip("needs root: mount: ", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	return dir
+}
+
+// unstartable are programs that the kernel does not start, and what is said of each.
+var unstartable = []struct{ text, says string }{
+	{"", "has no #! line"},
+	{"exit 0\n", "has no #! line"},
+	{"# !/bin/sh\n", "has no #! line"},
+	{"#!\n", "has no #! line"},
+	{"#! \t\n", "has no #! line"},
+	{"\xef\xbb\xbf#!/bin/sh\n", "byte order mark"},
+	{"#!/bin/sh\r\nexit 0\r\n", `has DOS line ends: its #! line is "#!/bin/sh\r"`},
+	{"#!/bin/sh -e\r\nexit 0\r\n", `its #! line is "#!/bin/sh -e\r"`},
+	{"#!/bin/not-there\nexit 0\n", `its interpreter "/bin/not-there" is not there`},
+	{"#!/bin\nexit 0\n", `its interpreter "/bin" is not there, or is no program`},
+	{"#!/etc/passwd\nexit 0\n", `its interpreter "/etc/passwd" is not there, or is no program`},
+	{"#!/usr/bin/env not-there\nexit 0\n", `its interpreter "not-there" is not there`},
+}
+
+// What could not be started is told from its first line, and in the same words when it is run.
+func TestStartable(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for i, c := range unstartable {
+		err := startable([]byte(c.text))
+		if err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%q: got %v, want %q", c.text, err, c.says)
+		}
+		if strings.HasPrefix(c.text, "#!/usr/bin/env") || strings.HasPrefix(c.text, "#!/bin/sh -e") {
+			continue // these start, and end by themselves
+		}
+		putScript(t, dir, strconv.Itoa(i), c.text, 0o755)
+		err = runChild(t.Context(), child{what: "it", path: filepath.Join(dir, strconv.Itoa(i)), dir: "/", timeout: time.Minute})
+		if err == nil || !strings.Contains(err.Error(), "it: ") || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%q, when it is run: got %v, want %q", c.text, err, c.says)
+		}
+	}
+	for _, text := range []string{"#!/bin/sh", "#!/bin/sh\n", "#! /bin/sh -e\nx\r\n", "#!\t/bin/sh\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S sh -e\n",
+		"\x7fELF\x02", "#!/bin/sh\n" + strings.Repeat("\r\n", 1000)} {
+		if err := startable([]byte(text)); err != nil {
+			t.Errorf("%q: got %v", text, err)
+		}
+	}
+	putScript(t, dir, "alien", "\x7fELF"+strings.Repeat("\x00", 100), 0o755)
+	err := runChild(t.Context(), child{what: "it", path: filepath.Join(dir, "alien"), dir: "/", timeout: time.Minute})
+	if err == nil || !strings.Contains(err.Error(), "for another kind of machine") {
+		t.Errorf("an alien: got %v", err)
+	}
+	path := filepath.Join(noExecDir(t), "x")
+	putScript(t, filepath.Dir(path), "x", "#!/bin/sh\n", 0o755)
+	err = runChild(t.Context(), child{what: "it", path: path, dir: "/", timeout: time.Minute})
+	if err == nil || !strings.Contains(err.Error(), "mounted noexec") || hintOf(err) == "" {
+		t.Errorf("from a noexec file system: got %v", err)
+	}
+}
+
+// An interpreter may come with the new system for those scripts that run in it.
+func TestScriptsCheck(t *testing.T) {
+	t.Parallel()
+	s, _ := scriptRun(t)
+	lg := newChildLog()
+	s.lg = &lg.logger
+	good := scriptFile{"ArtifactInstall_Enter_00", []byte("#!/bin/sh\n")}
+	for name, here := range map[string]bool{"ArtifactInstall_Enter_00": true, "ArtifactInstall_Error_00": true, "ArtifactReboot_Enter_00": true,
+		"ArtifactReboot_Leave_00": false, "ArtifactCommit_Enter_00": false, "ArtifactRollback_Enter_00": false, "ArtifactFailure_Leave_00": false} {
+		err := s.check([]scriptFile{good, {name, []byte("#!/bin/not-there\n")}})
+		if here && exitCode(err) != exitRefused || !here && err != nil {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if !here && !strings.Contains(lg.text(), name+`": its interpreter "/bin/not-there" is not there`) {
+			t.Errorf("%s: said %q", name, lg.text())
+		}
+		if err := s.check([]scriptFile{good, {name, []byte("exit 0\n")}}); exitCode(err) != exitRefused || hintOf(err) == "" {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	s.artifactDir = filepath.Join(noExecDir(t), "ds", "scripts")
+	if err := s.check(nil); err != nil {
+		t.Errorf("no scripts in a noexec datastore: got %v", err)
+	}
+	if err := s.check([]scriptFile{good}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), "noexec") || hintOf(err) == "" {
+		t.Errorf("a noexec datastore: got %v", err)
 	}
 }

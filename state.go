@@ -908,6 +908,9 @@ func (f *flow) accept(ctx context.Context, art *artifact) error {
 	if err := f.fits(art); err != nil {
 		return err
 	}
+	if err := f.scripts.check(art.Scripts); err != nil {
+		return err
+	}
 	if !art.Empty {
 		h, err := f.newHandler(art.PayloadType, u)
 		if err != nil {

@@ -197,11 +197,7 @@ func danglingLink(path string) (link, target string) {
 // fullness says, in words that follow the name of path, in what way its file system is full; "" if
 // it is not, or nobody knows. A file system without inodes of a fixed number has none (statfs(2)).
 func fullness(path string) string {
-	var st syscall.Statfs_t
-	err := syscall.Statfs(path, &st)
-	for ; err == syscall.ENOENT && path != filepath.Dir(path); err = syscall.Statfs(path, &st) {
-		path = filepath.Dir(path)
-	}
+	st, err := fileSystem(path)
 	free := st.Bfree * uint64(st.Bsize)
 	switch {
 	case err != nil:
@@ -212,6 +208,22 @@ func fullness(path string) string {
 		return fmt.Sprintf("is on a file system that is full (%d bytes left, see df)", free)
 	}
 	return ""
+}
+
+// noExec tells whether nothing can be run from where path is, or will be made.
+func noExec(path string) bool {
+	const stNoExec = 8 // ST_NOEXEC of linux/statfs.h
+	st, err := fileSystem(path)
+	return err == nil && st.Flags&stNoExec != 0
+}
+
+// fileSystem is what statfs(2) says of the place where path is, or will be made.
+func fileSystem(path string) (st syscall.Statfs_t, err error) {
+	err = syscall.Statfs(path, &st)
+	for ; err == syscall.ENOENT && path != filepath.Dir(path); err = syscall.Statfs(path, &st) {
+		path = filepath.Dir(path)
+	}
+	return st, err
 }
 
 // lockPause is the time between two tries to get a lock that another process has.

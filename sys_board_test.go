@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -316,5 +317,31 @@ func TestStdoutClosed(t *testing.T) {
 	w.Close()
 	if v := b.env(t); v[varUpgrade] != "1" {
 		t.Error("the install did not finish")
+	}
+}
+
+// A script that could not be started, or a module, is refused before anything is written, and by plan.
+func TestUnstartableIsRefused(t *testing.T) {
+	b := newImageBoard(t)
+	img := testBlocks(512 << 10)
+	module := filepath.Join(b.dir, "data/modules/v3/app")
+	for _, c := range unstartable {
+		script := writeTemp(t, "ArtifactInstall_Enter_00_x", []byte(c.text))
+		arts := []string{b.pack(t, "scripted", img, "-s", script), b.pack(t, "app", img, "-T", "app")}
+		must(t, os.MkdirAll(filepath.Dir(module), 0o755))
+		must(t, os.WriteFile(module, []byte(c.text), 0o755))
+		for _, art := range arts {
+			for _, verb := range []string{"plan", "install"} {
+				code, out, errs := b.do(t, "", verb, art)
+				quoted := strings.Trim(strconv.Quote(c.says), `"`) // in plan's text
+				if code != exitRefused || !strings.Contains(out+errs, c.says) && !strings.Contains(out+errs, quoted) {
+					t.Errorf("%s of %s with %q: exit code %d, %q, %q", verb, filepath.Base(art), c.text, code, out, errs)
+				}
+			}
+		}
+	}
+	b.slotHolds(t, b.b, oldImage())
+	if v := b.env(t); v[varBootPart] != "2" || v[varUpgrade] != "0" {
+		t.Errorf("environment %v", v)
 	}
 }
