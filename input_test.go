@@ -254,7 +254,8 @@ func TestResumeRefuses(t *testing.T) {
 	t.Parallel()
 	image := restartImage()
 	for _, c := range restartCases {
-		if !slices.Contains([]string{"none", "gzip flushed", "gzip members", "xz blocks"}, c.name) {
+		if !slices.Contains([]string{"none", "gzip flushed", "gzip members", "gzip members, zeros",
+			"xz blocks", "xz streams of blocks"}, c.name) {
 			continue
 		}
 		k := newKit("mod", tarMember{name: "image", body: image})

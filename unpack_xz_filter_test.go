@@ -62,6 +62,9 @@ var xzFilterNames = strings.Fields("delta=dist=1 delta=dist=256 delta=dist=4 x86
 func TestXZFilters(t *testing.T) {
 	needTool(t, "xz")
 	code := codeOf(200_000)
+	if testing.Short() {
+		code = code[:20_000]
+	}
 	var ways []string
 	for _, name := range xzFilterNames {
 		ways = append(ways, "--"+name)
