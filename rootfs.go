@@ -391,9 +391,9 @@ func (r *rootfs) isTrial(vars map[string]string, s *slots) error {
 		return fmt.Errorf("upgrade failed and was reverted: %s is %s and %s is %q, want %s and 1",
 			varBootPart, vars[varBootPart], varUpgrade, vars[varUpgrade], to)
 	case s.running != nil && s.running.num != r.u.To:
-		return withHint(fmt.Errorf("%w: slot %s runs, want %d", errNotRebooted, s.running, r.u.To), "reboot first")
+		return withHint(fmt.Errorf("%w: slot %s runs, want %s", errNotRebooted, s.running, nameOf(s.byNum(to))), "reboot first")
 	case !s.mayRun(r.u.To):
-		return withHint(fmt.Errorf("%w: the kernel was started for slot %s, want %d", errNotRebooted, s.started, r.u.To),
+		return withHint(fmt.Errorf("%w: the kernel was started for slot %s, want %s", errNotRebooted, s.started, nameOf(s.byNum(to))),
 			"reboot first, or say --running if that is not so")
 	}
 	return nil
