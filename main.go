@@ -148,8 +148,17 @@ func main() {
 }
 
 // runProgram is the whole program but for what belongs to the process: it returns the exit code.
-func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
+func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) (code int) {
 	lg := newLogger(errw)
+	defer func() {
+		if fault := recover(); fault != nil {
+			lg.errorf("internal error: %v", fault)
+			for line := range strings.SplitSeq(strings.TrimSpace(string(debug.Stack())), "\n") {
+				lg.errorf("%s", strings.ReplaceAll(line, "\t", "  "))
+			}
+			code = exitFailed
+		}
+	}()
 	o := newOptions()
 	if name := filepath.Base(args[0]); name == "fw_printenv" || name == "fw_setenv" {
 		c, err := loadConfig(o.paths, configFile{path: o.mainConfig()}, configFile{path: o.fallbackConfig()}, nil)
@@ -325,8 +334,11 @@ func parseVerb(v verb, args []string, o *options) ([]string, error) {
 }
 
 // prepareProcess sets what children inherit and what cannot be set for a child alone
-// without a race between threads: the umask, and the PATH. It must run once, before anything else.
+// without a race between threads: the umask, and the PATH; and how a crash ends. It must run once, before anything else.
 func prepareProcess() {
+	// Else a crash in a goroutine, or of the runtime itself, ends with exit code 2, which has a meaning:
+	// it gets SIGABRT (GOTRACEBACK=crash of package runtime).
+	debug.SetTraceback("crash")
 	syscall.Umask(0o022)
 	os.Setenv("PATH", wholePath(os.Getenv("PATH")))
 }

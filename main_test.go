@@ -6,8 +6,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -114,6 +116,33 @@ func TestOtherNames(t *testing.T) {
 		if code := runProgram(t.Context(), args, nil, &out, &errs); code != 0 || out.String() != "unknown\n" || errs.Len() > 0 {
 			t.Errorf("%s: exit %d, %q, %q", name, code, &out, &errs)
 		}
+	}
+}
+
+type badWriter struct{}
+
+func (badWriter) Write([]byte) (int, error) { panic("a fault in the main goroutine") }
+
+// No crash looks like a result that has a number of its own: one is exit code 1, with what to report in
+// the log; the others end by a signal.
+func TestCrash(t *testing.T) {
+	var said strings.Builder
+	code := runProgram(t.Context(), []string{"mendlet", "version"}, nil, badWriter{}, &said)
+	if code != exitFailed || !strings.Contains(said.String(), "internal error: a fault in the main") || !strings.Contains(said.String(), "main_test.go") {
+		t.Errorf("got exit code %d, said %q", code, said.String())
+	}
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), "MENDLET_TEST_PROGRAM=crash")
+	cmd.Dir = t.TempDir() // for a core file
+	out, _ := cmd.CombinedOutput()
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok || !status.Signaled() || status.Signal() != syscall.SIGABRT || !strings.Contains(string(out), "a fault beside") {
+		t.Errorf("got %v, said %q", cmd.ProcessState, out)
+	}
+	if !strings.Contains(readText(t, "packaging/mendlet.service"), "\nSuccessExitStatus=4 75\n") {
+		t.Error("mendlet.service: want 4 and 75, and no other code, to be a success")
 	}
 }
 
