@@ -18,9 +18,11 @@ func TestDanglingDatastore(t *testing.T) {
 	ds, away := filepath.Join(b.dir, "ds"), filepath.Join(b.dir, "data-partition/mender")
 	must(t, os.Rename(ds, ds+".old"))
 	must(t, os.Symlink(away, ds))
-	for _, words := range [][]string{{"status"}, {"plan", art}, {"show-provides"}, {"show-artifact"}, {"install", art}, {"commit"}, {"resume"}} {
+	for _, words := range [][]string{{"status"}, {"plan", art}, {"show-provides"}, {"show-artifact"}, {"install", art},
+		{"commit"}, {"resume"}} {
 		out, errs := b.must(t, exitFailed, words...)
-		if want := fmt.Sprintf("%q is a link to %q, which is not there", ds, away); out != "" || !strings.Contains(errs, want) || !strings.Contains(errs, "hint: mount") {
+		if want := fmt.Sprintf("%q is a link to %q, which is not there", ds, away); out != "" ||
+			!strings.Contains(errs, want) || !strings.Contains(errs, "hint: mount") {
 			t.Errorf("%q: %s%s", words, out, errs)
 		}
 	}
@@ -56,7 +58,8 @@ func TestFullDatastore(t *testing.T) {
 		defer exec.Command("umount", ds).Run()
 		writeFile(t, filepath.Join(ds, "device_type"), "device_type=testboard\n")
 		_, errs := b.must(t, exitTempFail, "install", art) // someone may make room
-		if !strings.Contains(errs, fmt.Sprintf("error: datastore %q %s", ds, c.want)) || !strings.Contains(errs, "hint: make room there") || strings.Count(errs, "hint: ") != 1 {
+		if !strings.Contains(errs, fmt.Sprintf("error: datastore %q %s", ds, c.want)) ||
+			!strings.Contains(errs, "hint: make room there") || strings.Count(errs, "hint: ") != 1 {
 			t.Errorf("%s: %s", c.options, errs)
 		}
 	}

@@ -19,9 +19,11 @@ func TestMatchClears(t *testing.T) {
 		{"test_*test_*", "test_string", false}, {"test_*test_*", "test_test_", true}, {"test_*test_*", "test_x_test_y", true},
 		{"ab", "abXab", false}, {"a", "aa", false}, // pinned because Mender's C++ client matches them
 		{"*.checksum", "abc", false}, {"*.checksum", "abc.checksum", true}, {"*.checksum", ".checksum", true},
-		{"rootfs-image.*", "rootfs-image.version", true}, {"rootfs-image.*", "rootfs-imageXversion", false}, {"rootfs-image.*", "rootfs-image", false},
+		{"rootfs-image.*", "rootfs-image.version", true}, {"rootfs-image.*", "rootfs-imageXversion", false},
+		{"rootfs-image.*", "rootfs-image", false},
 		{"a?c", "abc", false}, {"a?c", "a?c", true}, {"[ab]", "a", false}, {"a*b*c", "abbc", true}, {"a*b*c", "acb", false},
-		{"*a", "aa", true}, {"a*a", "a", false}, {"*aab", "aaab", true}, {"a*bc*bc", "abcbc", true}, {"a*bc*bc", "abc", false},
+		{"*a", "aa", true}, {"a*a", "a", false}, {"*aab", "aaab", true}, {"a*bc*bc", "abcbc", true},
+		{"a*bc*bc", "abc", false},
 		{`a\*`, "a*", true}, {`a\*`, "ab", false}, {`\**`, "*x", true}, {`a\b`, `a\b`, true}, {`a\`, `a\`, false},
 		{"a\x00b", "aXb", false}, {"a*", "a\x00", false},
 	} {
@@ -32,7 +34,8 @@ func TestMatchClears(t *testing.T) {
 }
 
 func TestMergeProvides(t *testing.T) {
-	stored := map[string]string{"artifact_name": "old", "artifact_group": "g", "rootfs-image.version": "1", "rootfs-image.checksum": "c", "other": "x"}
+	stored := map[string]string{"artifact_name": "old", "artifact_group": "g", "rootfs-image.version": "1",
+		"rootfs-image.checksum": "c", "other": "x"}
 	for _, c := range []struct {
 		name     string
 		provides map[string]string
@@ -45,10 +48,14 @@ func TestMergeProvides(t *testing.T) {
 		{"provides only: replaced", map[string]string{"p": "1"}, nil, "", "map[artifact_name:new p:1]"},
 		{"provides empty", map[string]string{}, nil, "", "map[artifact_name:new]"},
 		{"clears only", nil, []string{"rootfs-image.*"}, "", "map[artifact_group:g artifact_name:new other:x]"},
-		{"clears nothing", nil, []string{}, "", "map[artifact_group:g artifact_name:new other:x rootfs-image.checksum:c rootfs-image.version:1]"},
-		{"clears the group", nil, []string{"artifact_group"}, "", "map[artifact_name:new other:x rootfs-image.checksum:c rootfs-image.version:1]"},
-		{"clears the group, has one", nil, []string{"artifact_*"}, "h", "map[artifact_group:h artifact_name:new other:x rootfs-image.checksum:c rootfs-image.version:1]"},
-		{"both", map[string]string{"rootfs-image.version": "2", "other": "y"}, []string{"rootfs-image.*", "nothing"}, "", "map[artifact_group:g artifact_name:new other:y rootfs-image.version:2]"},
+		{"clears nothing", nil, []string{}, "", "map[artifact_group:g artifact_name:new other:x rootfs-image.checksum:c " +
+			"rootfs-image.version:1]"},
+		{"clears the group", nil, []string{"artifact_group"}, "",
+			"map[artifact_name:new other:x rootfs-image.checksum:c rootfs-image.version:1]"},
+		{"clears the group, has one", nil, []string{"artifact_*"}, "h",
+			"map[artifact_group:h artifact_name:new other:x rootfs-image.checksum:c rootfs-image.version:1]"},
+		{"both", map[string]string{"rootfs-image.version": "2", "other": "y"}, []string{"rootfs-image.*", "nothing"}, "",
+			"map[artifact_group:g artifact_name:new other:y rootfs-image.version:2]"},
 		{"both, all cleared", map[string]string{"p": "1"}, []string{"*"}, "", "map[artifact_name:new p:1]"},
 	} {
 		before := maps.Clone(stored)

@@ -40,7 +40,8 @@ func TestArtifactFixtures(t *testing.T) {
 			}
 			if a.Name != c.artifact || a.PayloadType != c.typ || a.Compression != c.compression || a.Empty != (c.typ == "") ||
 				len(files) != c.files || len(a.Scripts) != c.scripts {
-				t.Errorf("got %q type %q %s empty %v, %d files, %d scripts", a.Name, a.PayloadType, a.Compression, a.Empty, len(files), len(a.Scripts))
+				t.Errorf("got %q type %q %s empty %v, %d files, %d scripts", a.Name, a.PayloadType, a.Compression, a.Empty,
+					len(files), len(a.Scripts))
 			}
 			if img, ok := files["rootfs.img"]; ok && fmt.Sprintf("%x", sha256.Sum256(img)) != rootfsSum {
 				t.Errorf("rootfs.img is wrong")
@@ -71,7 +72,8 @@ func replaceIn(m []tarMember, name, old, new string) {
 func checkRefusals(t *testing.T, list []refusal) {
 	t.Helper()
 	for _, c := range list {
-		k := newKit("mod", tarMember{name: "a", body: []byte("hello")}, tarMember{name: "b", body: bytes.Repeat([]byte("x"), 2000)})
+		k := newKit("mod", tarMember{name: "a", body: []byte("hello")},
+			tarMember{name: "b", body: bytes.Repeat([]byte("x"), 2000)})
 		if _, _, err := readAll(k.build(t), artifactOptions{}); err != nil {
 			t.Fatalf("the unchanged artifact: %v", err)
 		}
@@ -120,7 +122,8 @@ func TestManifestRefusals(t *testing.T) {
 		{"no last line feed", "manifest line 4", func(k *kit) {
 			k.manifest = func(l []string) []string { return []string{strings.TrimSuffix(strings.Join(l, ""), "\n")} }
 		}},
-		{"no version entry", `"version" is not in the manifest`, func(k *kit) { k.manifest = func(l []string) []string { return l[:3] } }},
+		{"no version entry", `"version" is not in the manifest`,
+			func(k *kit) { k.manifest = func(l []string) []string { return l[:3] } }},
 		{"no header entry", `"header.tar" is not in the manifest`, func(k *kit) {
 			k.manifest = func(l []string) []string { return []string{l[0], l[1], l[3]} }
 		}},
@@ -170,27 +173,39 @@ func TestMemberOrder(t *testing.T) {
 	list = append(list, refusal{"empty", "end", outer(func([]tarMember) []tarMember { return nil })})
 	for i := range 4 {
 		list = append(list,
-			refusal{fmt.Sprint("without member ", i), "want", outer(func(m []tarMember) []tarMember { return slices.Delete(m, i, i+1) })},
-			refusal{fmt.Sprint("member twice: ", i), "want", outer(func(m []tarMember) []tarMember { return slices.Insert(m, i, m[i]) })})
+			refusal{fmt.Sprint("without member ", i), "want",
+				outer(func(m []tarMember) []tarMember { return slices.Delete(m, i, i+1) })},
+			refusal{fmt.Sprint("member twice: ", i), "want",
+				outer(func(m []tarMember) []tarMember { return slices.Insert(m, i, m[i]) })})
 		if i > 0 {
-			list = append(list, refusal{fmt.Sprint("swapped with the one before: ", i), "want", outer(func(m []tarMember) []tarMember {
-				m[i-1], m[i] = m[i], m[i-1]
-				return m
-			})})
+			list = append(list, refusal{fmt.Sprint("swapped with the one before: ", i), "want",
+				outer(func(m []tarMember) []tarMember {
+					m[i-1], m[i] = m[i], m[i-1]
+					return m
+				})})
 		}
 	}
 	list[len(list)-3].want = "payload" // without data
 	for name, want := range map[string]string{
-		"./data/0000.tar": "want data/0000.tar", "data/0001.tar": "want data/0000.tar", "data/0000.tar.bz2": "want data/0000.tar",
-		"data/0000.tar.gz": "not gzip data", "data/0000.tar.xz": "not xz data", "data/0000.tar.zst": "not zstd data", "data/0000": "want data/0000.tar",
+		"./data/0000.tar": "want data/0000.tar", "data/0001.tar": "want data/0000.tar",
+		"data/0000.tar.bz2": "want data/0000.tar",
+		"data/0000.tar.gz":  "not gzip data", "data/0000.tar.xz": "not xz data", "data/0000.tar.zst": "not zstd data",
+		"data/0000": "want data/0000.tar",
 	} {
 		list = append(list, refusal{name, want, func(k *kit) { k.data = func(b []byte) (string, []byte) { return name, b } }})
 	}
-	for name, want := range map[string]string{"header.tar.GZ": "want header.tar", "header": "want header.tar", "header.tar.gz": "not gzip data", "header-augment.tar": "augmented"} {
-		list = append(list, refusal{name, want, func(k *kit) { k.headTar = func(b []byte) (string, []byte) { return name, b } }})
+	for name, want := range map[string]string{"header.tar.GZ": "want header.tar", "header": "want header.tar",
+		"header.tar.gz": "not gzip data", "header-augment.tar": "augmented"} {
+		list = append(list, refusal{name, want, func(k *kit) {
+			k.headTar = func(b []byte) (string,
+				[]byte) {
+				return name, b
+			}
+		}})
 	}
 	list = append(list,
-		refusal{"second data member", "more than one payload", outer(func(m []tarMember) []tarMember { return append(m, tarMember{name: "data/0001.tar"}) })},
+		refusal{"second data member", "more than one payload",
+			outer(func(m []tarMember) []tarMember { return append(m, tarMember{name: "data/0001.tar"}) })},
 		refusal{"signature after the header", "want data/0000.tar", outer(func(m []tarMember) []tarMember {
 			return slices.Insert(m, 3, tarMember{name: "manifest.sig", body: []byte("AAAA")})
 		})},
@@ -232,11 +247,14 @@ func TestMemberKinds(t *testing.T) {
 			refusal{"header " + name, "header", func(k *kit) { first(k.header) }},
 			refusal{"payload " + name, "", func(k *kit) { first(k.files) }})
 	}
-	for _, name := range []string{"../x", "/x", "a/../../x", "x/y", "..", ".", "", "a b", "a\nb", "-x\x01", "é", strings.Repeat("n", 300)} {
+	for _, name := range []string{"../x", "/x", "a/../../x", "x/y", "..", ".", "", "a b", "a\nb", "-x\x01", "é",
+		strings.Repeat("n", 300)} {
 		list = append(list, refusal{"payload " + name, "", func(k *kit) { k.files[0].name = name }})
 	}
-	for _, name := range []string{"ArtifactInstall_Enter_00_/../../x", "../ArtifactInstall_Enter_00", "ArtifactInstall_Enter_0", "ArtifactInstall_Enter_00x",
-		"Idle_Enter_00", "Sync_Enter_00", "Download_Enter_00", "Artifactinstall_Enter_00", "ArtifactInstall_Enter_00_", "ArtifactInstall_Enter_00_a b", "version"} {
+	for _, name := range []string{"ArtifactInstall_Enter_00_/../../x", "../ArtifactInstall_Enter_00",
+		"ArtifactInstall_Enter_0", "ArtifactInstall_Enter_00x",
+		"Idle_Enter_00", "Sync_Enter_00", "Download_Enter_00", "Artifactinstall_Enter_00", "ArtifactInstall_Enter_00_",
+		"ArtifactInstall_Enter_00_a b", "version"} {
 		list = append(list, refusal{"script " + name, "", func(k *kit) {
 			k.header = slices.Insert(k.header, 1, tarMember{name: "scripts/" + name, body: []byte("x")})
 		}})
@@ -253,7 +271,8 @@ func TestMemberKindsAccepted(t *testing.T) {
 	}
 	k := newKit("mod", tarMember{"a_B-9.,", []byte("hello"), owner})
 	k.header[0].head = owner
-	k.header = slices.Insert(k.header, 1, tarMember{"scripts/ArtifactRollbackReboot_Leave_99_x-y;$(z)", []byte("x"), owner})
+	k.header = slices.Insert(k.header, 1, tarMember{"scripts/ArtifactRollbackReboot_Leave_99_x-y;$(z)",
+		[]byte("x"), owner})
 	k.outer = func(m []tarMember) []tarMember {
 		for i := range m {
 			m[i].head = owner
@@ -280,7 +299,10 @@ func TestHeaderRefusals(t *testing.T) {
 		{"no payloads", "no payloads", headerEdit(info, `[{"type":"mod"}]`, `[]`)},
 		{"payloads null", "no payloads", headerEdit(info, `[{"type":"mod"}]`, `null`)},
 		{"type-info missing", "no headers/0000/type-info", members(func(m []tarMember) []tarMember { return m[:1] })},
-		{"type-info twice", "more than one payload", members(func(m []tarMember) []tarMember { return slices.Insert(m, 1, m[1]) })},
+		{"type-info twice", "more than one payload", members(func(m []tarMember) []tarMember {
+			return slices.Insert(m, 1,
+				m[1])
+		})},
 		{"second type-info", "more than one payload", members(func(m []tarMember) []tarMember {
 			return append(m, tarMember{name: "headers/0001/type-info", body: []byte(`{"type":"mod"}`)})
 		})},
@@ -295,7 +317,10 @@ func TestHeaderRefusals(t *testing.T) {
 			s := tarMember{name: "scripts/ArtifactInstall_Enter_00"}
 			return slices.Insert(m, 1, s, s)
 		})},
-		{"member after meta-data", "want the end", members(func(m []tarMember) []tarMember { return append(m, tarMember{name: "files"}) })},
+		{"member after meta-data", "want the end", members(func(m []tarMember) []tarMember {
+			return append(m,
+				tarMember{name: "files"})
+		})},
 		{"header-info not first", "want header-info", members(func(m []tarMember) []tarMember { return m[1:] })},
 		{"no name", "artifact_name", headerEdit(info, `"rel"`, `""`)},
 		{"name with a line feed", "control", headerEdit(info, `"rel"`, `"rel\nx"`)},
@@ -350,8 +375,10 @@ func TestRootfsImageIsOneFile(t *testing.T) {
 // or empty, depends may be strings or lists.
 func TestHeaderAccepted(t *testing.T) {
 	k := newKit("mod", tarMember{name: "a", body: []byte("x")})
-	replaceIn(k.header, "header-info", `"artifact_provides":{"artifact_name":"rel"}`, `"what":1,"Artifact_Provides":{"ARTIFACT_NAME":"rel","artifact_group":"g","x":[]}`)
-	replaceIn(k.header, "headers/0000/type-info", `"mod"`, `"","artifact_depends":{"one":"1","more":["1","2"]},"clears_artifact_provides":[]`)
+	replaceIn(k.header, "header-info", `"artifact_provides":{"artifact_name":"rel"}`,
+		`"what":1,"Artifact_Provides":{"ARTIFACT_NAME":"rel","artifact_group":"g","x":[]}`)
+	replaceIn(k.header, "headers/0000/type-info", `"mod"`,
+		`"","artifact_depends":{"one":"1","more":["1","2"]},"clears_artifact_provides":[]`)
 	k.header = k.header[:2]
 	a, _, err := readAll(k.build(t), artifactOptions{})
 	if err != nil {
@@ -381,7 +408,8 @@ func TestTruncatedEverywhere(t *testing.T) {
 				t.Fatalf("%s cut off at %d of %d: %v", name, cut, len(b), err)
 			}
 		}
-		for what, bad := range map[string][]byte{"a byte": {1}, "zeros and a byte": append(make([]byte, 5000), 1), "itself": b} {
+		for what, bad := range map[string][]byte{"a byte": {1},
+			"zeros and a byte": append(make([]byte, 5000), 1), "itself": b} {
 			if _, _, err := readAll(append(slices.Clone(b), bad...), artifactOptions{}); exitCode(err) != exitRefused {
 				t.Errorf("%s followed by %s: %v", name, what, err)
 			}
@@ -418,7 +446,8 @@ func TestDataAfterEnd(t *testing.T) {
 				{where + suffix + ": after the tar", "", change(func(b []byte) []byte { return compress(append(b, 'x')) })},
 				{where + suffix + ": after the stream", "", change(func(b []byte) []byte { return append(compress(b), "x"...) })},
 				{where + suffix + ": one zero block less", "", change(func(b []byte) []byte { return compress(b[:len(b)-512]) })},
-				{where + suffix + ": no zero blocks", "end-of-archive", change(func(b []byte) []byte { return compress(b[:len(b)-1024]) })},
+				{where + suffix + ": no zero blocks", "end-of-archive",
+					change(func(b []byte) []byte { return compress(b[:len(b)-1024]) })},
 				{where + suffix + ": cut off", "", change(func(b []byte) []byte { b = compress(b); return b[:len(b)-1] })},
 				{where + suffix + ": padding", "padding", change(func(b []byte) []byte {
 					b = slices.Clone(b)
@@ -433,8 +462,10 @@ func TestDataAfterEnd(t *testing.T) {
 // Field case 7, CVE-2026-34155: sizes around the limits of integers, negative and in base
 // 256, in a header that the tar writer would not make.
 func TestTarSizes(t *testing.T) {
-	for _, size := range []string{"77777777777", "20000000000\x00", "40000000000\x00", "\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff",
-		"\x80\x00\x00\x00\x00\x00\x00\x00\x80\x00\x00\x00", "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe\x00",
+	for _, size := range []string{"77777777777", "20000000000\x00", "40000000000\x00",
+		"\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff",
+		"\x80\x00\x00\x00\x00\x00\x00\x00\x80\x00\x00\x00", "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+		"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe\x00",
 		"\x80\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00", "-0000000001\x00", "0000000000x\x00"} {
 		for _, where := range []string{"version", "manifest", "header.tar", "data/0000.tar", "a"} {
 			b := newKit("mod", tarMember{name: "a", body: []byte("hello")}).build(t)
@@ -483,7 +514,8 @@ func TestBombs(t *testing.T) {
 		}},
 		{"large header", "more than", func(k *kit) {
 			for i := range 5 {
-				k.header = slices.Insert(k.header, 1, tarMember{name: fmt.Sprint("scripts/ArtifactInstall_Enter_0", i), body: zeros[:maxScript-512*5]})
+				k.header = slices.Insert(k.header, 1, tarMember{name: fmt.Sprint("scripts/ArtifactInstall_Enter_0", i),
+					body: zeros[:maxScript-512*5]})
 			}
 			k.headTar = func(b []byte) (string, []byte) { return "header.tar.gz", gzipped(t, b, 1, len(b), 0) }
 		}},
@@ -515,7 +547,8 @@ func TestOtherKinds(t *testing.T) {
 		{"nothing", "it is empty", nil},
 		{"HTML", "artifact", []byte(strings.Repeat("<html>not found</html>", 100))},
 	} {
-		if _, err := openArtifact(bytes.NewReader(c.b), artifactOptions{}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), c.want) {
+		if _, err := openArtifact(bytes.NewReader(c.b), artifactOptions{}); exitCode(err) != exitRefused ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}

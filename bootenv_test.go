@@ -119,8 +119,10 @@ func TestEnvConfig(t *testing.T) {
 	}{
 		{"/dev/mmcblk0 0x400000 0x4000\n", []envCopy{{"/dev/mmcblk0", 0x400000, 0x4000}}},
 		{"# c\n\n/dev/mmcblk0\t4194304\t4000 # 0x\r\n", []envCopy{{"/dev/mmcblk0", 0x400000, 0x4000}}},
-		{"/dev/mmcblk0boot0 -0x8000 0x4000 0x200 0x20\n/dev/mmcblk0boot0 -16384 0x4000 0x200 0x20 1", []envCopy{{"/dev/mmcblk0boot0", -0x8000, 0x4000}, {"/dev/mmcblk0boot0", -0x4000, 0x4000}}},
-		{"/boot/uboot.env 0 0x4000\n  # two files\n/boot/uboot-redund.env 0x0 0x4000\n", []envCopy{{"/boot/uboot.env", 0, 0x4000}, {"/boot/uboot-redund.env", 0, 0x4000}}},
+		{"/dev/mmcblk0boot0 -0x8000 0x4000 0x200 0x20\n/dev/mmcblk0boot0 -16384 0x4000 0x200 0x20 1",
+			[]envCopy{{"/dev/mmcblk0boot0", -0x8000, 0x4000}, {"/dev/mmcblk0boot0", -0x4000, 0x4000}}},
+		{"/boot/uboot.env 0 0x4000\n  # two files\n/boot/uboot-redund.env 0x0 0x4000\n",
+			[]envCopy{{"/boot/uboot.env", 0, 0x4000}, {"/boot/uboot-redund.env", 0, 0x4000}}},
 		{"/dev/x 010 5", []envCopy{{"/dev/x", 8, 5}}},
 	}
 	for _, c := range good {
@@ -248,7 +250,8 @@ func TestEnvInterop(t *testing.T) {
 						t.Fatalf("round %d: got %v, want %v", i, got, want)
 					}
 					v := fmt.Sprint("value ", i)
-					if err := env.set(t.Context(), []envVar{{"mine", v}, {"mender_boot_part", fmt.Sprint(i)}, {"theirs", ""}}); err != nil {
+					if err := env.set(t.Context(), []envVar{{"mine", v}, {"mender_boot_part", fmt.Sprint(i)},
+						{"theirs", ""}}); err != nil {
 						t.Fatal(err)
 					}
 					delete(want, "theirs")
@@ -396,7 +399,8 @@ func TestEnvOneBadCopy(t *testing.T) {
 			t.Errorf("got a=%q, want the valid copy's 1", got)
 		}
 	}
-	if s := log.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, `copy 2 of 2 is not valid`) || !strings.Contains(s, "CRC") {
+	if s := log.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, `copy 2 of 2 is not valid`) ||
+		!strings.Contains(s, "CRC") {
 		t.Errorf("log: got %q, want one line about copy 2", s)
 	}
 	if err := env.set(t.Context(), []envVar{{"b", "1"}}); err != nil {
@@ -418,7 +422,8 @@ func TestEnvTornWrite(t *testing.T) {
 				copy(d.data[off:], p[:min(len(p), cut+odd)])
 				return 0, errors.New("power cut")
 			}
-			wantErr(t, env.set(t.Context(), []envVar{{"a", "2"}}), `"disk" at 0x2400`, "power cut", `the other copy, "disk" at 0x400, was not touched and is valid`)
+			wantErr(t, env.set(t.Context(), []envVar{{"a", "2"}}), `"disk" at 0x2400`, "power cut",
+				`the other copy, "disk" at 0x400, was not touched and is valid`)
 			got := mustVars(t, env)
 			if cut+odd >= testEnvSize {
 				if got["a"] != "2" {
@@ -462,7 +467,8 @@ func TestEnvFaults(t *testing.T) {
 		err := env.set(t.Context(), []envVar{{"a", "2"}})
 		wantErr(t, err, `"disk" at 0x2400`, c.want, `"disk" at 0x400, was not touched and is valid`)
 		var touched *envChangeError
-		if want := map[bool]int{true: exitFailed, false: exitTempFail}[c.name == "sync"]; exitCode(err) != want || !errors.As(err, &touched) {
+		if want := map[bool]int{true: exitFailed, false: exitTempFail}[c.name == "sync"]; exitCode(err) != want ||
+			!errors.As(err, &touched) {
 			t.Errorf("%s: exit code %d, want %d; %T", c.name, exitCode(err), want, err)
 		}
 		d.readErr = nil
@@ -509,7 +515,8 @@ func TestEnvPlaces(t *testing.T) {
 		want string
 	}{
 		{0x400, 0x400, "overlap"}, {0x400, 0x13ff, "overlap"}, {0x400, 0x400 - 0x4000, "overlap"},
-		{0x400, 0x3001, "do not fit"}, {0x400, -0xfff, "do not fit"}, {-0x4001, 0, "do not fit"}, {0x400, 1 << 62, "do not fit"},
+		{0x400, 0x3001, "do not fit"}, {0x400, -0xfff, "do not fit"}, {-0x4001, 0, "do not fit"},
+		{0x400, 1 << 62, "do not fit"},
 	} {
 		env.copies[0].offset, env.copies[1].offset = c.a, c.b
 		err := env.set(t.Context(), []envVar{{"a", "2"}})
@@ -623,11 +630,13 @@ const (
 	printScript = "cat \"$state\"\n"
 	// what grub-mender-grubenv-set and libubootenv do with "name=value"
 	equalScript = "while read -r l; do n=${l%%=*}; case $l in *=*) ;; *) continue ;; esac\n" +
-		"grep -v \"^$n=\" \"$state\" >\"$state.new\"; [ \"$l\" = \"$n=\" ] || echo \"$l\" >>\"$state.new\"; mv \"$state.new\" \"$state\"; done\n"
+		"grep -v \"^$n=\" \"$state\" >\"$state.new\"; [ \"$l\" = \"$n=\" ] || echo \"$l\" >>\"$state.new\"; mv " +
+		"\"$state.new\" \"$state\"; done\n"
 	// what U-Boot's own does with "name value"
 	spaceScript = "while read -r n v; do\n" +
 		"case $n in *=*) exit 1 ;; esac\n" +
-		"grep -v \"^$n=\" \"$state\" >\"$state.new\"; [ -z \"$v\" ] || echo \"$n=$v\" >>\"$state.new\"; mv \"$state.new\" \"$state\"; done\n"
+		"grep -v \"^$n=\" \"$state\" >\"$state.new\"; [ -z \"$v\" ] || echo \"$n=$v\" >>\"$state.new\"; mv \"$state.new\" " +
+		"\"$state\"; done\n"
 )
 
 // Spec 7.2: one call for the whole set, with the lines' form found out first, and the result
@@ -675,7 +684,8 @@ func TestEnvToolsFail(t *testing.T) {
 	open := func(print, set string) bootEnv {
 		dir := fakeTools(t, map[string]string{"my-print": print, "my-set": set})
 		writeFile(t, dir+"/state", "a=1\n")
-		env, err := openBootEnv(&config{BootEnv: "auto", BootUtilitiesGetNextActivePart: "my-print", BootUtilitiesSetActivePart: "my-set"}, testHost(openStorage))
+		env, err := openBootEnv(&config{BootEnv: "auto", BootUtilitiesGetNextActivePart: "my-print",
+			BootUtilitiesSetActivePart: "my-set"}, testHost(openStorage))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -683,10 +693,12 @@ func TestEnvToolsFail(t *testing.T) {
 	}
 	set := []envVar{{"a", "2"}}
 	wantErr(t, open(printScript, "cat >/dev/null\n").set(t.Context(), set), "reported success", `a is "1", want "2"`)
-	wantErr(t, open(printScript, "echo no space >&2; exit 3\n").set(t.Context(), set), "my-set", "exit status 3", "no space")
+	wantErr(t, open(printScript, "echo no space >&2; exit 3\n").set(t.Context(), set), "my-set",
+		"exit status 3", "no space")
 	// "Cannot read environment, using default" with exit 0, where /etc/u-boot-initial-env is
 	// installed: then fw_setenv would make the defaults real (hub 7370).
-	for _, says := range []string{"Cannot read environment, using default", "Warning: Bad CRC, using default environment"} {
+	for _, says := range []string{"Cannot read environment, using default",
+		"Warning: Bad CRC, using default environment"} {
 		env := open("echo '"+says+"' >&2; "+printScript, equalScript)
 		_, err := env.vars(t.Context())
 		wantErr(t, err, "no valid copy", says)
@@ -858,9 +870,11 @@ func TestFwCommand(t *testing.T) {
 			h.lg = lg
 			return openBootEnv(c, h)
 		}
-		code := fwCommand(t.Context(), args[0], args[1:], defaultConfig(paths{}), open, strings.NewReader(c.stdin), &out, &errs,
+		code := fwCommand(t.Context(), args[0], args[1:], defaultConfig(paths{}), open,
+			strings.NewReader(c.stdin), &out, &errs,
 			&logger{level: levelWarning, sinks: []logSink{writerSink(&errs)}})
-		if code != c.code || out.String() != c.out || !strings.HasPrefix(errs.String(), c.err) || c.err == "" && errs.Len() > 0 {
+		if code != c.code || out.String() != c.out || !strings.HasPrefix(errs.String(), c.err) ||
+			c.err == "" && errs.Len() > 0 {
 			t.Errorf("%s: got %d, %q, %q, want %d, %q, %q", c.line, code, &out, &errs, c.code, c.out, c.err)
 		}
 	}

@@ -27,19 +27,26 @@ func loaded(t testing.TB, fallback, main string) (*config, string, error) {
 		}
 		return configFile{path: writeTemp(t, "mender.conf", []byte(text))}
 	}
-	c, err := loadConfig(testPaths, file(main), file(fallback), &logger{level: levelInfo, sinks: []logSink{writerSink(&said)}})
+	c, err := loadConfig(testPaths, file(main), file(fallback),
+		&logger{level: levelInfo, sinks: []logSink{writerSink(&said)}})
 	return c, said.String(), err
 }
 
 // Every key of Mender's configuration, with a value that is not the default.
 const everyKey = `{
- "ServerURL": "https://a.example/", "ServerCertificate": "/cert", "TenantToken": "tok", "DeviceTypeFile": "/type", "DeviceTier": "micro",
- "UpdatePollIntervalSeconds": 1, "InventoryPollIntervalSeconds": 2, "RetryPollIntervalSeconds": 3, "RetryPollCount": 4, "RetryDownloadCount": 5,
- "StateScriptTimeoutSeconds": 6, "StateScriptRetryTimeoutSeconds": 7, "StateScriptRetryIntervalSeconds": 8, "ModuleTimeoutSeconds": 9,
+ "ServerURL": "https://a.example/", "ServerCertificate": "/cert", "TenantToken": "tok", "DeviceTypeFile": "/type",
+ "DeviceTier": "micro",
+ "UpdatePollIntervalSeconds": 1, "InventoryPollIntervalSeconds": 2, "RetryPollIntervalSeconds": 3,
+ "RetryPollCount": 4, "RetryDownloadCount": 5,
+ "StateScriptTimeoutSeconds": 6, "StateScriptRetryTimeoutSeconds": 7, "StateScriptRetryIntervalSeconds": 8,
+ "ModuleTimeoutSeconds": 9,
  "ArtifactVerifyKey": "/key", "UpdateLogPath": "/log", "DaemonLogLevel": "debug", "SkipVerify": true,
- "HttpsClient": {"Certificate": "/hc", "Key": "/hk", "SSLEngine": "e1"}, "Security": {"AuthPrivateKey": "/ak", "SSLEngine": "e2"},
- "RootfsPartA": "/dev/a2", "RootfsPartB": "/dev/a3", "Connectivity": {"DisableKeepAlive": true, "IdleConnTimeoutSeconds": 10},
- "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw", "FwEnvNamespace": "name", "BootEnv": "grub"
+ "HttpsClient": {"Certificate": "/hc", "Key": "/hk", "SSLEngine": "e1"}, "Security": {"AuthPrivateKey": "/ak",
+ "SSLEngine": "e2"},
+ "RootfsPartA": "/dev/a2", "RootfsPartB": "/dev/a3", "Connectivity": {"DisableKeepAlive": true,
+ "IdleConnTimeoutSeconds": 10},
+ "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw",
+ "FwEnvNamespace": "name", "BootEnv": "grub"
 }`
 
 func TestConfigKeys(t *testing.T) {
@@ -48,7 +55,8 @@ func TestConfigKeys(t *testing.T) {
 	want.ServerCertificate, want.TenantToken, want.DeviceTypeFile, want.DeviceTier = "/cert", "tok", "/type", "micro"
 	want.UpdatePollIntervalSeconds, want.InventoryPollIntervalSeconds, want.RetryPollIntervalSeconds = 1, 2, 3
 	want.RetryPollCount, want.RetryDownloadCount = 4, 5
-	want.StateScriptTimeoutSeconds, want.StateScriptRetryTimeoutSeconds, want.StateScriptRetryIntervalSeconds, want.ModuleTimeoutSeconds = 6, 7, 8, 9
+	want.StateScriptTimeoutSeconds, want.StateScriptRetryTimeoutSeconds, want.StateScriptRetryIntervalSeconds,
+		want.ModuleTimeoutSeconds = 6, 7, 8, 9
 	want.ArtifactVerifyKey, want.UpdateLogPath, want.DaemonLogLevel, want.SkipVerify = "/key", "/log", "debug", true
 	want.HttpsClient, want.Security = tlsFiles{"/hc", "/hk", "e1"}, securityConfig{"/ak", "e2"}
 	want.RootfsPartA, want.RootfsPartB = "/dev/a2", "/dev/a3"
@@ -64,7 +72,8 @@ func TestConfigKeys(t *testing.T) {
 	// No key of the structure is left out above but those that exclude others.
 	v, d := reflect.ValueOf(*want), reflect.ValueOf(*defaultConfig(testPaths))
 	for i := range v.NumField() {
-		if n := v.Type().Field(i).Name; v.Type().Field(i).IsExported() && reflect.DeepEqual(v.Field(i).Interface(), d.Field(i).Interface()) && n != "ArtifactVerifyKeys" {
+		if n := v.Type().Field(i).Name; v.Type().Field(i).IsExported() &&
+			reflect.DeepEqual(v.Field(i).Interface(), d.Field(i).Interface()) && n != "ArtifactVerifyKeys" {
 			t.Errorf("key %s is not tested", n)
 		}
 	}
@@ -94,7 +103,9 @@ func lowerKeys(t *testing.T, to func(string) string) string {
 
 func TestConfigDefaults(t *testing.T) {
 	want := defaultConfig(testPaths)
-	for _, text := range []string{"", "{}", `{"UpdatePollIntervalSeconds":0,"InventoryPollIntervalSeconds":-1,"StateScriptTimeoutSeconds":0,"ModuleTimeoutSeconds":-5,"Unknown":[1],"paths":{"ds":"/evil"},"extraRoots":"/evil"}`} {
+	for _, text := range []string{"", "{}", `{"UpdatePollIntervalSeconds":0,` +
+		`"InventoryPollIntervalSeconds":-1,"StateScriptTimeoutSeconds":0,` +
+		`"ModuleTimeoutSeconds":-5,"Unknown":[1],"paths":{"ds":"/evil"},"extraRoots":"/evil"}`} {
 		if c, said, err := loaded(t, "", text); err != nil || said != "" || !reflect.DeepEqual(c, want) {
 			t.Errorf("%s: got %+v, want %+v; %v %s", text, c, want, err, said)
 		}
@@ -106,11 +117,14 @@ func TestConfigDefaults(t *testing.T) {
 
 // A value of the wrong type leaves its key as it was, with a warning.
 func TestConfigWrongTypes(t *testing.T) {
-	fallback := `{"ServerURL":"https://a","UpdatePollIntervalSeconds":77,"HttpsClient":{"Certificate":"/c","Key":"/k"},"SkipVerify":true,"DeviceTier":"system"}`
+	fallback := `{"ServerURL":"https://a","UpdatePollIntervalSeconds":77,"HttpsClient":{"Certificate":"/c","Key":"/k"},` +
+		`"SkipVerify":true,"DeviceTier":"system"}`
 	want, _, _ := loaded(t, fallback, "")
 	for _, text := range []string{
-		`{"ServerURL":5}`, `{"UpdatePollIntervalSeconds":"x"}`, `{"UpdatePollIntervalSeconds":1.5}`, `{"UpdatePollIntervalSeconds":99999999999999999999}`,
-		`{"HttpsClient":"x"}`, `{"HttpsClient":{"Key":false}}`, `{"SkipVerify":"true"}`, `{"DeviceTier":[]}`, `{"RootfsPartA":{}}`, `{"Connectivity":3}`,
+		`{"ServerURL":5}`, `{"UpdatePollIntervalSeconds":"x"}`, `{"UpdatePollIntervalSeconds":1.5}`,
+		`{"UpdatePollIntervalSeconds":99999999999999999999}`,
+		`{"HttpsClient":"x"}`, `{"HttpsClient":{"Key":false}}`, `{"SkipVerify":"true"}`, `{"DeviceTier":[]}`,
+		`{"RootfsPartA":{}}`, `{"Connectivity":3}`,
 	} {
 		c, said, err := loaded(t, fallback, text)
 		if err != nil || !strings.Contains(said, "ignored: got") || !reflect.DeepEqual(c, want) {
@@ -127,7 +141,8 @@ func TestConfigWrongTypes(t *testing.T) {
 
 // A list of keys that cannot be read must not let unsigned artifacts in.
 func TestConfigWrongVerifyKeys(t *testing.T) {
-	for _, text := range []string{`{"ArtifactVerifyKeys":"/key.pub"}`, `{"artifactverifykeys":[1]}`, `{"ArtifactVerifyKeys":["/key.pub",7]}`, `{"ArtifactVerifyKey":["/key.pub"]}`, `{"ArtifactVerifyKey":1}`} {
+	for _, text := range []string{`{"ArtifactVerifyKeys":"/key.pub"}`, `{"artifactverifykeys":[1]}`,
+		`{"ArtifactVerifyKeys":["/key.pub",7]}`, `{"ArtifactVerifyKey":["/key.pub"]}`, `{"ArtifactVerifyKey":1}`} {
 		c, _, err := loaded(t, "", text)
 		if err != nil {
 			t.Fatal(err)
@@ -144,7 +159,8 @@ func TestConfigBothSet(t *testing.T) {
 		`{"ArtifactVerifyKey":"/a","ArtifactVerifyKeys":["/b"]}`,
 	} {
 		path := writeTemp(t, "mender.conf", []byte(text))
-		if _, err := loadConfig(testPaths, configFile{path, true}, configFile{path: "/nowhere"}, nil); err == nil || !strings.Contains(err.Error(), "both ") || !strings.Contains(err.Error(), path) {
+		if _, err := loadConfig(testPaths, configFile{path, true}, configFile{path: "/nowhere"}, nil); err == nil ||
+			!strings.Contains(err.Error(), "both ") || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: got %v", text, err)
 		}
 		// At a default path it is a warning, and keys stay in force: no artifact gets in unsigned.
@@ -159,11 +175,14 @@ func TestConfigBothSet(t *testing.T) {
 func TestConfigMerge(t *testing.T) {
 	for _, c := range []struct{ fallback, main, want string }{
 		{`{"TenantToken":"f","RootfsPartA":"/dev/a2"}`, `{"TenantToken":"m"}`, `m /dev/a2 [] {  } { } []`},
-		{`{"HttpsClient":{"Certificate":"f","Key":"f"},"Security":{"AuthPrivateKey":"f"}}`, `{"HttpsClient":{"Key":"m"},"Security":{"SSLEngine":"m"}}`, `  [] {f m } {f m} []`},
-		{`{"Servers":[{"ServerURL":"https://f1"},{"ServerURL":"https://f2"}]}`, `{"Servers":[{"ServerURL":"https://m"}]}`, `  [{https://m}] {  } { } []`},
+		{`{"HttpsClient":{"Certificate":"f","Key":"f"},"Security":{"AuthPrivateKey":"f"}}`,
+			`{"HttpsClient":{"Key":"m"},"Security":{"SSLEngine":"m"}}`, `  [] {f m } {f m} []`},
+		{`{"Servers":[{"ServerURL":"https://f1"},{"ServerURL":"https://f2"}]}`, `{"Servers":[{"ServerURL":"https://m"}]}`,
+			`  [{https://m}] {  } { } []`},
 		{`{"Servers":[{"ServerURL":"https://f1"}]}`, `{"Servers":[{}]}`, `  [] {  } { } []`},
 		{`{"Servers":[{"ServerURL":"https://f1"}]}`, `{"ServerURL":"https://m"}`, `  [{https://m}] {  } { } []`},
-		{`{"ServerURL":"https://f"}`, `{"Servers":[{"ServerURL":"https://m/"},{"ServerURL":"https://m"},{"ServerURL":""}]}`, `  [{https://m}] {  } { } []`},
+		{`{"ServerURL":"https://f"}`, `{"Servers":[{"ServerURL":"https://m/"},{"ServerURL":"https://m"},{"ServerURL":""}]}`,
+			`  [{https://m}] {  } { } []`},
 		{`{"ServerURL":"host.example//"}`, `{}`, `  [{https://host.example}] {  } { } []`},
 		{`{"ArtifactVerifyKey":"/f"}`, `{"ArtifactVerifyKeys":["/m1","/m2"]}`, `  [] {  } { } [/m1 /m2]`},
 		{`{"ArtifactVerifyKeys":["/f1","/f2"]}`, `{"ArtifactVerifyKey":"/m"}`, `  [] {  } { } [/m]`},
@@ -176,7 +195,8 @@ func TestConfigMerge(t *testing.T) {
 			t.Errorf("%+v: %v, %q", c, err, said)
 			continue
 		}
-		if text := fmt.Sprintf("%s %s %v %v %v %v", got.TenantToken, got.RootfsPartA, got.Servers, got.HttpsClient, got.Security, got.verifyKeys()); text != c.want {
+		if text := fmt.Sprintf("%s %s %v %v %v %v", got.TenantToken, got.RootfsPartA, got.Servers, got.HttpsClient,
+			got.Security, got.verifyKeys()); text != c.want {
 			t.Errorf("%s over %s: got %q, want %q", c.main, c.fallback, text, c.want)
 		}
 	}
@@ -225,15 +245,18 @@ func TestConfigExplicit(t *testing.T) {
 		})
 	}
 	dir := t.TempDir()
-	if _, err := loadConfig(testPaths, configFile{dir, true}, configFile{path: "/nowhere"}, nil); err == nil || errors.Is(err, fs.ErrNotExist) {
+	if _, err := loadConfig(testPaths, configFile{dir, true}, configFile{path: "/nowhere"}, nil); err == nil ||
+		errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a directory: got %v", err)
 	}
 }
 
 func TestDeviceTypeFile(t *testing.T) {
 	for text, want := range map[string]string{
-		"device_type=board\n": "board", "device_type=board": "board", "device_type=a b=c\r\n": "a b=c", "\n# made by hand\n  device_type= board \n\n": "board",
-		"": "", "board\n": "", "device_type=\n": "", "device_type=a\ndevice_type=b\n": "", "device_type=a\njunk\n": "", "Device_Type=a\n": "", "#device_type=a\n": "",
+		"device_type=board\n": "board", "device_type=board": "board", "device_type=a b=c\r\n": "a b=c",
+		"\n# made by hand\n  device_type= board \n\n": "board",
+		"": "", "board\n": "", "device_type=\n": "", "device_type=a\ndevice_type=b\n": "", "device_type=a\njunk\n": "",
+		"Device_Type=a\n": "", "#device_type=a\n": "",
 	} {
 		c := &config{DeviceTypeFile: writeTemp(t, "device_type", []byte(text))}
 		got, err := c.deviceType()
@@ -267,7 +290,8 @@ func TestDefaultPaths(t *testing.T) {
 
 // FuzzConfig: nothing panics, and what was read means the same when it is written and read.
 func FuzzConfig(f *testing.F) {
-	for _, text := range []string{"", "{}", everyKey, `{"Servers":[{"ServerURL":"a"},{"ServerURL":"a/"}]}`, `{"ServerURL":1,"Servers":null,"HttpsClient":[]}`, `{"DeviceTier":"x"}`, `{"ſervers":[]}`} {
+	for _, text := range []string{"", "{}", everyKey, `{"Servers":[{"ServerURL":"a"},{"ServerURL":"a/"}]}`,
+		`{"ServerURL":1,"Servers":null,"HttpsClient":[]}`, `{"DeviceTier":"x"}`, `{"ſervers":[]}`} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -314,7 +338,8 @@ func TestConfigByteOrderMark(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mender.conf")
 	writeFile(t, path, "\ufeff{\"TenantToken\":\"t\"}")
 	must(t, (&setupFlags{partA: "/dev/a2"}).write(path, c))
-	if text, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(text), "{") || !strings.Contains(string(text), `"TenantToken": "t"`) {
+	if text, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(text), "{") ||
+		!strings.Contains(string(text), `"TenantToken": "t"`) {
 		t.Errorf("setup made %q of it, %v", text, err)
 	}
 }

@@ -27,7 +27,8 @@ import (
 func helpOf(t *testing.T, words ...string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
-	if code := runProgram(context.Background(), append([]string{"mendlet"}, words...), strings.NewReader(""), &out, &errs); code != exitOK || errs.Len() > 0 {
+	if code := runProgram(context.Background(), append([]string{"mendlet"}, words...), strings.NewReader(""), &out,
+		&errs); code != exitOK || errs.Len() > 0 {
 		t.Errorf("%q: exit %d, stderr %q", words, code, errs.String())
 	}
 	return out.String()
@@ -78,7 +79,8 @@ func TestVerbHelp(t *testing.T) {
 		}
 	}
 	for words, want := range map[string][]string{
-		"install": {"Cleanup", "repeatable", "a bar on a terminal, else lines"}, "run": {"(1h)", "accepted again", "-F, --forcebootstrap", "(no limit)"},
+		"install":   {"Cleanup", "repeatable", "a bar on a terminal, else lines"},
+		"run":       {"(1h)", "accepted again", "-F, --forcebootstrap", "(no limit)"},
 		"bootstrap": {"accepted again"}, "setup": {"(1800 if", "(28800 if", "(300 if"}, "pack": {"(gzip)", "(rootfs-image)"},
 	} {
 		if v, err := findVerb(words); err != nil && leftOut(words) != "" {
@@ -109,21 +111,27 @@ func TestVerbHelp(t *testing.T) {
 
 func TestDidYouMean(t *testing.T) {
 	for words, want := range map[string]string{
-		"instal": "hint: did you mean 'mendlet install'?", "comit": "'mendlet commit'", "stauts": "'mendlet status'", "help instal": "'mendlet install'",
+		"instal": "hint: did you mean 'mendlet install'?", "comit": "'mendlet commit'", "stauts": "'mendlet status'",
+		"help instal":   "'mendlet install'",
 		"show_artifact": "'mendlet show-artifact'", "INSTALL": "", "frobnicate": "", "": "", "x": "", "ls": "",
-		"status --jsn": "hint: did you mean --json?", "install --stopbefore": "--stop-before", "--confg x status": "--config", "status --frobnicate": "",
-		"status -x": "", "-" + strings.Repeat("a", 1<<20): "", strings.Repeat("a", 1<<20): "", "status --json=x": "",
+		"status --jsn": "hint: did you mean --json?", "install --stopbefore": "--stop-before", "--confg x status": "--config",
+		"status --frobnicate": "",
+		"status -x":           "", "-" + strings.Repeat("a", 1<<20): "", strings.Repeat("a", 1<<20): "",
+		"status --json=x": "",
 	} {
 		var out, errs bytes.Buffer
-		code := runProgram(context.Background(), append([]string{"mendlet"}, strings.Fields(words)...), strings.NewReader(""), &out, &errs)
-		if code != exitUsage || out.Len() > 0 || !strings.Contains(errs.String(), want) || (want == "") == strings.Contains(errs.String(), "did you mean") {
+		code := runProgram(context.Background(), append([]string{"mendlet"}, strings.Fields(words)...),
+			strings.NewReader(""), &out, &errs)
+		if code != exitUsage || out.Len() > 0 || !strings.Contains(errs.String(), want) ||
+			(want == "") == strings.Contains(errs.String(), "did you mean") {
 			t.Errorf("%.40q: exit %d, stdout %q, stderr %.200q, want %q", words, code, out.String(), errs.String(), want)
 		}
 	}
 	for _, c := range []struct {
 		a, b string
 		want int
-	}{{"", "", 0}, {"a", "", 1}, {"", "ab", 2}, {"commit", "commit", 0}, {"comimt", "commit", 1}, {"kitten", "sitting", 3}, {"ab", "ba", 1}} {
+	}{{"", "", 0}, {"a", "", 1}, {"", "ab", 2}, {"commit", "commit", 0}, {"comimt", "commit", 1}, {"kitten", "sitting", 3},
+		{"ab", "ba", 1}} {
 		if got := slips(c.a, c.b); got != c.want {
 			t.Errorf("%q to %q: got %d slips, want %d", c.a, c.b, got, c.want)
 		}
@@ -267,7 +275,8 @@ func TestGeneralHelp(t *testing.T) {
 		}
 	})
 	o := &options{paths: defaultPaths()}
-	for name, def := range map[string]string{"config": o.mainConfig(), "fallback-config": o.fallbackConfig(), "data": o.paths.ds,
+	for name, def := range map[string]string{"config": o.mainConfig(), "fallback-config": o.fallbackConfig(),
+		"data":      o.paths.ds,
 		"log-level": defaultConfig(o.paths).DaemonLogLevel, "log": "stderr"} {
 		if !regexp.MustCompile(dashed(name) + ` .*\(` + regexp.QuoteMeta(def) + `\)\n`).MatchString(help) {
 			t.Errorf("%s: no default %s", dashed(name), def)
@@ -361,7 +370,8 @@ func TestDocumentedCommands(t *testing.T) {
 // same names.
 func TestExitCodes(t *testing.T) {
 	codes := map[string]string{}
-	for _, m := range regexp.MustCompile(`(?m)^\texit\w+ += (\d+) +// (?:EX_\w+ of sysexits.h(?:: )?)?(.*)$`).FindAllStringSubmatch(readText(t, "errors.go"), -1) {
+	line := regexp.MustCompile(`(?m)^\texit\w+ += (\d+) +// (?:EX_\w+ of sysexits.h(?:: )?)?(.*)$`)
+	for _, m := range line.FindAllStringSubmatch(readText(t, "errors.go"), -1) {
 		codes[m[1]] = cmp.Or(firstPhrase(m[2]), "usage")
 	}
 	if len(codes) != 7 {
@@ -430,7 +440,8 @@ func TestConfigManual(t *testing.T) {
 		t.Fatalf("no table, or %d keys", len(keys))
 	}
 	own := map[string]bool{"FwEnvConfig": true, "FwEnvNamespace": true, "BootEnv": true}
-	units := map[reflect.Kind][]string{reflect.Bool: {"bool"}, reflect.Int: {"s", "tries"}, reflect.String: {"URL", "path", "text"}}
+	units := map[reflect.Kind][]string{reflect.Bool: {"bool"}, reflect.Int: {"s", "tries"},
+		reflect.String: {"URL", "path", "text"}}
 	seen := map[string]bool{}
 	for row := range strings.Lines(table) {
 		col := strings.Split(strings.TrimSuffix(row, "\n"), "\t")
@@ -497,7 +508,8 @@ func TestSession(t *testing.T) {
 			commands = append(commands, strings.Split(strings.TrimSpace(block), "\n")...)
 		}
 	}
-	if len(commands) != 2 || !strings.Contains(first, `src="doc/session.svg"`) || !strings.Contains(first, `src="doc/performance.svg"`) {
+	if len(commands) != 2 || !strings.Contains(first, `src="doc/session.svg"`) ||
+		!strings.Contains(first, `src="doc/performance.svg"`) {
 		t.Errorf("got the commands %q and %s", commands, first)
 	}
 	if len(packVerbs()) == 0 {

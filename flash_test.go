@@ -173,7 +173,8 @@ func TestWriterOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{"write 0+4096 zero", "sync", "write 4096+12288", "write 16384+16384", "write 32768+16384", "sync",
-		"write 49152+16384", "write 65536+16384", "sync", "write 81920+16384", "write 98304+16384", "sync", "write 114688+100", "sync",
+		"write 49152+16384", "write 65536+16384", "sync", "write 81920+16384", "write 98304+16384", "sync",
+		"write 114688+100", "sync",
 		"write 0+4096", "sync"}
 	if !slices.Equal(d.log, want) {
 		t.Errorf("got  %q\nwant %q", d.log, want)
@@ -338,7 +339,8 @@ func TestWriterReadErrors(t *testing.T) {
 		bad     []int64 // the read-back's blocks begin behind the head, as does the second look at a block
 		want    error
 		written int64 // the blocks and, if they are mended, the head
-	}{"mended": {[]int64{2 * 16384}, nil, 16384 + 4096}, "stays": {[]int64{2 * 16384, 4096 + 16384}, syscall.EIO, 2 * 16384}} {
+	}{"mended": {[]int64{2 * 16384}, nil, 16384 + 4096},
+		"stays": {[]int64{2 * 16384, 4096 + 16384}, syscall.EIO, 2 * 16384}} {
 		d := &faultyDisk{memDisk: memDisk{data: bytes.Clone(img)}, fault: func(string) error { return nil }}
 		d.reads = func(off int64) error {
 			if slices.Contains(c.bad, off) {
@@ -478,7 +480,8 @@ func TestWriterFillsDevice(t *testing.T) {
 		if got, _ := os.ReadFile(file); !bytes.Equal(got, img) {
 			t.Errorf("%d bytes: wrong content", size)
 		}
-		if err := newWriter(st, append(img, 0), smallOptions).flash(t.Context(), bytes.NewReader(append(img, 0))); !errors.Is(err, syscall.ENOSPC) {
+		if err := newWriter(st, append(img, 0), smallOptions).flash(t.Context(),
+			bytes.NewReader(append(img, 0))); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("one byte more: got %v, want %v", err, syscall.ENOSPC)
 		}
 	}
@@ -575,12 +578,14 @@ func TestWriterBeyond4GiB(t *testing.T) {
 		t.Errorf("done %d of %d, content equal: %v", last, int64(size), bytes.Equal(d.data, img))
 	}
 	var back bytes.Buffer
-	if err := w.hashSlot(t.Context(), phaseReadBack, &back, 5<<30, size); err != nil || !bytes.Equal(back.Bytes(), img[2<<20:]) {
+	if err := w.hashSlot(t.Context(), phaseReadBack, &back, 5<<30, size); err != nil ||
+		!bytes.Equal(back.Bytes(), img[2<<20:]) {
 		t.Errorf("reading back beyond 4 GiB: %v", err)
 	}
 	r := &rootfs{to: &slot{path: "slot"}, file: &payloadFile{Name: "x", Size: size},
 		m: &machine{open: func(string, openMode) (storage, error) { return &bigDisk{size: 1<<32 + 100}, nil }}}
-	if _, err := r.checkSize(); exitCode(err) != exitRefused || !strings.Contains(err.Error(), "5368721465 bytes, the slot 4294967396") {
+	if _, err := r.checkSize(); exitCode(err) != exitRefused ||
+		!strings.Contains(err.Error(), "5368721465 bytes, the slot 4294967396") {
 		t.Errorf("too small: %v", err)
 	}
 }

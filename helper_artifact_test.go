@@ -116,7 +116,8 @@ func newKit(typ string, files ...tarMember) *kit {
 	return &kit{
 		version: `{"format":"mender","version":3}`,
 		header: []tarMember{
-			{name: "header-info", body: []byte(`{"payloads":[{"type":"` + typ + `"}],"artifact_provides":{"artifact_name":"rel"},"artifact_depends":{"device_type":["dev"]}}`)},
+			{name: "header-info", body: []byte(`{"payloads":[{"type":"` + typ +
+				`"}],"artifact_provides":{"artifact_name":"rel"},"artifact_depends":{"device_type":["dev"]}}`)},
 			{name: "headers/0000/type-info", body: []byte(`{"type":"` + typ + `"}`)},
 			{name: "headers/0000/meta-data"},
 		},
@@ -184,7 +185,8 @@ func madeArtifact(t *testing.T, payloadType, metaData string, files ...artifactF
 	}
 	version := `{"format":"mender","version":3}`
 	header := pack(
-		artifactFile{"header-info", `{"payloads":[{"type":` + string(kind) + `}],"artifact_provides":{"artifact_name":"made-1"},"artifact_depends":{"device_type":["testboard"]}}`},
+		artifactFile{"header-info", `{"payloads":[{"type":` + string(kind) +
+			`}],"artifact_provides":{"artifact_name":"made-1"},"artifact_depends":{"device_type":["testboard"]}}`},
 		artifactFile{"headers/0000/type-info", `{"type":` + string(kind) + `}`},
 		artifactFile{"headers/0000/meta-data", metaData})
 	sums := []string{sumLine("version", version), sumLine("header.tar", header)}

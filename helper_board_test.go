@@ -32,7 +32,8 @@ const boardEnvSize = 0x1000
 func newImageBoard(t testing.TB) *imageBoard {
 	t.Helper()
 	dir := t.TempDir()
-	b := &imageBoard{dir: dir, running: "A", a: filepath.Join(dir, "p2"), b: filepath.Join(dir, "p3"), conf: map[string]any{}}
+	b := &imageBoard{dir: dir, running: "A", a: filepath.Join(dir, "p2"), b: filepath.Join(dir, "p3"),
+		conf: map[string]any{}}
 	for _, d := range []string{"conf", "data", "ds"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -41,7 +42,8 @@ func newImageBoard(t testing.TB) *imageBoard {
 	writeFile(t, filepath.Join(dir, "fallback.conf"), "{}")
 	writeFile(t, filepath.Join(dir, "ds/device_type"), "device_type=testboard\n")
 	env := filepath.Join(dir, "env")
-	writeFile(t, filepath.Join(dir, "fw_env.config"), fmt.Sprintf("%s 0 %x\n%s %d %x\n", env, boardEnvSize, env, boardEnvSize, boardEnvSize))
+	writeFile(t, filepath.Join(dir, "fw_env.config"),
+		fmt.Sprintf("%s 0 %x\n%s %d %x\n", env, boardEnvSize, env, boardEnvSize, boardEnvSize))
 	b.setEnv(t, map[string]string{varBootPart: "2", varBootPartHex: "2"})
 	old := oldImage()
 	for _, p := range []string{b.a, b.b} {
@@ -69,11 +71,13 @@ func (b *imageBoard) setEnv(t testing.TB, vars map[string]string) {
 	for _, k := range slices.Sorted(maps.Keys(all)) {
 		list = append(list, k+"="+all[k])
 	}
-	writeFile(t, filepath.Join(b.dir, "env"), string(envBytes(boardEnvSize, 8, 0, list...))+string(envBytes(boardEnvSize, 7, 0, list...)))
+	writeFile(t, filepath.Join(b.dir, "env"), string(envBytes(boardEnvSize, 8, 0, list...))+
+		string(envBytes(boardEnvSize, 7, 0, list...)))
 }
 
 func (b *imageBoard) config(t testing.TB) string {
-	c := map[string]any{"RootfsPartA": b.a, "RootfsPartB": b.b, "FwEnvConfig": filepath.Join(b.dir, "fw_env.config"), "BootEnv": "native"}
+	c := map[string]any{"RootfsPartA": b.a, "RootfsPartB": b.b, "FwEnvConfig": filepath.Join(b.dir, "fw_env.config"),
+		"BootEnv": "native"}
 	for k, v := range b.conf {
 		c[k] = v
 	}
@@ -92,11 +96,13 @@ func (b *imageBoard) rootfs(t testing.TB, running string, u *update) *rootfs {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &rootfs{c: c, m: &machine{running: running, open: openStorage, sleep: noSleep}, u: u, opt: defaultWriteOptions()}
+	return &rootfs{c: c, m: &machine{running: running, open: openStorage, sleep: noSleep}, u: u,
+		opt: defaultWriteOptions()}
 }
 
 func (b *imageBoard) env(t testing.TB) map[string]string {
-	env, err := openBootEnv(&config{BootEnv: "native", FwEnvConfig: filepath.Join(b.dir, "fw_env.config")}, testHost(openStorage))
+	env, err := openBootEnv(&config{BootEnv: "native", FwEnvConfig: filepath.Join(b.dir, "fw_env.config")},
+		testHost(openStorage))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +115,8 @@ func (b *imageBoard) env(t testing.TB) map[string]string {
 
 // args are those of a command line for this board.
 func (b *imageBoard) args(t testing.TB, words ...string) []string {
-	args := []string{"mendlet", "-c", b.config(t), "-b", filepath.Join(b.dir, "fallback.conf"), "-d", filepath.Join(b.dir, "ds")}
+	args := []string{"mendlet", "-c", b.config(t), "-b", filepath.Join(b.dir, "fallback.conf"), "-d",
+		filepath.Join(b.dir, "ds")}
 	if b.running != "" {
 		args = append(args, "--running", b.running)
 	}
@@ -155,7 +162,8 @@ func (b *imageBoard) fallBack(t testing.TB) {
 func (b *imageBoard) pack(t testing.TB, name string, img []byte, more ...string) string {
 	t.Helper()
 	path := filepath.Join(b.dir, name+".mender")
-	args := append([]string{"-n", name, "-c", "testboard", "-f", writeTemp(t, "rootfs.img", img), "--compression", "none", "-o", path}, more...)
+	args := append([]string{"-n", name, "-c", "testboard", "-f", writeTemp(t, "rootfs.img", img), "--compression", "none",
+		"-o", path}, more...)
 	if err := packCommand(args, io.Discard, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -43,9 +43,11 @@ exit 0
 // chainNames are the names of the tables: D, I, R, C, RB, RR and F are states, with E, L
 // and X for their Enter, Leave and Error scripts.
 var chainNames = func() map[string]string {
-	names := map[string]string{"PPFS": "ProvidePayloadFileSizes", "VR": "ArtifactVerifyReboot", "VRR": "ArtifactVerifyRollbackReboot",
-		"CL": "Cleanup", "SR": "SupportsRollback", "NR": "NeedsArtifactReboot"}
-	for short, state := range map[string]string{"D": "Download", "I": "ArtifactInstall", "R": "ArtifactReboot", "C": "ArtifactCommit",
+	names := map[string]string{"PPFS": "ProvidePayloadFileSizes", "VR": "ArtifactVerifyReboot",
+		"VRR": "ArtifactVerifyRollbackReboot",
+		"CL":  "Cleanup", "SR": "SupportsRollback", "NR": "NeedsArtifactReboot"}
+	for short, state := range map[string]string{"D": "Download", "I": "ArtifactInstall", "R": "ArtifactReboot",
+		"C":  "ArtifactCommit",
 		"RB": "ArtifactRollback", "RR": "ArtifactRollbackReboot", "F": "ArtifactFailure", "Idle": "Idle", "Sync": "Sync"} {
 		names[short] = state
 		for s, action := range map[string]string{"E": "Enter", "L": "Leave", "X": "Error"} {
@@ -122,7 +124,8 @@ type chainDevice struct {
 }
 
 func newChainDevice(t *testing.T, artifact string) *chainDevice {
-	d := &chainDevice{t: t, dir: fastDir(t), artifact: artifact, kills: map[string]int{}, busy: map[string]int{}, stops: map[string]bool{}, answers: map[string][]error{}}
+	d := &chainDevice{t: t, dir: fastDir(t), artifact: artifact, kills: map[string]int{}, busy: map[string]int{},
+		stops: map[string]bool{}, answers: map[string][]error{}}
 	for _, sub := range []string{"etc/scripts", "share/modules/v3", "var"} {
 		if err := os.MkdirAll(filepath.Join(d.dir, sub), 0o755); err != nil {
 			t.Fatal(err)
@@ -415,7 +418,8 @@ func (d *chainDevice) checkStored(stored, result string, looped bool) {
 		d.t.Errorf("provides %v, want %v", rec.Provides, want)
 	}
 	if result == "" {
-		result = map[string]string{"old": "rolled-back", "new": "committed", "INC": "inconsistent", "INC+": "inconsistent"}[stored]
+		result = map[string]string{"old": "rolled-back", "new": "committed", "INC": "inconsistent",
+			"INC+": "inconsistent"}[stored]
 	}
 	if rec.Update != nil {
 		d.t.Errorf("the update is still in the journal: %+v", rec.Update)

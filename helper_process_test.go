@@ -46,7 +46,8 @@ func (b *board) start(args ...string) *process {
 		b.t.Fatal(err)
 	}
 	p := &process{b: b, done: make(chan struct{})}
-	p.Cmd = exec.Command(self, append([]string{"-c", b.dir + "/mender.conf", "-b", b.dir + "/none", "-d", b.dir}, args...)...)
+	p.Cmd = exec.Command(self, append([]string{"-c", b.dir + "/mender.conf", "-b", b.dir + "/none", "-d",
+		b.dir}, args...)...)
 	p.Env = append(os.Environ(), "MENDLET_TEST_PROGRAM=1", "MENDER_DATA_DIR="+b.dir+"/share", "MENDER_CONF_DIR="+b.dir)
 	p.Stdout, p.Stderr = &p.out, &p.out
 	if err := p.Start(); err != nil {

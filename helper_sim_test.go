@@ -313,11 +313,14 @@ func readSimEnv(b []byte) (vars map[string]string, cur int) {
 
 // newSimDevice is a device that runs slot A, which holds image "old".
 func newSimDevice(t testing.TB, dir string, images map[string][]byte) *simDevice {
-	d := &simDevice{t: t, w: &world{files: map[string]*simFile{}}, dir: dir, root: filepath.Join(dir, "root"), booted: "A", images: map[string]string{}}
+	d := &simDevice{t: t, w: &world{files: map[string]*simFile{}}, dir: dir, root: filepath.Join(dir, "root"), booted: "A",
+		images: map[string]string{}}
 	file := func(name string, content []byte) {
-		d.w.files[name] = &simFile{path: name, name: filepath.Base(name), durable: bytes.Clone(content), current: bytes.Clone(content)}
+		d.w.files[name] = &simFile{path: name, name: filepath.Base(name), durable: bytes.Clone(content),
+			current: bytes.Clone(content)}
 	}
-	vars := map[string]string{"mender_boot_part": "2", "mender_boot_part_hex": "2", "upgrade_available": "0", "bootcount": "0",
+	vars := map[string]string{"mender_boot_part": "2", "mender_boot_part_hex": "2", "upgrade_available": "0",
+		"bootcount": "0",
 		"bootlimit": "1", "mender_check_saveenv_canary": "1", "mender_saveenv_canary": "1", "other": "kept"}
 	file(simEnvPath, append(simEnvImage(254, vars), simEnvImage(255, vars)...))
 	for name, img := range images {
@@ -391,7 +394,8 @@ func (d *simDevice) boot() error {
 		part := vars["mender_boot_part"]
 		img := d.slotImage(part)
 		if img == "" {
-			return fmt.Errorf("boots slot %s, which holds no known image (upgrade_available=%s)", part, vars["upgrade_available"])
+			return fmt.Errorf("boots slot %s, which holds no known image (upgrade_available=%s)", part,
+				vars["upgrade_available"])
 		}
 		if vars["other"] != "kept" {
 			return errors.New("a variable that is none of ours is gone")
@@ -411,8 +415,10 @@ func (d *simDevice) start() *app {
 	c := defaultConfig(p)
 	c.FwEnvConfig, c.BootEnv = filepath.Join(d.dir, "fw_env.config"), "native"
 	c.RootfsPartA, c.RootfsPartB = filepath.Join(d.dir, "p2"), filepath.Join(d.dir, "p3")
-	o := &options{log: "stderr", quiet: true, progress: "none", write: writeOptions{block: 4096, head: 4096, syncEvery: 3 * 4096, keepEvery: 2 * 4096}}
-	a := &app{c: c, o: o, out: io.Discard, lg: &logger{level: levelFatal}, m: &machine{open: d.w.open, running: d.booted, root: d.root, sleep: noSleep}}
+	o := &options{log: "stderr", quiet: true, progress: "none",
+		write: writeOptions{block: 4096, head: 4096, syncEvery: 3 * 4096, keepEvery: 2 * 4096}}
+	a := &app{c: c, o: o, out: io.Discard, lg: &logger{level: levelFatal},
+		m: &machine{open: d.w.open, running: d.booted, root: d.root, sleep: noSleep}}
 	a.openJournal = func(string, *logger) (*journalFile, *record, error) {
 		st, err := d.w.open(simJournal, openWrite)
 		if err != nil {
@@ -626,7 +632,8 @@ type simSetup struct {
 }
 
 func newSimSetup(t testing.TB) *simSetup {
-	s := &simSetup{dir: simLayout(t), images: map[string][]byte{"old": simImage(1, 20000), "new": simImage(2, 30001), "next": simImage(3, 25000)},
+	s := &simSetup{dir: simLayout(t), images: map[string][]byte{"old": simImage(1, 20000), "new": simImage(2, 30001),
+		"next": simImage(3, 25000)},
 		artifacts: map[string]string{}}
 	for name, img := range s.images {
 		file := filepath.Join(s.dir, name+".img")
@@ -634,7 +641,8 @@ func newSimSetup(t testing.TB) *simSetup {
 			t.Fatal(err)
 		}
 		s.artifacts[name] = filepath.Join(s.dir, name+".mender")
-		if err := packCommand([]string{"-n", name, "-c", "sim", "-f", file, "--compression", "none", "-o", s.artifacts[name]}, io.Discard, nil); err != nil {
+		if err := packCommand([]string{"-n", name, "-c", "sim", "-f", file, "--compression", "none", "-o", s.artifacts[name]},
+			io.Discard, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -759,7 +767,8 @@ const (
 )
 
 func resumeScale() writeOptions {
-	return writeOptions{block: simBlock, head: simHead, syncEvery: 2 * simBlock, keepEvery: simKeep, readAhead: simReadAhead}
+	return writeOptions{block: simBlock, head: simHead, syncEvery: 2 * simBlock, keepEvery: simKeep,
+		readAhead: simReadAhead}
 }
 
 // countedFile is a source that adds up what is read of it.
@@ -783,7 +792,8 @@ func (c *countedReader) Read(p []byte) (int, error) {
 
 // newResumeSetup has an image of 60 blocks in an artifact of the given compression.
 func newResumeSetup(t testing.TB, compression string) (s *simSetup, flush int64) {
-	s = &simSetup{dir: simLayout(t), images: map[string][]byte{"old": simImage(1, 20000), "new": simImage(2, 60*simBlock+77)}, artifacts: map[string]string{}}
+	s = &simSetup{dir: simLayout(t), images: map[string][]byte{"old": simImage(1, 20000),
+		"new": simImage(2, 60*simBlock+77)}, artifacts: map[string]string{}}
 	s.artifacts["new"] = filepath.Join(s.dir, "new.mender")
 	if compression == "gzip" {
 		flush = simFlush
@@ -796,7 +806,8 @@ func newResumeSetup(t testing.TB, compression string) (s *simSetup, flush int64)
 
 func simArtifact(t testing.TB, name, compression string, image []byte) []byte {
 	k := newKit("rootfs-image", tarMember{name: "root.img", body: image})
-	k.header[0].body = []byte(`{"payloads":[{"type":"rootfs-image"}],"artifact_provides":{"artifact_name":"` + name + `"},"artifact_depends":{"device_type":["sim"]}}`)
+	k.header[0].body = []byte(`{"payloads":[{"type":"rootfs-image"}],"artifact_provides":{"artifact_name":"` + name +
+		`"},"artifact_depends":{"device_type":["sim"]}}`)
 	switch compression {
 	case "gzip":
 		k.data = func(tar []byte) (string, []byte) { return "data/0000.tar.gz", gzipped(t, tar, 6, len(tar), simFlush) }
@@ -854,7 +865,8 @@ func (s *simSetup) halfway(t testing.TB, at int64) (*simDevice, *atomic.Int64) {
 		t.Fatal(err)
 	}
 	d.w.fault = func(op int, f *simFile, sync bool) error {
-		if rec, err := d.peek(); err == nil && rec.Update != nil && rec.Update.Checkpoint != nil && rec.Update.Checkpoint.Offset >= at {
+		if rec, err := d.peek(); err == nil && rec.Update != nil && rec.Update.Checkpoint != nil &&
+			rec.Update.Checkpoint.Offset >= at {
 			panic(powerCut{})
 		}
 		return nil

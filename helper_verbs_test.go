@@ -47,7 +47,8 @@ func newVerbBoard(t *testing.T) *verbBoard {
 func (b *verbBoard) call(ctx context.Context, words ...string) (code int, out, log string) {
 	b.t.Helper()
 	var stdout, stderr bytes.Buffer
-	code = runProgram(ctx, append([]string{"mendlet", "-b", b.dir + "/none"}, words...), strings.NewReader("secret\n"), &stdout, &stderr)
+	code = runProgram(ctx, append([]string{"mendlet", "-b", b.dir + "/none"}, words...), strings.NewReader("secret\n"),
+		&stdout, &stderr)
 	b.t.Logf("%s: exit code %d\n%s%s", strings.Join(words, " "), code, stdout.String(), stderr.String())
 	return code, stdout.String(), stderr.String()
 }
@@ -114,11 +115,13 @@ func newLoopBoard(t *testing.T) *loopBoard {
 		b.slots[num] = filepath.Join(b.dir, "mmcblk0p"+num) // the name says the number
 		must(t, os.Symlink(loop, b.slots[num]))
 	}
-	vars := map[string]string{"mender_boot_part": "2", "mender_boot_part_hex": "2", "upgrade_available": "0", "bootcount": "0"}
+	vars := map[string]string{"mender_boot_part": "2", "mender_boot_part_hex": "2", "upgrade_available": "0",
+		"bootcount": "0"}
 	must(t, os.WriteFile(b.dir+"/env", append(simEnvImage(254, vars), simEnvImage(255, vars)...), 0o600))
 	conf := fmt.Sprintf("%s/env 0x0 %#x\n%s/env %#x %#x\n", b.dir, simEnvSize, b.dir, simEnvSize, simEnvSize)
 	must(t, os.WriteFile(b.dir+"/fw_env.config", []byte(conf), 0o600))
-	must(t, os.WriteFile(b.dir+"/none", fmt.Appendf(nil, `{"FwEnvConfig":%q,"BootEnv":"native"}`, b.dir+"/fw_env.config"), 0o600))
+	must(t, os.WriteFile(b.dir+"/none", fmt.Appendf(nil, `{"FwEnvConfig":%q,"BootEnv":"native"}`,
+		b.dir+"/fw_env.config"), 0o600))
 	must(t, os.Mkdir(b.dir+"/bin", 0o755))
 	writeScript(t, b.dir+"/bin/reboot", "kill -9 $PPID", 0o755)
 	b.fill("2", "release-1")
@@ -185,8 +188,9 @@ func (b *loopBoard) run(exit int, words ...string) string {
 	must(b.t, err)
 	id := filepath.Join(b.dir, "boot_id")
 	must(b.t, os.WriteFile(id, fmt.Appendf(nil, "boot-%d\n", b.boots), 0o600))
-	cmd := exec.Command("unshare", slices.Concat(b.unshare, []string{"-m", "sh", "-ec", `mount --bind "$1" /proc/sys/kernel/random/boot_id; shift; exec "$@"`,
-		"sh", id, self, "-b", b.dir + "/none", "--running", b.booted}, words)...)
+	cmd := exec.Command("unshare", slices.Concat(b.unshare,
+		[]string{"-m", "sh", "-ec", `mount --bind "$1" /proc/sys/kernel/random/boot_id; shift; exec "$@"`,
+			"sh", id, self, "-b", b.dir + "/none", "--running", b.booted}, words)...)
 	cmd.Env = append(os.Environ(), "MENDLET_TEST_PROGRAM=1", "PATH="+b.dir+"/bin:"+os.Getenv("PATH"))
 	out, _ := cmd.CombinedOutput()
 	b.t.Logf("%s: %v\n%s", strings.Join(words, " "), cmd.ProcessState, out)

@@ -32,7 +32,8 @@ would change in the boot environment (`, b.dir)
 	if !strings.HasPrefix(out, want) || errs != "" {
 		t.Errorf("got %q, want %q; stderr %q", out, want, errs)
 	}
-	if want := "  -mender_boot_part=2\n  +mender_boot_part=3\n  -mender_boot_part_hex=2\n  +mender_boot_part_hex=3\n  -upgrade_available=0\n  +upgrade_available=1\ninstall would go ahead\n"; !strings.HasSuffix(out, want) {
+	if want := "  -mender_boot_part=2\n  +mender_boot_part=3\n  -mender_boot_part_hex=2\n  +mender_boot_part_hex=3\n  " +
+		"-upgrade_available=0\n  +upgrade_available=1\ninstall would go ahead\n"; !strings.HasSuffix(out, want) {
 		t.Errorf("got %q, want at the end %q", out, want)
 	}
 	if after := snapshot(t, b.dir); after != before {
@@ -41,7 +42,8 @@ would change in the boot environment (`, b.dir)
 
 	bad := b.pack(t, "release-3", testBlocks(2<<20), "-c", "otherboard", "-d", "color:blue")
 	bad2 := filepath.Join(b.dir, "bad2.mender")
-	if err := packCommand([]string{"-n", "x", "-c", "otherboard", "-f", b.a, "--compression", "none", "-o", bad2}, io.Discard, nil); err != nil {
+	if err := packCommand([]string{"-n", "x", "-c", "otherboard", "-f", b.a, "--compression", "none", "-o", bad2},
+		io.Discard, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -51,7 +53,8 @@ would change in the boot environment (`, b.dir)
 	}{
 		{bad2, nil, []string{"device"}},
 		{bad, nil, []string{"color", "too small: the image has 2097152 bytes, the slot 1048576"}},
-		{bad, map[string]string{varBootPart: "2", varUpgrade: "1", varCanary: "0"}, []string{"color", "never saved", "too small"}},
+		{bad, map[string]string{varBootPart: "2", varUpgrade: "1", varCanary: "0"},
+			[]string{"color", "never saved", "too small"}},
 		{good, map[string]string{varBootPart: "3", varUpgrade: "1"}, []string{"already", "do not agree"}},
 		{good, map[string]string{varBootPart: "9"}, []string{"neither slot"}},
 	} {
@@ -86,7 +89,8 @@ func TestPlanRefusedList(t *testing.T) {
 	b.must(t, exitOK, "install", b.pack(t, "release-2", testBlocks(1000)))
 	out, errs := b.must(t, exitFailed, "plan", b.pack(t, "release-3", testBlocks(1000)))
 	if strings.Count(out, "refused: an update is in progress") != 1 ||
-		!strings.Contains(out, ", in Before_ArtifactCommit_Enter\n  hint: 'mendlet status' says what is next\nrefused: ") || errs != "" {
+		!strings.Contains(out, ", in Before_ArtifactCommit_Enter\n  hint: 'mendlet status' says what is next\nrefused: ") ||
+		errs != "" {
 		t.Errorf("%q, %q: want the refusal once", out, errs)
 	}
 }
@@ -145,7 +149,8 @@ func TestStatusJSON(t *testing.T) {
 	b.reboot(t)
 	b.must(t, exitOK, "commit")
 	out, _ = b.must(t, exitOK, "status")
-	for _, want := range []string{"slots: running B (" + b.b + "), idle A (" + b.a + ")\n", "  artifact_name=release-2\n", "update in progress: none\n", `last update: "release-2" committed`} {
+	for _, want := range []string{"slots: running B (" + b.b + "), idle A (" + b.a + ")\n", "  artifact_name=release-2\n",
+		"update in progress: none\n", `last update: "release-2" committed`} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in %s", want, out)
 		}
@@ -225,17 +230,20 @@ func TestStatusNext(t *testing.T) {
 
 	b.running = ""
 	out, _ := b.must(t, exitOK, "status") // the machine of the tests has neither slot mounted
-	if !strings.Contains(out, "slots: A ("+b.a+"), B ("+b.b+"); not known which one runs\n") || !strings.Contains(out, "\nproblem: ") {
+	if !strings.Contains(out, "slots: A ("+b.a+"), B ("+b.b+"); not known which one runs\n") ||
+		!strings.Contains(out, "\nproblem: ") {
 		t.Errorf("which slot runs is not known: %s", out)
 	}
 	b.running = "none"
-	if out, _ = b.must(t, exitOK, "status"); !strings.Contains(out, "slots: none runs, idle A ("+b.a+"), other B ("+b.b+")\n") {
+	if out, _ = b.must(t, exitOK, "status"); !strings.Contains(out,
+		"slots: none runs, idle A ("+b.a+"), other B ("+b.b+")\n") {
 		t.Errorf("no slot runs: %s", out)
 	}
 	for u, want := range map[*update]string{
-		{Managed: true, Type: rootfsImage, Step: stepReboot}:                     "reboot now, then 'mendlet run'",
-		{Managed: true, Type: rootfsImage, Step: stepDownload}:                   "'mendlet run' goes on with it",
-		{Source: "-", Step: stepDownload}:                                        "'mendlet resume' ends it: what came from standard input cannot be read again",
+		{Managed: true, Type: rootfsImage, Step: stepReboot}:   "reboot now, then 'mendlet run'",
+		{Managed: true, Type: rootfsImage, Step: stepDownload}: "'mendlet run' goes on with it",
+		{Source: "-", Step: stepDownload}: "'mendlet resume' ends it: what came " +
+			"from standard input cannot be read again",
 		{Managed: true, Type: rootfsImage, Step: stepCommitWait, From: 2, To: 3}: "'mendlet run' goes on with it",
 	} {
 		one, two := &slot{letter: "A", num: 2}, &slot{letter: "B", num: 3}
@@ -258,13 +266,15 @@ func TestEnvWithoutConfig(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(tools, name), []byte("#!/bin/sh\necho wrong >&2\nexit 1\n"), 0o755))
 	}
 	for _, c := range []struct{ how, path, want string }{
-		{"native", tools, "no such file"}, {"auto", tools, `"wrong" (there is no `}, {"fw_setenv", tools, `"wrong" (there is no `}, {"auto", "/nowhere", "no boot environment found"},
+		{"native", tools, "no such file"}, {"auto", tools, `"wrong" (there is no `},
+		{"fw_setenv", tools, `"wrong" (there is no `}, {"auto", "/nowhere", "no boot environment found"},
 	} {
 		t.Setenv("PATH", c.path)
 		b.conf["BootEnv"], b.conf["FwEnvConfig"] = c.how, none
 		for _, words := range [][]string{{"env", "print"}, {"env", "print", "-n", "x"}, {"env", "set", "x=1"}} {
 			_, errs := b.must(t, exitRefused, words...)
-			if !strings.Contains(errs, c.want) || !strings.Contains(errs, "hint: write \""+none+"\" with a line DEVICE OFFSET SIZE") || strings.Count(errs, "\n") != 2 {
+			if !strings.Contains(errs, c.want) || !strings.Contains(errs,
+				"hint: write \""+none+"\" with a line DEVICE OFFSET SIZE") || strings.Count(errs, "\n") != 2 {
 				t.Errorf("%s, %q: %s", c.how, words, errs)
 			}
 		}

@@ -44,7 +44,8 @@ func TestJournalSaves(t *testing.T) {
 	}
 	for i := range 5 {
 		rec := named(fmt.Sprint("name ", i))
-		rec.Update = &update{Step: stepInstall, Artifact: "ü\x00\"<", From: 2, To: 3, Checkpoint: &checkpoint{Offset: 1 << 40, Check: 0xfffffffe}}
+		rec.Update = &update{Step: stepInstall, Artifact: "ü\x00\"<", From: 2, To: 3,
+			Checkpoint: &checkpoint{Offset: 1 << 40, Check: 0xfffffffe}}
 		if err := j.save(rec); err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +55,8 @@ func TestJournalSaves(t *testing.T) {
 		}
 	}
 	// A person can read it.
-	if !bytes.Contains(d.data, []byte("mendlet-journal 1 seq=0000000000000005 len=")) || !bytes.Contains(d.data, []byte(`"artifact_name":"name 4"`)) {
+	if !bytes.Contains(d.data, []byte("mendlet-journal 1 seq=0000000000000005 len=")) ||
+		!bytes.Contains(d.data, []byte(`"artifact_name":"name 4"`)) {
 		t.Errorf("got %q", d.data[:200])
 	}
 }
@@ -149,16 +151,19 @@ func TestJournalDamage(t *testing.T) {
 		want    string // artifact name
 		damaged bool
 	}{
-		"whole":              {func(b []byte) []byte { return b }, "two", false},
-		"absent":             {forge(""), "", false},
-		"zeros":              {func(b []byte) []byte { return make([]byte, len(b)) }, "", false},
-		"ones":               {func(b []byte) []byte { return bytes.Repeat([]byte{0xff}, len(b)) }, "", true},
-		"only the first":     {func(b []byte) []byte { return b[:journalCopySize] }, "one", false},
-		"cut in the first":   {func(b []byte) []byte { return b[:100] }, "", true},
-		"first copy lost":    {func(b []byte) []byte { clear(b[:journalCopySize]); return b }, "two", false},
-		"second copy wrong":  {func(b []byte) []byte { b[journalCopySize+200] ^= 1; return b }, "one", false},
-		"both wrong":         {func(b []byte) []byte { b[200] ^= 1; b[journalCopySize+200] ^= 1; return b }, "", true},
-		"copies swapped":     {func(b []byte) []byte { return append(b[journalCopySize:], b[:journalCopySize]...) }, "two", false},
+		"whole":             {func(b []byte) []byte { return b }, "two", false},
+		"absent":            {forge(""), "", false},
+		"zeros":             {func(b []byte) []byte { return make([]byte, len(b)) }, "", false},
+		"ones":              {func(b []byte) []byte { return bytes.Repeat([]byte{0xff}, len(b)) }, "", true},
+		"only the first":    {func(b []byte) []byte { return b[:journalCopySize] }, "one", false},
+		"cut in the first":  {func(b []byte) []byte { return b[:100] }, "", true},
+		"first copy lost":   {func(b []byte) []byte { clear(b[:journalCopySize]); return b }, "two", false},
+		"second copy wrong": {func(b []byte) []byte { b[journalCopySize+200] ^= 1; return b }, "one", false},
+		"both wrong":        {func(b []byte) []byte { b[200] ^= 1; b[journalCopySize+200] ^= 1; return b }, "", true},
+		"copies swapped": {func(b []byte) []byte {
+			return append(b[journalCopySize:],
+				b[:journalCopySize]...)
+		}, "two", false},
 		"text":               {forge("hello\n"), "", true},
 		"no line feed":       {forge(strings.Repeat("x", 70000)), "", true},
 		"no numbers":         {forge("mendlet-journal \n"), "", true},
@@ -168,8 +173,10 @@ func TestJournalDamage(t *testing.T) {
 		"negative format":    {forge(sealed("mendlet-journal -1 seq=0000000000000001 len=00000002", "{}")), "", false},
 		"no JSON":            {forge(sealed("mendlet-journal 1 seq=0000000000000001 len=00000002", "{]")), "", true},
 		"JSON of wrong type": {forge(sealed("mendlet-journal 1 seq=0000000000000001 len=00000002", "[]")), "", true},
-		"from the future":    {forge(sealed("mendlet-journal 9 seq=00000000000000ff len=0000002e", `{"provides":{"artifact_name":"nine"},"new":[1]}`)), "", true},
-		"future":             {forge(sealed("mendlet-journal 9 seq=00000000000000ff len=0000002f", `{"provides":{"artifact_name":"nine"},"new":[1]}`)), "nine", false},
+		"from the future": {forge(sealed("mendlet-journal 9 seq=00000000000000ff len=0000002e",
+			`{"provides":{"artifact_name":"nine"},"new":[1]}`)), "", true},
+		"future": {forge(sealed("mendlet-journal 9 seq=00000000000000ff len=0000002f",
+			`{"provides":{"artifact_name":"nine"},"new":[1]}`)), "nine", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -387,7 +394,8 @@ func TestJournalReadOnly(t *testing.T) {
 	dir := t.TempDir()
 	mount := func(options string) {
 		t.Helper()
-		if err := syscall.Mount(node, dir, "ext4", map[string]uintptr{"rw": 0, "ro": syscall.MS_RDONLY}[options], ""); err != nil {
+		if err := syscall.Mount(node, dir, "ext4", map[string]uintptr{"rw": 0, "ro": syscall.MS_RDONLY}[options],
+			""); err != nil {
 			t.Skip("needs mount: ", err)
 		}
 	}
@@ -448,7 +456,8 @@ func FuzzJournal(f *testing.F) {
 		f.Add(bytes.TrimRight(d.data[:journalCopySize], "\x00"), false)
 	}
 	f.Add([]byte("mendlet-journal 1 seq=ffffffffffffffff len=00000002 crc=00000000\n{}"), true)
-	f.Add([]byte(`{"provides":null,"update":{"step":"x","checkpoint":{"offset":-1}},"time":"0001-01-01T00:00:00Z","net":{}}`), true)
+	f.Add([]byte(`{"provides":null,"update":{"step":"x","checkpoint":{"offset":-1}},`+
+		`"time":"0001-01-01T00:00:00Z","net":{}}`), true)
 	f.Fuzz(func(t *testing.T, text []byte, seal bool) {
 		if seal && len(text) <= journalMax {
 			head := journalHead(7, len(text))
@@ -537,9 +546,12 @@ func TestJournalWear(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rec.Provides = map[string]string{"artifact_name": "release-1", "rootfs-image.version": "release-1", "rootfs-image.checksum": fmt.Sprintf("%064x", 1)}
-	rec.Update = &update{Step: stepDownload, Managed: true, ID: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0", Artifact: "release-2", Sum: fmt.Sprintf("%064x", 2),
-		Type: "rootfs-image", Provides: rec.Provides, Clears: []string{"artifact_group", "rootfs_image_checksum", "rootfs-image.*"}, From: 2, To: 3, Tries: 1,
+	rec.Provides = map[string]string{"artifact_name": "release-1", "rootfs-image.version": "release-1",
+		"rootfs-image.checksum": fmt.Sprintf("%064x", 1)}
+	rec.Update = &update{Step: stepDownload, Managed: true, ID: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0",
+		Artifact: "release-2", Sum: fmt.Sprintf("%064x", 2),
+		Type: "rootfs-image", Provides: rec.Provides, Clears: []string{"artifact_group", "rootfs_image_checksum",
+			"rootfs-image.*"}, From: 2, To: 3, Tries: 1,
 		Request: []byte(`{"device_provides":{"artifact_name":"release-1","device_type":"beaglebone"}}`)}
 	const size = 1 << 30
 	opt := defaultWriteOptions()
@@ -551,7 +563,8 @@ func TestJournalWear(t *testing.T) {
 		return restartPoint{Kind: "gzip", File: off / 3, Out: off}, true
 	}
 	s.checkpoint = func(c checkpoint) error {
-		c.Slot, c.Source = "/dev/mmcblk0p3", sourceID{Name: "https://s3.example.com/mender-artifact-storage/0f1e2d3c-4b5a", Size: size / 3, Tag: `"0123456789abcdef0123456789abcdef-42"`}
+		c.Slot, c.Source = "/dev/mmcblk0p3", sourceID{Name: "https://s3.example.com/mender-artifact-storage/0f1e2d3c-4b5a",
+			Size: size / 3, Tag: `"0123456789abcdef0123456789abcdef-42"`}
 		rec.Update.Checkpoint = &c
 		return j.save(rec)
 	}
@@ -577,11 +590,14 @@ func TestJournalOutcome(t *testing.T) {
 	}{
 		{"running", ``, update{}, ``},
 		{"failed before anything was installed", `"failed":true`, update{Outcome: outcomeFailed}, ``},
-		{"nothing is known to be as it was", `"failed":true,"rollback_failed":true`, update{Outcome: outcomeInconsistent}, ``},
+		{"nothing is known to be as it was", `"failed":true,"rollback_failed":true`,
+			update{Outcome: outcomeInconsistent}, ``},
 		{"on the way back", `"failed":true,"rolled_back":true`, update{Outcome: outcomeRolledBack}, ``},
-		{"the way back failed", `"failed":true,"rollback_failed":true,"rolled_back":true`, update{Outcome: outcomeInconsistent},
+		{"the way back failed", `"failed":true,"rollback_failed":true,"rolled_back":true`,
+			update{Outcome: outcomeInconsistent},
 			`"failed":true,"rollback_failed":true`},
-		{"a person asked for it", `"failed":true,"rolled_back":true,"asked":true`, update{Outcome: outcomeRolledBack, Known: true},
+		{"a person asked for it", `"failed":true,"rolled_back":true,"asked":true`,
+			update{Outcome: outcomeRolledBack, Known: true},
 			`"failed":true,"rolled_back":true,"told":true`},
 		{"told", `"failed":true,"told":true`, update{Outcome: outcomeFailed, Known: true}, ``},
 		{"after the commit", `"post_commit":true`, update{Cause: "a state script of ArtifactCommit_Leave failed"}, ``},

@@ -46,17 +46,24 @@ func TestNoArtifact(t *testing.T) {
 	}{
 		{"README.md", readme, "looks like text", "mender-artifact"},
 		{"empty", nil, "it is empty (0 bytes)", "checksum"},
-		{"web page", []byte("\xef\xbb\xbf\n <!DOCTYPE html>\n<html><head><title>404</title></head></html>"), "looks like an HTML page", "portal"},
+		{"web page", []byte("\xef\xbb\xbf\n <!DOCTYPE html>\n<html><head><title>404</title></head></html>"),
+			"looks like an HTML page", "portal"},
 		{"web page without a type", []byte("<HTML><body>no"), "looks like an HTML page", "portal"},
-		{"error of a store", []byte(`<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>`), "looks like an XML document", "portal"},
+		{"error of a store", []byte(`<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>`),
+			"looks like an XML document", "portal"},
 		{"error of a server", []byte(`{"error":"no"}`), "looks like JSON", "portal"},
-		{"Git LFS pointer", []byte("version https://git-lfs.github.com/spec/v1\noid sha256:2d6c\nsize 10\n"), "looks like a Git LFS pointer", "git lfs pull"},
+		{"Git LFS pointer", []byte("version https://git-lfs.github.com/spec/v1\noid sha256:2d6c\nsize 10\n"),
+			"looks like a Git LFS pointer", "git lfs pull"},
 		{"zip", []byte("PK\x03\x04\x14\x00\x00\x00\x08\x00rest"), "looks like a zip archive", "unpack it"},
-		{"gzip of an artifact", gzipped(t, art, 6, 1<<30, 0), "looks like one, but the whole file is compressed with gzip", "unpack it once"},
-		{"gzip of an image", gzipped(t, ext4, 6, 1<<30, 0), "looks like gzip data; unpacked it looks like an ext4 image", "unpack it"},
-		{"gzip of nothing", at(20, 0, "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\x03\x00"), "looks like gzip data", "unpack it"},
+		{"gzip of an artifact", gzipped(t, art, 6, 1<<30, 0), "looks like one, but the whole file is compressed with gzip",
+			"unpack it once"},
+		{"gzip of an image", gzipped(t, ext4, 6, 1<<30, 0),
+			"looks like gzip data; unpacked it looks like an ext4 image", "unpack it"},
+		{"gzip of nothing", at(20, 0, "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\x03\x00"),
+			"looks like gzip data", "unpack it"},
 		{"gzip, damaged", []byte("\x1f\x8b\x08 and so on"), "looks like gzip data", "unpack it"},
-		{"xz of text", xzipped(t, []byte("some text\n"), xz.WriterConfig{}), "looks like xz data; unpacked it looks like text", "unpack it"},
+		{"xz of text", xzipped(t, []byte("some text\n"), xz.WriterConfig{}),
+			"looks like xz data; unpacked it looks like text", "unpack it"},
 		{"bzip2", []byte("BZh91AY&SY"), "looks like bzip2 data", "unpack it"},
 		{"ext4", ext4, "looks like an ext4 image", "mendlet pack"},
 		{"squashfs", at(8192, 0, "hsqs"), "looks like a squashfs image", "mendlet pack"},
@@ -65,9 +72,12 @@ func TestNoArtifact(t *testing.T) {
 		{"disk, old", at(4096, 510, "\x55\xaa"), "looks like an image of a whole disk (MBR)", "root file system"},
 		{"xdelta", []byte("\xd6\xc3\xc4\x00rest"), "looks like a delta", "whole artifact"},
 		{"bsdiff", []byte("BSDIFF40rest"), "looks like a delta of bsdiff", "whole artifact"},
-		{"swu", at(4096, 0, "070702"+strings.Repeat("0", 104)+"sw-description\x00"), "looks like an update of SWUpdate", "another updater"},
-		{"tar", tarNamed(t, "etc/\x1bpasswd", "b"), `looks like a tar archive whose first member is "etc/\x1bpasswd", want "version"`, "packed again"},
-		{"artifact packed anew", tarNamed(t, "./version", "./manifest"), `looks like a tar archive whose first member is "./version"`, "packed again"},
+		{"swu", at(4096, 0, "070702"+strings.Repeat("0", 104)+"sw-description\x00"), "looks like an update of SWUpdate",
+			"another updater"},
+		{"tar", tarNamed(t, "etc/\x1bpasswd", "b"),
+			`looks like a tar archive whose first member is "etc/\x1bpasswd", want "version"`, "packed again"},
+		{"artifact packed anew", tarNamed(t, "./version", "./manifest"),
+			`looks like a tar archive whose first member is "./version"`, "packed again"},
 		{"zeros", make([]byte, 100000), "its first 67072 bytes are all 0x00", "checksum"},
 		{"erased flash", bytes.Repeat([]byte{0xff}, 100), "its first 100 bytes are all 0xff", "checksum"},
 		{"random", random, "starts with ", "checksum"},
@@ -79,7 +89,8 @@ func TestNoArtifact(t *testing.T) {
 			path := filepath.Join(board.dir, "given")
 			must(t, os.WriteFile(path, c.text, 0o600))
 			out, errs := board.must(t, exitRefused, "install", path)
-			if !strings.Contains(errs, "error: \""+path+"\": not a Mender artifact: "+c.what) || strings.Count(errs, "hint: ") != 1 || !strings.Contains(errs, c.hint) {
+			if !strings.Contains(errs, "error: \""+path+"\": not a Mender artifact: "+c.what) ||
+				strings.Count(errs, "hint: ") != 1 || !strings.Contains(errs, c.hint) {
 				t.Errorf("got %s, want %q and the hint %q", errs, c.what, c.hint)
 			}
 			if len(errs) > 500 || out != "Streaming failed.\nSystem not modified.\n" {

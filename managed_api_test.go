@@ -132,12 +132,14 @@ func TestNextDeployment(t *testing.T) {
 			run := s.deploy("d-1", "r2", []string{"qemu"}, []byte("artifact"))
 			d, err = a.nextDeployment(t.Context(), provides("r 1&"))
 			must(t, err)
-			want := &deployment{ID: "d-1", ArtifactName: "r2", DeviceTypes: []string{"qemu"}, URI: s.link("r2"), Expire: "2040-01-01T00:00:00Z"}
+			want := &deployment{ID: "d-1", ArtifactName: "r2", DeviceTypes: []string{"qemu"}, URI: s.link("r2"),
+				Expire: "2040-01-01T00:00:00Z"}
 			if !reflect.DeepEqual(d, want) {
 				t.Fatalf("got %+v, want %+v", d, want)
 			}
 			got := run.devices[s.deviceByID(testID)].provides
-			if got["artifact_name"] != "r 1&" || got["device_type"] != "qemu" || (v.noPost == (got["rootfs-image.version"] == "<1>")) {
+			if got["artifact_name"] != "r 1&" || got["device_type"] != "qemu" ||
+				(v.noPost == (got["rootfs-image.version"] == "<1>")) {
 				t.Fatalf("the server got %v", got)
 			}
 			_, err = a.nextDeployment(t.Context(), provides("r 1&"))
@@ -176,7 +178,8 @@ func TestParseDeploymentRefuses(t *testing.T) {
 	if _, err := parseDeployment(fmt.Appendf(nil, form, "f0a1-B_2", good)); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range [][2]string{{"", good}, {"../x", good}, {"a/b", good}, {"-$(x) ", good}, {strings.Repeat("a", 65), good},
+	for _, c := range [][2]string{{"", good}, {"../x", good}, {"a/b", good}, {"-$(x) ", good},
+		{strings.Repeat("a", 65), good},
 		{"a", ""}, {"a", "file:///etc/passwd"}, {"a", "/x"}, {"a", "https://"}, {"a.b\x00", good}} {
 		if d, err := parseDeployment(fmt.Appendf(nil, form, c[0], c[1])); err == nil {
 			t.Errorf("%q: got %+v, want an error", c, d)
@@ -196,7 +199,8 @@ func TestStatusLogInventory(t *testing.T) {
 	must(t, err)
 	must(t, a.status(t.Context(), "d-1", "downloading", ""))
 	must(t, a.status(t.Context(), "d-1", "installing", `a "sub"`))
-	must(t, a.sendLog(t.Context(), "d-1", []byte(`{"messages":[{"timestamp":"2024-01-02T03:04:05Z","level":"info","message":"x"}]}`)))
+	must(t, a.sendLog(t.Context(), "d-1", []byte(`{"messages":[`+
+		`{"timestamp":"2024-01-02T03:04:05Z","level":"info","message":"x"}]}`)))
 	must(t, a.sendInventory(t.Context(), []byte(`[{"name":"a","value":["1","2"]}]`)))
 	// Field case 18: aborted by an operator midway.
 	s.abort(run)
@@ -207,10 +211,12 @@ func TestStatusLogInventory(t *testing.T) {
 		t.Fatalf("got %v, want status 404", err)
 	}
 	history, final, logs := s.history(run)
-	if want := []string{"downloading", `installing:a "sub"`, "rebooting"}; !slices.Equal(history, want) || final != "aborted" || len(logs) != 1 {
+	if want := []string{"downloading", `installing:a "sub"`, "rebooting"}; !slices.Equal(history, want) ||
+		final != "aborted" || len(logs) != 1 {
 		t.Fatalf("got %q, %q, %v", history, final, logs)
 	}
-	if got := s.deviceByID(testID).inventory["a"]; !reflect.DeepEqual(got, []any{"1", "2"}) || s.count("PATCH inventory") != 1 {
+	if got := s.deviceByID(testID).inventory["a"]; !reflect.DeepEqual(got, []any{"1", "2"}) ||
+		s.count("PATCH inventory") != 1 {
 		t.Fatalf("got inventory %v", got)
 	}
 	err = a.sendLog(t.Context(), "d-1", make([]byte, 1<<20+1))
@@ -253,7 +259,8 @@ func TestRetryAfter(t *testing.T) {
 		value, date string
 		want        time.Duration
 	}{
-		{"", "", 0}, {"120", "", 2 * time.Minute}, {" 7 ", "", 7 * time.Second}, {"-1", "", 0}, {"soon", "", 0}, {"1.5", "", 0},
+		{"", "", 0}, {"120", "", 2 * time.Minute}, {" 7 ", "", 7 * time.Second}, {"-1", "", 0},
+		{"soon", "", 0}, {"1.5", "", 0},
 		{"99999999", "", maxRetryAfter}, {"99999999999999999999999", "", maxRetryAfter},
 		{"Mon, 02 Jan 2006 15:05:35 GMT", date, 90 * time.Second},
 		{"Mon, 02 Jan 2006 15:00:00 GMT", date, 0},

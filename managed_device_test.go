@@ -53,7 +53,8 @@ func TestDeviceKeyKinds(t *testing.T) {
 		{"ed8", "", "ed25519.PrivateKey", ""}, {"ed8", "unneeded", "ed25519.PrivateKey", ""},
 		{"rsa-aes", "geheim", "*rsa.PrivateKey", ""}, {"ec-des3", "geheim", "*ecdsa.PrivateKey", ""},
 		{"rsa-aes", "", "", "--passphrase-file"}, {"rsa-aes", "wrong", "", "rsa-aes"}, {"rsa-pbes2", "geheim", "", "PBES2"},
-		{"x25519", "", "", "want RSA, ECDSA or Ed25519"}, {"public", "", "", "no PEM private key"}, {"empty", "", "", "no PEM private key"},
+		{"x25519", "", "", "want RSA, ECDSA or Ed25519"}, {"public", "", "", "no PEM private key"},
+		{"empty", "", "", "no PEM private key"},
 	} {
 		key, err := loadDeviceKey(file(c.name), []byte(c.pass), nil)
 		if c.wrong != "" {
@@ -225,7 +226,8 @@ func TestIdentityScriptTimeout(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "script")
 	writeScript(t, path, "echo a=1; sleep 1000 & sleep 1000", 0o755)
-	if _, err := runScript(t.Context(), path, 100*time.Millisecond, nil); err == nil || !strings.Contains(err.Error(), "not done after 100ms") {
+	if _, err := runScript(t.Context(), path, 100*time.Millisecond, nil); err == nil ||
+		!strings.Contains(err.Error(), "not done after 100ms") {
 		t.Fatalf("got %v", err)
 	}
 	// What it leaves behind with its output open does not hold us.
@@ -281,7 +283,8 @@ func TestInventory(t *testing.T) {
 	must(t, err)
 	body, err := inventoryBody(data)
 	must(t, err)
-	want := `[{"name":"device_type","value":"qemu"},{"name":"k","value":"1"},{"name":"mender_client_version","value":"script"},` +
+	want := `[{"name":"device_type","value":"qemu"},{"name":"k","value":"1"},` +
+		`{"name":"mender_client_version","value":"script"},` +
 		`{"name":"x","value":["a","b"]},{"name":"y","value":"\u003c\u0026\u003e"}]`
 	if string(body) != want {
 		t.Fatalf("got  %s\nwant %s", body, want)
@@ -366,7 +369,8 @@ func TestDebianIdentityAndInventory(t *testing.T) {
 		t.Fatal(err)
 	}
 	host, _ := os.Hostname()
-	if len(data["kernel"]) != 1 || len(data["os"]) != 1 || len(data["network_interfaces"]) == 0 || !slices.Equal(data["hostname"], []string{host}) {
+	if len(data["kernel"]) != 1 || len(data["os"]) != 1 || len(data["network_interfaces"]) == 0 ||
+		!slices.Equal(data["hostname"], []string{host}) {
 		t.Errorf("got %v", data)
 	}
 	if body, err := inventoryBody(data); err != nil || !json.Valid(body) {
@@ -518,9 +522,11 @@ func TestDeployLogCorrupt(t *testing.T) {
 	path := filepath.Join(dir, "deployments.0000.id.log")
 	good := `{"timestamp":"2024-01-02T03:04:05Z","level":"info","message":"good"}`
 	bad := []string{"garbage", `{"timestamp":"yesterday","level":"info","message":"m"}`, `{"level":"info","message":"m"}`,
-		`{"timestamp":"2024-01-02T03:04:05Z","message":"m"}`, `{"timestamp":"2024-01-02T03:04:05Z","level":"info","message":""}`,
+		`{"timestamp":"2024-01-02T03:04:05Z","message":"m"}`,
+		`{"timestamp":"2024-01-02T03:04:05Z","level":"info","message":""}`,
 		`[]`, "\x00\x00\x00", `{"timestamp":"2024-01-02T03:04:05Z","level":"in`}
-	if err := os.WriteFile(path, []byte(strings.Join(append(slices.Clone(bad[:7]), good, bad[7]), "\n")), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(strings.Join(append(slices.Clone(bad[:7]), good, bad[7]), "\n")),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	l, err := openDeployLog(dir, "id")

@@ -50,11 +50,16 @@ func TestManagedUpdateThatDoesNotBoot(t *testing.T) {
 // each file system once, and no other.
 func TestReadOnly(t *testing.T) {
 	all := []mount{
-		{dev: "0:2", point: "/", fstype: "rootfs", source: "rootfs"}, {dev: "179:2", point: "/", fstype: "ext4", source: "/dev/root"},
-		{dev: "0:5", point: "/dev", fstype: "devtmpfs", source: "/dev"}, {dev: "0:6", point: "/proc", fstype: "proc", source: "proc"},
-		{dev: "0:30", point: "/var", fstype: "ubifs", source: "ubi0:data"}, {dev: "179:4", point: "/data", fstype: "ext4", source: "/dev/mmcblk0p4"},
-		{dev: "179:4", point: "/etc/mender", fstype: "ext4", source: "/dev/mmcblk0p4"}, {dev: "0:31", point: "/b", fstype: "btrfs", source: "/dev/sda"},
-		{dev: "179:5", point: "/usr", fstype: "squashfs", source: "/dev/mmcblk0p5", options: []string{"ro", "errors=continue"}},
+		{dev: "0:2", point: "/", fstype: "rootfs", source: "rootfs"},
+		{dev: "179:2", point: "/", fstype: "ext4", source: "/dev/root"},
+		{dev: "0:5", point: "/dev", fstype: "devtmpfs", source: "/dev"},
+		{dev: "0:6", point: "/proc", fstype: "proc", source: "proc"},
+		{dev: "0:30", point: "/var", fstype: "ubifs", source: "ubi0:data"},
+		{dev: "179:4", point: "/data", fstype: "ext4", source: "/dev/mmcblk0p4"},
+		{dev: "179:4", point: "/etc/mender", fstype: "ext4", source: "/dev/mmcblk0p4"},
+		{dev: "0:31", point: "/b", fstype: "btrfs", source: "/dev/sda"},
+		{dev: "179:5", point: "/usr", fstype: "squashfs", source: "/dev/mmcblk0p5",
+			options: []string{"ro", "errors=continue"}},
 		{dev: "0:32", point: "/tmp", fstype: "tmpfs", source: "tmpfs"},
 	}
 	var got []string
@@ -64,7 +69,8 @@ func TestReadOnly(t *testing.T) {
 		}
 		return nil
 	})
-	if want := []string{"/b", "/etc/mender", "/var", "/"}; !slices.Equal(got, want) || !slices.Equal(failed, []string{"/"}) {
+	if want := []string{"/b", "/etc/mender", "/var", "/"}; !slices.Equal(got, want) ||
+		!slices.Equal(failed, []string{"/"}) {
 		t.Errorf("got %q, failed %q, want %q", got, failed, want)
 	}
 }

@@ -25,7 +25,8 @@ func TestManagedVerbs(t *testing.T) {
 	b := newVerbBoard(t)
 	b.want(exitFailed, "hint: set ServerURL", "run")
 	b.want(exitFailed, "no server is configured", "check-update")
-	if _, _, log := b.call(t.Context(), "daemon"); strings.Count(log, "no server is configured") != 1 || strings.Count(log, "hint: ") != 1 {
+	if _, _, log := b.call(t.Context(), "daemon"); strings.Count(log, "no server is configured") != 1 ||
+		strings.Count(log, "hint: ") != 1 {
 		t.Errorf("a daemon without a server says %q, want it once", log)
 	}
 	b.setup("--update-poll", "900")
@@ -41,7 +42,8 @@ func TestManagedVerbs(t *testing.T) {
 	b.want(0, "the device is accepted", "bootstrap")
 	b.wait()
 	b.want(0, "nothing is deployed", "run")
-	if inv := b.server.deviceByID(boardID).inventory; inv["device_type"] != "qemu" || inv["mendlet_version"] == nil || inv["artifact_name"] != "unknown" {
+	if inv := b.server.deviceByID(boardID).inventory; inv["device_type"] != "qemu" || inv["mendlet_version"] == nil ||
+		inv["artifact_name"] != "unknown" {
 		t.Errorf("got inventory %v", inv)
 	}
 	if out := b.want(0, "", "check-update"); out != "no update\n" {
@@ -64,12 +66,14 @@ func TestManagedVerbs(t *testing.T) {
 		t.Errorf("check-update changed the journal (%v)", err)
 	}
 	b.want(0, "success", "run")
-	if got, final, _ := b.server.history(good); final != "success" || strings.Join(got, " ") != "downloading installing installing success" {
+	if got, final, _ := b.server.history(good); final != "success" ||
+		strings.Join(got, " ") != "downloading installing installing success" {
 		t.Errorf("got %q, %s", got, final)
 	}
 	bad := b.server.deploy("d-2", "release-3", []string{"qemu"}, b.artifact("release-3", "broken"))
 	b.want(exitFailed, "rolled-back", "run")
-	if got, final, logs := b.server.history(bad); final != "failure" || !strings.Contains(fmt.Sprint(logs), "ArtifactInstall") {
+	if got, final, logs := b.server.history(bad); final != "failure" ||
+		!strings.Contains(fmt.Sprint(logs), "ArtifactInstall") {
 		t.Errorf("got %q, %s and log %v", got, final, logs)
 	}
 
@@ -115,7 +119,8 @@ func TestPassphraseFile(t *testing.T) {
 	b := newVerbBoard(t)
 	b.setup()
 	b.server.autoAccept = true
-	openssl(t, "genrsa", "-aes256", "-traditional", "-passout", "pass:secret", "-out", b.dir+"/var/mender-agent.pem", "2048")
+	openssl(t, "genrsa", "-aes256", "-traditional", "-passout", "pass:secret", "-out",
+		b.dir+"/var/mender-agent.pem", "2048")
 	must(t, os.WriteFile(b.dir+"/pass", []byte("secret\n"), 0o600))
 	b.want(exitFailed, "--passphrase-file", "run")
 	b.want(0, "nothing is deployed", "run", "--passphrase-file", b.dir+"/pass")
@@ -126,16 +131,19 @@ func TestPassphraseFile(t *testing.T) {
 func TestSetup(t *testing.T) {
 	b := newVerbBoard(t)
 	conf := b.dir + "/etc/mender.conf"
-	must(t, os.WriteFile(conf, []byte(`{"Servers":[{"ServerURL":"https://old"}],"ArtifactVerifyKey":"/k","Connectivity":{"DisableKeepAlive":true}}`), 0o644))
+	must(t, os.WriteFile(conf, []byte(`{"Servers":[{"ServerURL":"https://old"}],`+
+		`"ArtifactVerifyKey":"/k","Connectivity":{"DisableKeepAlive":true}}`), 0o644))
 	b.setup("--tenant-token", "t", "--rootfs-part-a", "/dev/p2", "--rootfs-part-b", "/dev/p3", "--server-cert", "/ca",
 		"--update-poll", "5", "--inventory-poll", "6", "--retry-poll", "7")
 	text, err := os.ReadFile(conf)
 	must(t, err)
 	var got map[string]any
 	must(t, json.Unmarshal(text, &got))
-	want := map[string]any{"ServerURL": b.server.URL, "TenantToken": "t", "RootfsPartA": "/dev/p2", "RootfsPartB": "/dev/p3",
-		"ServerCertificate": "/ca", "UpdatePollIntervalSeconds": 5.0, "InventoryPollIntervalSeconds": 6.0, "RetryPollIntervalSeconds": 7.0,
-		"ArtifactVerifyKey": "/k", "Connectivity": map[string]any{"DisableKeepAlive": true}}
+	want := map[string]any{"ServerURL": b.server.URL, "TenantToken": "t", "RootfsPartA": "/dev/p2",
+		"RootfsPartB":       "/dev/p3",
+		"ServerCertificate": "/ca", "UpdatePollIntervalSeconds": 5.0, "InventoryPollIntervalSeconds": 6.0,
+		"RetryPollIntervalSeconds": 7.0,
+		"ArtifactVerifyKey":        "/k", "Connectivity": map[string]any{"DisableKeepAlive": true}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

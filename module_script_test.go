@@ -134,14 +134,16 @@ func TestScriptTimeout(t *testing.T) {
 	s, _ := scriptRun(t)
 	s.timeout = 50 * time.Millisecond
 	putScript(t, s.rootfsDir, "Download_Enter_01", "#!/bin/sh\nexec sleep 1000\n", 0o755)
-	if err := s.runState(t.Context(), "Download", "Enter"); err == nil || !strings.Contains(err.Error(), "not done after") {
+	if err := s.runState(t.Context(), "Download", "Enter"); err == nil ||
+		!strings.Contains(err.Error(), "not done after") {
 		t.Errorf("got %v, want a time-out", err)
 	}
 }
 
 func TestScriptVersions(t *testing.T) {
 	t.Parallel()
-	for text, good := range map[string]bool{"2": true, "3": true, "3\n": true, "": false, "4": false, "33": false, "1": false} {
+	for text, good := range map[string]bool{"2": true, "3": true, "3\n": true, "": false, "4": false,
+		"33": false, "1": false} {
 		s, traced := scriptRun(t)
 		putScript(t, s.rootfsDir, "version", text, 0o644)
 		putScript(t, s.rootfsDir, "Sync_Enter_01", traceScript, 0o755)
@@ -209,8 +211,10 @@ func TestStateDirsAreLinks(t *testing.T) {
 // MEN-9057; field cases 3 and 4.
 func TestScriptNames(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"", ".", "..", "version", "../x", "/x", "ArtifactInstall_Enter_05_../../x", "ArtifactInstall_Enter_05_a/b",
-		"ArtifactInstall_Enter_5", "Idle_Enter_05", "Download_Enter_05", "Sync_Leave_05", "ArtifactInstall_Enter_05_a b", "ArtifactInstall_Enter_05_",
+	for _, name := range []string{"", ".", "..", "version", "../x", "/x", "ArtifactInstall_Enter_05_../../x",
+		"ArtifactInstall_Enter_05_a/b",
+		"ArtifactInstall_Enter_5", "Idle_Enter_05", "Download_Enter_05", "Sync_Leave_05", "ArtifactInstall_Enter_05_a b",
+		"ArtifactInstall_Enter_05_",
 		"ArtifactInstall_Enter_05\n", "ArtifactInstall_Enter_05_a\x00", "ArtifactCleanup_Enter_05", "ArtifactInstall_Done_05",
 		"ArtifactInstall_Enter_05_" + strings.Repeat("x", 300)} {
 		s, _ := scriptRun(t)
@@ -218,7 +222,8 @@ func TestScriptNames(t *testing.T) {
 			t.Errorf("%q: got %v, want a refusal", name, err)
 		}
 	}
-	for _, name := range []string{"ArtifactInstall_Enter_05", "ArtifactRollbackReboot_Error_99_x-y.sh", "ArtifactCommit_Leave_00_$(x)"} {
+	for _, name := range []string{"ArtifactInstall_Enter_05", "ArtifactRollbackReboot_Error_99_x-y.sh",
+		"ArtifactCommit_Leave_00_$(x)"} {
 		s, _ := scriptRun(t)
 		if err := s.install([]scriptFile{{Name: name}}); err != nil {
 			t.Error(err)
@@ -266,12 +271,14 @@ func TestStartable(t *testing.T) {
 			continue // these start, and end by themselves
 		}
 		putScript(t, dir, strconv.Itoa(i), c.text, 0o755)
-		err = runChild(t.Context(), child{what: "it", path: filepath.Join(dir, strconv.Itoa(i)), dir: "/", timeout: time.Minute})
+		err = runChild(t.Context(), child{what: "it", path: filepath.Join(dir, strconv.Itoa(i)), dir: "/",
+			timeout: time.Minute})
 		if err == nil || !strings.Contains(err.Error(), "it: ") || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%q, when it is run: got %v, want %q", c.text, err, c.says)
 		}
 	}
-	for _, text := range []string{"#!/bin/sh", "#!/bin/sh\n", "#! /bin/sh -e\nx\r\n", "#!\t/bin/sh\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S sh -e\n",
+	for _, text := range []string{"#!/bin/sh", "#!/bin/sh\n", "#! /bin/sh -e\nx\r\n", "#!\t/bin/sh\n",
+		"#!/usr/bin/env sh\n", "#!/usr/bin/env -S sh -e\n",
 		"\x7fELF\x02", "#!/bin/sh\n" + strings.Repeat("\r\n", 1000)} {
 		if err := startable([]byte(text)); err != nil {
 			t.Errorf("%q: got %v", text, err)
@@ -297,8 +304,10 @@ func TestScriptsCheck(t *testing.T) {
 	lg := newChildLog()
 	s.lg = &lg.logger
 	good := scriptFile{"ArtifactInstall_Enter_00", []byte("#!/bin/sh\n")}
-	for name, here := range map[string]bool{"ArtifactInstall_Enter_00": true, "ArtifactInstall_Error_00": true, "ArtifactReboot_Enter_00": true,
-		"ArtifactReboot_Leave_00": false, "ArtifactCommit_Enter_00": false, "ArtifactRollback_Enter_00": false, "ArtifactFailure_Leave_00": false} {
+	for name, here := range map[string]bool{"ArtifactInstall_Enter_00": true, "ArtifactInstall_Error_00": true,
+		"ArtifactReboot_Enter_00": true,
+		"ArtifactReboot_Leave_00": false, "ArtifactCommit_Enter_00": false, "ArtifactRollback_Enter_00": false,
+		"ArtifactFailure_Leave_00": false} {
 		err := s.check([]scriptFile{good, {name, []byte("#!/bin/not-there\n")}})
 		if here && exitCode(err) != exitRefused || !here && err != nil {
 			t.Errorf("%s: got %v", name, err)
@@ -314,7 +323,8 @@ func TestScriptsCheck(t *testing.T) {
 	if err := s.check(nil); err != nil {
 		t.Errorf("no scripts in a noexec datastore: got %v", err)
 	}
-	if err := s.check([]scriptFile{good}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), "noexec") || hintOf(err) == "" {
+	if err := s.check([]scriptFile{good}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), "noexec") ||
+		hintOf(err) == "" {
 		t.Errorf("a noexec datastore: got %v", err)
 	}
 }

@@ -63,7 +63,8 @@ func TestModuleNames(t *testing.T) {
 	putScript(t, dir, "plain", "", 0o644)
 	putScript(t, dir+"/sub", "module", "#!/bin/sh\n", 0o755)
 	putScript(t, c.paths.data, "outside", "#!/bin/sh\n", 0o755)
-	for _, name := range []string{"", ".", "..", "../../outside", "/bin/sh", "sub", "sub/module", "./plain", "plain", "missing",
+	for _, name := range []string{"", ".", "..", "../../outside", "/bin/sh", "sub", "sub/module", "./plain",
+		"plain", "missing",
 		"a\x00", "a b", "a\n", strings.Repeat("x", 300)} {
 		if _, err := newModule(c, name, nil); exitCode(err) != exitRefused {
 			t.Errorf("%q: got %v, want a refusal", name, err)
@@ -101,9 +102,11 @@ func TestModuleTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"version": "3\n", "current_artifact_name": "release-1\n", "current_artifact_group": "", "current_device_type": "testboard\n",
-		"header/artifact_name": "app-1", "header/artifact_group": "", "header/payload_type": "trace", "header/header-info": string(info),
-		"header/type-info": got["header/type-info"], "header/meta-data": got["header/meta-data"], "header/": "", "tmp/": "",
+		"version": "3\n", "current_artifact_name": "release-1\n", "current_artifact_group": "",
+		"current_device_type":  "testboard\n",
+		"header/artifact_name": "app-1", "header/artifact_group": "", "header/payload_type": "trace",
+		"header/header-info": string(info),
+		"header/type-info":   got["header/type-info"], "header/meta-data": got["header/meta-data"], "header/": "", "tmp/": "",
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got  %v\nwant %v", got, want)
@@ -228,7 +231,8 @@ take() { cat "$name" >tmp/part && mv tmp/part "tmp/${name##*/}"; }
 // The rows of the table in the specification of streams, and ways to hang.
 func TestModuleDownload(t *testing.T) {
 	t.Parallel()
-	small, big := artifactFile{"greeting.txt", "hello\n"}, artifactFile{"blob.bin", strings.Repeat("0123456789abcde\n", 50000)}
+	small, big := artifactFile{"greeting.txt", "hello\n"},
+		artifactFile{"blob.bin", strings.Repeat("0123456789abcde\n", 50000)}
 	both := []artifactFile{small, big}
 	timeout := 300 * time.Millisecond
 	rows := []struct {
@@ -241,8 +245,10 @@ func TestModuleDownload(t *testing.T) {
 		dir        string // where the files are then
 	}{
 		{name: "streams", body: moduleLoop, files: both, lines: "streams/greeting.txt\nstreams/blob.bin\n\n", dir: "tmp"},
-		{name: "streams with sizes", body: moduleLoop, sizes: "Yes", files: both, lines: "streams/greeting.txt 6\nstreams/blob.bin 800000\n\n", dir: "tmp"},
-		{name: "sizes: No", body: moduleLoop, sizes: "No", files: both, lines: "streams/greeting.txt\nstreams/blob.bin\n\n", dir: "tmp"},
+		{name: "streams with sizes", body: moduleLoop, sizes: "Yes", files: both,
+			lines: "streams/greeting.txt 6\nstreams/blob.bin 800000\n\n", dir: "tmp"},
+		{name: "sizes: No", body: moduleLoop, sizes: "No", files: both,
+			lines: "streams/greeting.txt\nstreams/blob.bin\n\n", dir: "tmp"},
 		{name: "sizes: Perhaps", body: moduleLoop, sizes: "Perhaps", files: both, err: `got answer "Perhaps"`},
 		{name: "streams no file", body: moduleLoop, lines: "\n", dir: "tmp"},
 		{name: "empty file", body: moduleLoop, files: []artifactFile{{"empty", ""}}, lines: "streams/empty\n\n", dir: "tmp"},
@@ -254,19 +260,25 @@ func TestModuleDownload(t *testing.T) {
 		{name: "one file and exit", body: "next; take\n", files: both, err: "did not finish"},
 		{name: "all but the last empty read", body: "next; take; next; take\n", files: both, err: "did not finish"},
 		{name: "asks again after the end", body: "next; next\n", timeout: timeout, err: "not done after"},
-		{name: "closes early", body: "next; take; next; exec 3<$name; exec 3<&-\n" + moduleLoop, files: both, err: "broken pipe"},
-		{name: "closes early and exits", body: "next; take; next; exec 3<$name; exit 0\n", files: both, err: "broken pipe", orErr: "did not finish"},
+		{name: "closes early", body: "next; take; next; exec 3<$name; exec 3<&-\n" + moduleLoop, files: both,
+			err: "broken pipe"},
+		{name: "closes early and exits", body: "next; take; next; exec 3<$name; exit 0\n", files: both, err: "broken pipe",
+			orErr: "did not finish"},
 		{name: "fails at once", body: "exit 7\n", files: both, err: "exit status 7"},
 		{name: "fails when told the name", body: "next; exit 7\n", files: both, err: "exit status 7"},
 		{name: "fails within a file", body: "next; take; next; exec 3<$name; exit 7\n", files: both, err: "exit status 7"},
 		{name: "dies", body: "kill -9 $$\n", files: both, err: "signal: killed"},
-		{name: "dies within a file", body: "next; take; next; exec 3<$name; kill -9 $$\n", files: both, err: "signal: killed"},
+		{name: "dies within a file", body: "next; take; next; exec 3<$name; kill -9 $$\n", files: both,
+			err: "signal: killed"},
 		{name: "hangs at once", body: "exec sleep 1000\n", files: both, timeout: timeout, err: "not done after"},
-		{name: "hangs before the file", body: "next; exec sleep 1000\n", files: both, timeout: timeout, err: "not done after"},
-		{name: "stops reading", body: "next; take; next; exec 3<$name; exec sleep 1000\n", files: both, timeout: timeout, err: "not done after"},
+		{name: "hangs before the file", body: "next; exec sleep 1000\n", files: both, timeout: timeout,
+			err: "not done after"},
+		{name: "stops reading", body: "next; take; next; exec 3<$name; exec sleep 1000\n", files: both, timeout: timeout,
+			err: "not done after"},
 		{name: "asks again without taking", body: "next; next\n", files: both, timeout: timeout, err: "not done after"},
 		{name: "removes the pipe", body: "rm stream-next; exec sleep 1000\n", files: both, err: "no such file"},
-		{name: "leaves a reader behind", body: "next; take; next; exec 3<$name; sleep 1000 >/dev/null 2>&1 & echo $! >tmp/pid; exit 0\n",
+		{name: "leaves a reader behind", body: "next; take; next; exec 3<$name; sleep 1000 >/dev/null 2>&1 & echo $! " +
+			">tmp/pid; exit 0\n",
 			files: both, err: "did not finish"},
 	}
 	for _, r := range rows {
@@ -281,7 +293,8 @@ func TestModuleDownload(t *testing.T) {
 			err := m.download(t.Context(), a)
 			endReader(t, m)
 			if r.err != "" {
-				if err == nil || !strings.Contains(err.Error(), r.err) && (r.orErr == "" || !strings.Contains(err.Error(), r.orErr)) {
+				if err == nil || !strings.Contains(err.Error(), r.err) &&
+					(r.orErr == "" || !strings.Contains(err.Error(), r.orErr)) {
 					t.Errorf("got %v, want an error with %q", err, r.err)
 				}
 				return

@@ -55,11 +55,14 @@ var oddDNS = map[string]func(q dnsQuestion) dnsAnswer{
 		return dnsAnswer{ips: []net.IP{home4}}
 	},
 	"silent to EDNS(0)": func(q dnsQuestion) dnsAnswer { return dnsAnswer{silent: q.opt, ips: []net.IP{home4}} },
-	"silent to AAAA":    func(q dnsQuestion) dnsAnswer { return dnsAnswer{silent: q.kind == kindAAAA, ips: []net.IP{home4}} },
-	"NXDOMAIN to AAAA":  notForAAAA(dnsNXDomain),
-	"SERVFAIL to AAAA":  notForAAAA(dnsServFail),
-	"NOTIMP to AAAA":    notForAAAA(dnsNotImp),
-	"REFUSED to AAAA":   notForAAAA(dnsRefused),
+	"silent to AAAA": func(q dnsQuestion) dnsAnswer {
+		return dnsAnswer{silent: q.kind == kindAAAA,
+			ips: []net.IP{home4}}
+	},
+	"NXDOMAIN to AAAA": notForAAAA(dnsNXDomain),
+	"SERVFAIL to AAAA": notForAAAA(dnsServFail),
+	"NOTIMP to AAAA":   notForAAAA(dnsNotImp),
+	"REFUSED to AAAA":  notForAAAA(dnsRefused),
 }
 
 func notForAAAA(code byte) func(q dnsQuestion) dnsAnswer {
@@ -86,12 +89,13 @@ func TestOddNameServers(t *testing.T) {
 	}
 	// What a person is told is what says most.
 	for code, want := range map[byte]string{dnsNXDomain: "no such host", dnsServFail: "server misbehaving"} {
-		hc := testHTTPClient(t, testConfig(t), netOptions{tuneDialer: asks(startDNS(t, "127.0.0.1:0", func(q dnsQuestion) dnsAnswer {
-			if q.kind == kindAAAA {
-				return dnsAnswer{code: dnsNXDomain}
-			}
-			return dnsAnswer{code: code}
-		}))})
+		hc := testHTTPClient(t, testConfig(t), netOptions{tuneDialer: asks(startDNS(t, "127.0.0.1:0",
+			func(q dnsQuestion) dnsAnswer {
+				if q.kind == kindAAAA {
+					return dnsAnswer{code: dnsNXDomain}
+				}
+				return dnsAnswer{code: code}
+			}))})
 		_, err := fetch(hc, "http://"+net.JoinHostPort(dialHost, port))
 		wantCode(t, err, exitTempFail)
 		if !strings.Contains(err.Error(), want) {
@@ -131,10 +135,13 @@ func TestResolverInNamespace(t *testing.T) {
 	_, port, _ := net.SplitHostPort(web.Listener.Addr().String())
 	for _, c := range []struct{ name, resolv, host string }{
 		{"one name server", "nameserver 127.0.0.1\n", dialHost},
-		{"odd lines", "# comment\n; other\nnameserver 127.0.0.1 # home\nnameserver\nsortlist 10.0.0.0\noptions\noptions ndots:99 timeout:x attempts:0 edns0 no-tld-query\nlookup file bind\n", dialHost},
+		{"odd lines", "# comment\n; other\nnameserver 127.0.0.1 # home\nnameserver\nsortlist 10.0.0.0\noptions\noptions " +
+			"ndots:99 timeout:x attempts:0 edns0 no-tld-query\nlookup file bind\n", dialHost},
 		{"DOS line ends", "nameserver 127.0.0.1\r\noptions ndots:1\r\n", dialHost},
-		{"the first is refused, the second silent", "nameserver 127.0.0.2\nnameserver 127.0.0.3\nnameserver 127.0.0.1\noptions timeout:1\n", dialHost},
-		{"more than three", "nameserver 127.0.0.1\nnameserver 127.0.0.2\nnameserver 127.0.0.4\nnameserver 127.0.0.5\n", dialHost},
+		{"the first is refused, the second silent", "nameserver 127.0.0.2\nnameserver 127.0.0.3\nnameserver " +
+			"127.0.0.1\noptions timeout:1\n", dialHost},
+		{"more than three", "nameserver 127.0.0.1\nnameserver 127.0.0.2\nnameserver 127.0.0.4\nnameserver 127.0.0.5\n",
+			dialHost},
 		{"a search list", "nameserver 127.0.0.1\nsearch nowhere.example test\n", "device"},
 		{"a full name and a search list that has everything", "nameserver 127.0.0.1\nsearch wild.example\n", dialHost},
 		{"one at a time", "nameserver 127.0.0.1\noptions single-request-reopen rotate\n", dialHost},

@@ -139,7 +139,8 @@ func (f *flaky) ranged(w http.ResponseWriter, from, to int, contentRange ...stri
 }
 
 // wholeOnly answers a range with what no is, and serves the whole.
-func wholeOnly(no func(f *flaky, w http.ResponseWriter, r *http.Request)) func(f *flaky, w http.ResponseWriter, r *http.Request) {
+func wholeOnly(no func(f *flaky, w http.ResponseWriter, r *http.Request)) func(f *flaky, w http.ResponseWriter,
+	r *http.Request) {
 	return func(f *flaky, w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Range") == "" {
 			f.serve(w, r)
@@ -181,7 +182,8 @@ var takenAnswers = []resumed{
 		w.Header().Set("Content-Length", strconv.Itoa(9000-start(r)))
 		f.ranged(w, start(r), 9000)
 	}, 0},
-	{"empty", contentRange(""), 1}, {"garbage", contentRange("garbage"), 1}, {"other unit", contentRange("items 3000-8999/9000"), 1},
+	{"empty", contentRange(""), 1}, {"garbage", contentRange("garbage"), 1},
+	{"other unit", contentRange("items 3000-8999/9000"), 1},
 	{"signs", contentRange("bytes +3000-8999/9000"), 1}, {"two dashes", contentRange("bytes 3000--8999/9000"), 1},
 	{"backwards", contentRange("bytes 3000-2999/9000"), 1}, {"no end", contentRange("bytes 3000-/9000"), 1},
 	{"no span", contentRange("bytes */9000"), 1}, {"size with a letter", contentRange("bytes 3000-8999/9000x"), 1},
@@ -235,13 +237,15 @@ var takenAnswers = []resumed{
 		w.WriteHeader(206)
 		w.Write(bytes.Repeat([]byte{'x'}, 1<<20))
 	}), 1},
-	{"another ETag", tagged(`"two"`, ""), 0}, {"a weak ETag", tagged(`W/"one"`, ""), 0}, {"no ETag", tagged("", "Mon, 02 Jan 2006 15:04:06 GMT"), 0},
+	{"another ETag", tagged(`"two"`, ""), 0}, {"a weak ETag", tagged(`W/"one"`, ""), 0},
+	{"no ETag", tagged("", "Mon, 02 Jan 2006 15:04:06 GMT"), 0},
 	{"another ETag and date", tagged(`"two"`, "Mon, 02 Jan 2006 15:04:06 GMT"), 0},
 	{"another ETag, whole", func(f *flaky, w http.ResponseWriter, r *http.Request) {
 		r.Header.Del("Range")
 		tagged(`"two"`, "")(f, w, r)
 	}, 0},
-	{"204", status(204), 1}, {"304", status(304), 1}, {"400", status(400), 1}, {"416", status(416), 1}, {"501", status(501), 1},
+	{"204", status(204), 1}, {"304", status(304), 1}, {"400", status(400), 1}, {"416", status(416), 1},
+	{"501", status(501), 1},
 	{"302 without a place", status(302), 1},
 	{"416 that knows better", wholeOnly(func(f *flaky, w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Range", "bytes */9000")
@@ -343,7 +347,10 @@ func TestDownloadUseless(t *testing.T) {
 			w.Header().Set("Content-Encoding", "GZIP")
 			f.serve(w, r)
 		}}, false},
-		{resumed{name: "no content", answer: func(f *flaky, w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }}, false},
+		{resumed{name: "no content", answer: func(f *flaky, w http.ResponseWriter,
+			r *http.Request) {
+			w.WriteHeader(204)
+		}}, false},
 		{resumed{name: "416", answer: func(f *flaky, w http.ResponseWriter, r *http.Request) { w.WriteHeader(416) }}, false},
 		{resumed{name: "a byte an answer", answer: func(f *flaky, w http.ResponseWriter, r *http.Request) {
 			f.ranged(w, start(r), start(r)+1, fmt.Sprintf("bytes %d-%d/9000", start(r), start(r)))
@@ -427,9 +434,13 @@ func TestDownloadMixed(t *testing.T) {
 		{"the same", `"one"`, date, false}, {"weak", `W/"one"`, "", false}, {"nothing", "", "", false},
 		{"ETag", `"two"`, date, true}, {"date", `"one"`, later, true}, {"date alone", "", later, true},
 	} {
-		f := newFlaky(t, 9000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) { tagged(c.etag, c.modified)(f, w, r) })
+		f := newFlaky(t, 9000, func(f *flaky, n int, w http.ResponseWriter,
+			r *http.Request) {
+			tagged(c.etag, c.modified)(f, w, r)
+		})
 		mixed := false
-		_, _, err := f.get(t, downloadOptions{offset: 3000, etag: `"one"`, lastModified: date, mixed: func() { mixed = true }})
+		_, _, err := f.get(t, downloadOptions{offset: 3000, etag: `"one"`, lastModified: date,
+			mixed: func() { mixed = true }})
 		if err != nil || mixed != c.mixed {
 			t.Errorf("%s: got %v, mixed %v", c.name, err, mixed)
 		}
@@ -445,7 +456,8 @@ func TestDownloadNoRanges(t *testing.T) {
 	lg := &logger{sinks: []logSink{func(_ logLevel, m string) { lines = append(lines, m) }}}
 	_, d, err := f.get(t, downloadOptions{retries: 1, lg: lg})
 	must(t, err)
-	if d.Fetched != 3000+6000+9000 || !strings.Contains(strings.Join(lines, "\n"), "3000 bytes before byte 3000 come again") {
+	if d.Fetched != 3000+6000+9000 || !strings.Contains(strings.Join(lines, "\n"),
+		"3000 bytes before byte 3000 come again") {
 		t.Fatalf("got %d bytes, said %q", d.Fetched, lines)
 	}
 }
@@ -468,7 +480,8 @@ func TestDownloadRelink(t *testing.T) {
 	})
 	c := testConfig(t)
 	asked := 0
-	o := downloadOptions{sleep: (&fastSleep{}).sleep, relink: func(context.Context) (string, error) { asked++; return s.link("a"), nil }}
+	o := downloadOptions{sleep: (&fastSleep{}).sleep,
+		relink: func(context.Context) (string, error) { asked++; return s.link("a"), nil }}
 	d, err := openDownload(t.Context(), testHTTPClient(t, c, netOptions{}), s.link("a"), o)
 	must(t, err)
 	got, err := io.ReadAll(d)
@@ -478,7 +491,8 @@ func TestDownloadRelink(t *testing.T) {
 }
 
 func TestDownloadFinalStatus(t *testing.T) {
-	for code, want := range map[int]int{400: 1, 401: 1, 403: 1, 404: 1, 410: 1, 451: 1, 408: 4, 425: 4, 429: 4, 500: 4, 502: 4, 503: 4, 504: 4} {
+	for code, want := range map[int]int{400: 1, 401: 1, 403: 1, 404: 1, 410: 1, 451: 1, 408: 4, 425: 4, 429: 4, 500: 4,
+		502: 4, 503: 4, 504: 4} {
 		f := newFlaky(t, 9000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) { w.WriteHeader(code) })
 		_, _, err := f.get(t, downloadOptions{retries: 3})
 		if len(f.ranges) != want || httpStatus(err) != code || (exitCode(err) == exitTempFail) != (want > 1) {
@@ -620,7 +634,8 @@ func TestDownloadRefusesURL(t *testing.T) {
 }
 
 func FuzzContentRange(f *testing.F) {
-	for _, s := range []string{"bytes 3-8/9", "bytes 3-8/*", "bytes 3-8", "bytes 3-/9", "bytes */9", "bytes=3-4611686018427387903/*", ""} {
+	for _, s := range []string{"bytes 3-8/9", "bytes 3-8/*", "bytes 3-8", "bytes 3-/9", "bytes */9",
+		"bytes=3-4611686018427387903/*", ""} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

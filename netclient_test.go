@@ -150,7 +150,8 @@ func TestClockFloor(t *testing.T) {
 		must(t, os.Chtimes(p, at, at))
 		return p
 	}
-	old, newer, wrong := file("old", time.Unix(0, 0)), file("newer", build.AddDate(1, 0, 0)), file("wrong", build.AddDate(75, 0, 0))
+	old, newer, wrong := file("old", time.Unix(0, 0)), file("newer", build.AddDate(1, 0, 0)),
+		file("wrong", build.AddDate(75, 0, 0))
 	if got := clockFloor(build, old, wrong, filepath.Join(dir, "none")); !got.Equal(build) {
 		t.Errorf("got %s, want the build's", got)
 	}
@@ -186,7 +187,8 @@ func TestTLSTrust(t *testing.T) {
 	// The right CA, another name.
 	cfg := testConfig(t)
 	cfg.ServerCertificate = ca.pem
-	if _, err := fetch(testHTTPClient(t, cfg, netOptions{}), strings.Replace(s.URL, "127.0.0.1", "localhost", 1)); err == nil {
+	if _, err := fetch(testHTTPClient(t, cfg, netOptions{}),
+		strings.Replace(s.URL, "127.0.0.1", "localhost", 1)); err == nil {
 		t.Error("a certificate for another name was accepted")
 	}
 	cfg.extraRoots = ca.pem + "x"
@@ -231,7 +233,8 @@ func TestTLSClientCertificate(t *testing.T) {
 	leaf := sub.issue(t, false)
 	dir := t.TempDir()
 	cert, keyFile := filepath.Join(dir, "chain.pem"), filepath.Join(dir, "key.pem")
-	must(t, os.WriteFile(cert, append(pemText("CERTIFICATE", leaf.cert.Raw), pemText("CERTIFICATE", sub.cert.Raw)...), 0o600))
+	must(t, os.WriteFile(cert, append(pemText("CERTIFICATE", leaf.cert.Raw),
+		pemText("CERTIFICATE", sub.cert.Raw)...), 0o600))
 	der, err := x509.MarshalPKCS8PrivateKey(leaf.key)
 	must(t, err)
 	must(t, os.WriteFile(keyFile, pemText("PRIVATE KEY", der), 0o600))
@@ -260,16 +263,23 @@ func TestNoProxy(t *testing.T) {
 		list, url string
 		want      bool
 	}{
-		{"", "http://h.test/", false}, {"", "http://localhost/", true}, {"", "http://127.0.0.2:80/", true}, {"", "https://[::1]/", true},
+		{"", "http://h.test/", false}, {"", "http://localhost/", true}, {"", "http://127.0.0.2:80/", true},
+		{"", "https://[::1]/", true},
 		{"h.test", "http://h.test:8080/", true}, {"h.test", "http://H.TEST/", true}, {"h.test", "http://a.h.test/", true},
 		{"h.test", "http://xh.test/", false}, {".h.test", "http://a.h.test/", true}, {".h.test", "http://b.a.h.test/", true},
-		{".h.test", "http://xh.test/", false}, {".very.long.name.test", "http://a/", false}, {"*.h.test", "http://a.h.test/", true},
-		{"a.test,h.test", "http://h.test/", true}, {"a.test h.test", "http://h.test/", true}, {"a.test, ,h.test ", "http://h.test/", true},
+		{".h.test", "http://xh.test/", false}, {".very.long.name.test", "http://a/", false},
+		{"*.h.test", "http://a.h.test/", true},
+		{"a.test,h.test", "http://h.test/", true}, {"a.test h.test", "http://h.test/", true},
+		{"a.test, ,h.test ", "http://h.test/", true},
 		{"*", "http://h.test/", true}, {".", "http://h.test/", true}, {"a b . c", "http://h.test/", true},
-		{"10.0.0.0/8", "http://10.1.2.3/", true}, {"10.0.0.0/8", "http://11.1.2.3/", false}, {"10.0.0.0/8", "http://h.test/", false},
-		{"10.1.2.3", "https://10.1.2.3/", true}, {"10.1.2.3", "https://10.1.2.30/", false}, {"fd00::/8", "http://[fd00::1]/", true},
-		{"fd00::1", "http://[fd00::1]:80/", true}, {"[fd00::1]:80", "http://[fd00::1]/", true}, {"10.0.0.0/8", "http://[::ffff:10.0.0.1]/", true},
-		{"h.test:443", "https://h.test/", true}, {"h.test:443", "http://h.test/", false}, {"h.test:8080", "http://h.test:8080/", true},
+		{"10.0.0.0/8", "http://10.1.2.3/", true}, {"10.0.0.0/8", "http://11.1.2.3/", false},
+		{"10.0.0.0/8", "http://h.test/", false},
+		{"10.1.2.3", "https://10.1.2.3/", true}, {"10.1.2.3", "https://10.1.2.30/", false},
+		{"fd00::/8", "http://[fd00::1]/", true},
+		{"fd00::1", "http://[fd00::1]:80/", true}, {"[fd00::1]:80", "http://[fd00::1]/", true},
+		{"10.0.0.0/8", "http://[::ffff:10.0.0.1]/", true},
+		{"h.test:443", "https://h.test/", true}, {"h.test:443", "http://h.test/", false},
+		{"h.test:8080", "http://h.test:8080/", true},
 	} {
 		env := map[string]string{"http_proxy": "http://proxy.test", "https_proxy": "http://proxy.test", "no_proxy": c.list}
 		f, err := proxyFromEnv(func(k string) string { return env[k] }, nil)
@@ -295,12 +305,15 @@ func TestProxyVariables(t *testing.T) {
 		{"lower", map[string]string{"http_proxy": "http://p.test:3128"}, "http://h.test", "http://p.test:3128", false},
 		{"upper", map[string]string{"HTTPS_PROXY": "p.test:3128"}, "https://h.test", "http://p.test:3128", false},
 		{"other scheme", map[string]string{"https_proxy": "p.test"}, "http://h.test", "<nil>", false},
-		{"both the same", map[string]string{"http_proxy": "http://p", "HTTP_PROXY": "http://p"}, "http://h.test", "http://p", false},
+		{"both the same", map[string]string{"http_proxy": "http://p", "HTTP_PROXY": "http://p"}, "http://h.test",
+			"http://p", false},
 		{"both", map[string]string{"http_proxy": "http://p", "HTTP_PROXY": "http://q"}, "http://h.test", "http://p", true},
 		{"upper empty", map[string]string{"http_proxy": "http://p", "HTTP_PROXY": ""}, "http://h.test", "http://p", false},
-		{"upper no_proxy", map[string]string{"http_proxy": "http://p", "NO_PROXY": "h.test"}, "http://h.test", "<nil>", false},
+		{"upper no_proxy", map[string]string{"http_proxy": "http://p", "NO_PROXY": "h.test"},
+			"http://h.test", "<nil>", false},
 		{"CGI", map[string]string{"HTTP_PROXY": "http://p", "REQUEST_METHOD": "GET"}, "http://h.test", "<nil>", true},
-		{"password", map[string]string{"http_proxy": "http://us%40er:p%3Aw@p.test"}, "http://h.test", "http://us%40er:p%3Aw@p.test", false},
+		{"password", map[string]string{"http_proxy": "http://us%40er:p%3Aw@p.test"}, "http://h.test",
+			"http://us%40er:p%3Aw@p.test", false},
 		{"https", map[string]string{"https_proxy": "https://p.test"}, "https://h.test", "https://p.test", false},
 		{"scheme", map[string]string{"https_proxy": "gopher://p.test"}, "", "error", false},
 		{"path", map[string]string{"https_proxy": "http://u:secret@p.test/x"}, "", "error", false},

@@ -131,7 +131,8 @@ func (noImports) Import(name string) (*types.Package, error) {
 // TestRoomsFindUses proves the search itself on rooms that are known to know each other.
 func TestRoomsFindUses(t *testing.T) {
 	found := roomUses(t)
-	for _, pair := range [][2]string{{"main", "app"}, {"state", "journal"}, {"flash", "storage"}, {"managed", "netclient"}} {
+	for _, pair := range [][2]string{{"main", "app"}, {"state", "journal"}, {"flash", "storage"},
+		{"managed", "netclient"}} {
 		if found[pair[0]][pair[1]] == "" {
 			t.Errorf("%s.go is not found to use %s.go", pair[0], pair[1])
 		}

@@ -11,8 +11,11 @@ import (
 )
 
 func TestRefuseOpen(t *testing.T) {
-	for errno, want := range map[syscall.Errno]string{syscall.EBUSY: "is busy", syscall.EROFS: "is read-only", syscall.ENOENT: "does not exist", syscall.ENXIO: "no such device"} {
-		if err := refuseOpen(&slot{letter: "B", path: "x"}, &os.PathError{Op: "open", Path: "x", Err: errno}); exitCode(err) != exitRefused || !strings.Contains(err.Error(), want) {
+	for errno, want := range map[syscall.Errno]string{syscall.EBUSY: "is busy", syscall.EROFS: "is read-only",
+		syscall.ENOENT: "does not exist", syscall.ENXIO: "no such device"} {
+		if err := refuseOpen(&slot{letter: "B", path: "x"},
+			&os.PathError{Op: "open", Path: "x", Err: errno}); exitCode(err) != exitRefused ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%v: got %v", errno, err)
 		}
 	}
@@ -31,7 +34,8 @@ func TestBootEnvRefusals(t *testing.T) {
 		{map[string]string{varUpgrade: "2"}, `already "2"`},
 	} {
 		err := checkBootEnv(c.vars)
-		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || exitCode(err) != exitRefused || hintOf(err) == "") {
+		if (err == nil) != (c.want == "") || err != nil &&
+			(!strings.Contains(err.Error(), c.want) || exitCode(err) != exitRefused || hintOf(err) == "") {
 			t.Errorf("%v: got %v, want %q", c.vars, err, c.want)
 		}
 	}
@@ -43,12 +47,14 @@ func TestRootfsStates(t *testing.T) {
 	for name, c := range map[string]struct {
 		state, env, running, wantErr, after string
 	}{
-		"install":                            {"ArtifactInstall", "part=2 up=0", "A", "", "part=3 up=1"},
-		"install again":                      {"ArtifactInstall", "part=3 up=1", "A", "", "part=3 up=1"},
-		"install, environment changed":       {"ArtifactInstall", "part=3 up=0", "B", "changed since the image was written", "part=3 up=0"},
-		"install, another is pending":        {"ArtifactInstall", "part=2 up=1", "A", "already", "part=2 up=1"},
-		"verify":                             {"ArtifactVerifyReboot", "part=3 up=1", "B", "", "part=3 up=1"},
-		"verify, not rebooted":               {"ArtifactVerifyReboot", "part=3 up=1", "A", "has not been booted", "part=3 up=1"},
+		"install":       {"ArtifactInstall", "part=2 up=0", "A", "", "part=3 up=1"},
+		"install again": {"ArtifactInstall", "part=3 up=1", "A", "", "part=3 up=1"},
+		"install, environment changed": {"ArtifactInstall", "part=3 up=0", "B",
+			"changed since the image was written", "part=3 up=0"},
+		"install, another is pending": {"ArtifactInstall", "part=2 up=1", "A", "already", "part=2 up=1"},
+		"verify":                      {"ArtifactVerifyReboot", "part=3 up=1", "B", "", "part=3 up=1"},
+		"verify, not rebooted": {"ArtifactVerifyReboot", "part=3 up=1", "A",
+			"has not been booted", "part=3 up=1"},
 		"verify, fell back":                  {"ArtifactVerifyReboot", "part=2 up=0", "A", "was reverted", "part=2 up=0"},
 		"verify, unknown side":               {"ArtifactVerifyReboot", "part=7 up=1", "B", "was reverted", "part=7 up=1"},
 		"commit":                             {"ArtifactCommit", "part=3 up=1", "B", "", committed},
@@ -62,8 +68,9 @@ func TestRootfsStates(t *testing.T) {
 		"rollback, unknown side":             {"ArtifactRollback", "part=7 up=1", "B", "", rolledBack},
 		"verify rollback":                    {"ArtifactVerifyRollbackReboot", "part=2 up=0", "A", "", rolledBack},
 		"verify rollback, still up":          {"ArtifactVerifyRollbackReboot", "part=2 up=1", "A", "still 1", "part=2 up=1"},
-		"verify rollback, new still runs":    {"ArtifactVerifyRollbackReboot", "part=2 up=0", "B", "do not agree", rolledBack},
-		"failure does nothing":               {"ArtifactFailure", "part=2 up=0", "A", "", rolledBack},
+		"verify rollback, new still runs": {"ArtifactVerifyRollbackReboot", "part=2 up=0", "B",
+			"do not agree", rolledBack},
+		"failure does nothing": {"ArtifactFailure", "part=2 up=0", "A", "", rolledBack},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newImageBoard(t)
@@ -76,7 +83,8 @@ func TestRootfsStates(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.wantErr)
 			}
 			v := b.env(t)
-			if got := fmt.Sprintf("part=%s up=%s", v[varBootPart], v[varUpgrade]); got != c.after || v[varBootPart] != v[varBootPartHex] {
+			if got := fmt.Sprintf("part=%s up=%s", v[varBootPart], v[varUpgrade]); got != c.after ||
+				v[varBootPart] != v[varBootPartHex] {
 				t.Errorf("environment %s, want %s", got, c.after)
 			}
 		})
@@ -98,7 +106,8 @@ func TestRollbackOfAnotherDevice(t *testing.T) {
 }
 
 func TestNeedsReboot(t *testing.T) {
-	for _, c := range []struct{ running, part, want string }{{"A", "2", "No"}, {"A", "3", "Automatic"}, {"B", "3", "No"}, {"none", "2", "Automatic"}} {
+	for _, c := range []struct{ running, part, want string }{{"A", "2", "No"}, {"A", "3", "Automatic"}, {"B", "3", "No"},
+		{"none", "2", "Automatic"}} {
 		b := newImageBoard(t)
 		b.setEnv(t, map[string]string{varBootPart: c.part})
 		got, err := b.rootfs(t, c.running, &update{}).query(t.Context(), "NeedsArtifactReboot")

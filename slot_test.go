@@ -97,7 +97,8 @@ func TestResolveDevice(t *testing.T) {
 		// No link (no udev): from sysfs.
 		{"/dev/disk/by-partuuid/BBBBBBBB-0000-1111-2222-0123456789ab", "/dev/mmcblk0p3", ""},
 		{`/dev/disk/by-partlabel/root\x2fb=1`, "/dev/mmcblk0p3", ""},
-		{"/dev/disk/by-partuuid/cccccccc-0000-1111-2222-0123456789ab", "", "PARTUUID=cccccccc-0000-1111-2222-0123456789ab: no partition has it"},
+		{"/dev/disk/by-partuuid/cccccccc-0000-1111-2222-0123456789ab", "",
+			"PARTUUID=cccccccc-0000-1111-2222-0123456789ab: no partition has it"},
 		{"/dev/disk/by-uuid/1234-5678", "", "use PARTUUID="},
 		{"/dev/disk/by-path/platform-1-part7", "", "use PARTUUID="},
 		{"PARTUUID=aaaaaaaa-0000-1111-2222-0123456789AB", "/dev/mmcblk0p2", ""},
@@ -118,7 +119,8 @@ func TestResolveDevice(t *testing.T) {
 		{"/dev/ubiblock0_1", "/dev/ubi0_1", ""},
 	} {
 		got, err := m.resolveDevice(c.name)
-		if want := c.want; err == nil && got != m.path(want) || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+		if want := c.want; err == nil && got != m.path(want) || (err == nil) != (c.err == "") ||
+			err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%q: got %q, %v; want %q, %q", c.name, strings.TrimPrefix(got, m.root), err, want, c.err)
 		}
 	}
@@ -137,7 +139,8 @@ func TestResolveDevRootLink(t *testing.T) {
 }
 
 func TestUnescapeUdev(t *testing.T) {
-	for in, want := range map[string]string{"": "", "a": "a", `a\x20b`: "a b", `\x2f`: "/", `\x`: `\x`, `\x2`: "\x02", `\xzz`: `\xzz`, `\\x41`: `\A`, "ü": "ü"} {
+	for in, want := range map[string]string{"": "", "a": "a", `a\x20b`: "a b", `\x2f`: "/", `\x`: `\x`, `\x2`: "\x02",
+		`\xzz`: `\xzz`, `\\x41`: `\A`, "ü": "ü"} {
 		if got := unescapeUdev(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
@@ -220,7 +223,8 @@ func TestPartitionTableOfSgdisk(t *testing.T) {
 		"/sys/class/block/sdz2":                           "->../../devices/block/sdz/sdz2",
 		"/sys/class/block/sdz":                            "->../../devices/block/sdz",
 		"/sys/devices/block/sdz/uevent":                   "DEVNAME=sdz\nDEVTYPE=disk\n",
-		"/sys/devices/block/sdy/sdy1/uevent":              "DEVNAME=sdy1\nDEVTYPE=partition\nPARTN=1\n", // its disk has no node
+		// its disk has no node
+		"/sys/devices/block/sdy/sdy1/uevent":              "DEVNAME=sdy1\nDEVTYPE=partition\nPARTN=1\n",
 		"/sys/devices/block/sdy/sdy1/partition":           "1\n",
 		"/sys/devices/block/sdy/queue/logical_block_size": "512\n",
 		"/sys/class/block/sdy1":                           "->../../devices/block/sdy/sdy1",
@@ -231,8 +235,10 @@ func TestPartitionTableOfSgdisk(t *testing.T) {
 	if err := os.Truncate(disk, 4<<20); err != nil {
 		t.Fatal(err)
 	}
-	runTool(t, "", "sgdisk", "-n", "1:2048:4095", "-n", "2:4096:6143", "-c", "1:boot", "-c", "2:root b", "-u", "2:"+uuid, disk)
-	for _, tag := range []string{"PARTUUID=" + uuid, "/dev/disk/by-partuuid/" + strings.ToUpper(uuid), "PARTLABEL=root b", `/dev/disk/by-partlabel/root\x20b`} {
+	runTool(t, "", "sgdisk", "-n", "1:2048:4095", "-n", "2:4096:6143", "-c", "1:boot", "-c", "2:root b",
+		"-u", "2:"+uuid, disk)
+	for _, tag := range []string{"PARTUUID=" + uuid, "/dev/disk/by-partuuid/" + strings.ToUpper(uuid), "PARTLABEL=root b",
+		`/dev/disk/by-partlabel/root\x20b`} {
 		if got, err := m.resolveDevice(tag); err != nil || got != m.path("/dev/sdz2") {
 			t.Errorf("%s: got %q, %v", tag, got, err)
 		}
@@ -269,7 +275,8 @@ func TestFindSlotsConfiguration(t *testing.T) {
 }
 
 func TestUBISlot(t *testing.T) {
-	for name, want := range map[string]bool{"/dev/ubi0_1": true, "ubi12_3": true, "/dev/ubiblock0_1": true, "/dev/ubi_a_1": false, "/dev/sda1": false} {
+	for name, want := range map[string]bool{"/dev/ubi0_1": true, "ubi12_3": true, "/dev/ubiblock0_1": true,
+		"/dev/ubi_a_1": false, "/dev/sda1": false} {
 		if s, err := (&machine{}).resolveSlot("A", name); err != nil || s.ubi != want {
 			t.Errorf("%q: %+v, %v", name, s, err)
 		}
@@ -284,29 +291,42 @@ func TestRunningSlot(t *testing.T) {
 		mounts, cmdline, env, running string
 		want, err, agree              string // want: A, B or ""
 	}{
-		"mounted":                   {mounts: mountLine(numA, "/", "ext4", "/dev/root"), cmdline: "root=/dev/mmcblk0p2", env: "2", want: "A"},
-		"later mount covers":        {mounts: mountLine("0:1", "/", "rootfs", "rootfs") + mountLine(numB, "/", "ext4", "/dev/x"), env: "3", want: "B"},
-		"btrfs":                     {mounts: mountLine("0:23", "/", "btrfs", "/dev/mmcblk0p3"), env: "3", want: "B"},
-		"dm-verity, by root=":       {mounts: mountLine("254:0", "/", "squashfs", "/dev/dm-0"), cmdline: "quiet root=/dev/sda1 root=/dev/mmcblk0p3", env: "3", want: "B"},
-		"root= by PARTLABEL":        {mounts: mountLine("254:0", "/", "squashfs", "/dev/dm-0"), cmdline: "root=PARTLABEL=b", env: "3", want: "B"},
-		"initramfs":                 {mounts: mountLine("0:2", "/", "rootfs", "rootfs"), cmdline: "root=/dev/mmcblk0p2", env: "3"},
-		"tmpfs":                     {mounts: mountLine("0:30", "/", "tmpfs", "none"), env: "2"},
-		"overlay":                   {mounts: mountLine("0:30", "/", "overlay", "overlay"), env: "2", err: "root= not given"},
-		"neither":                   {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), cmdline: "root=/dev/sdz3", env: "2", err: "the mounted root is not known to be on one of"},
-		"neither, --running":        {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), running: "b", env: "3", want: "B"},
-		"neither, --running none":   {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), running: "none", env: "3"},
-		"no mountinfo":              {env: "2", err: "mountinfo"},
-		"no line for /":             {mounts: otherMounts, env: "2", err: "no line for /"},
-		"root= not to be found":     {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "root=PARTUUID=5", env: "2", err: "root=PARTUUID=5 is neither"},
-		"root= not given":           {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "quiet", env: "2", err: "root= not given"},
-		"environment says other":    {mounts: mountLine(numA, "/", "ext4", "/dev/root"), cmdline: "root=/dev/mmcblk0p2", env: "3", want: "A", agree: "do not agree"},
-		"environment says neither":  {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "7", want: "A", agree: `"7" in the boot environment is the number of neither slot: it is 2 for A (`},
-		"environment says nothing":  {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "", want: "A", agree: `mender_boot_part=""`},
+		"mounted": {mounts: mountLine(numA, "/", "ext4", "/dev/root"), cmdline: "root=/dev/mmcblk0p2",
+			env: "2", want: "A"},
+		"later mount covers": {mounts: mountLine("0:1", "/", "rootfs", "rootfs") + mountLine(numB, "/", "ext4",
+			"/dev/x"), env: "3", want: "B"},
+		"btrfs": {mounts: mountLine("0:23", "/", "btrfs", "/dev/mmcblk0p3"), env: "3", want: "B"},
+		"dm-verity, by root=": {mounts: mountLine("254:0", "/", "squashfs", "/dev/dm-0"),
+			cmdline: "quiet root=/dev/sda1 root=/dev/mmcblk0p3", env: "3", want: "B"},
+		"root= by PARTLABEL": {mounts: mountLine("254:0", "/", "squashfs", "/dev/dm-0"), cmdline: "root=PARTLABEL=b",
+			env: "3", want: "B"},
+		"initramfs": {mounts: mountLine("0:2", "/", "rootfs", "rootfs"),
+			cmdline: "root=/dev/mmcblk0p2", env: "3"},
+		"tmpfs":   {mounts: mountLine("0:30", "/", "tmpfs", "none"), env: "2"},
+		"overlay": {mounts: mountLine("0:30", "/", "overlay", "overlay"), env: "2", err: "root= not given"},
+		"neither": {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), cmdline: "root=/dev/sdz3",
+			env: "2", err: "the mounted root is not known to be on one of"},
+		"neither, --running":      {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), running: "b", env: "3", want: "B"},
+		"neither, --running none": {mounts: mountLine("8:99", "/", "ext4", "/dev/sdz3"), running: "none", env: "3"},
+		"no mountinfo":            {env: "2", err: "mountinfo"},
+		"no line for /":           {mounts: otherMounts, env: "2", err: "no line for /"},
+		"root= not to be found": {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "root=PARTUUID=5", env: "2",
+			err: "root=PARTUUID=5 is neither"},
+		"root= not given": {mounts: mountLine("8:99", "/", "ext4", "x"), cmdline: "quiet", env: "2",
+			err: "root= not given"},
+		"environment says other": {mounts: mountLine(numA, "/", "ext4", "/dev/root"), cmdline: "root=/dev/mmcblk0p2",
+			env: "3", want: "A", agree: "do not agree"},
+		"environment says neither": {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "7", want: "A",
+			agree: `"7" in the boot environment is the number of neither slot: it is 2 for A (`},
+		"environment says nothing": {mounts: mountLine(numA, "/", "ext4", "/dev/root"), env: "", want: "A",
+			agree: `mender_boot_part=""`},
 		"initramfs, env is garbage": {mounts: mountLine("0:2", "/", "rootfs", "rootfs"), env: "02", agree: "neither slot"},
-		"--running against env":     {mounts: mountLine("0:2", "/", "rootfs", "rootfs"), running: "A", env: "3", want: "A", agree: "do not agree"},
+		"--running against env": {mounts: mountLine("0:2", "/", "rootfs", "rootfs"), running: "A", env: "3", want: "A",
+			agree: "do not agree"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			files := map[string]string{"/dev/mmcblk0p2": "->" + n[0], "/dev/mmcblk0p3": "->" + n[1], "/proc/cmdline": c.cmdline + "\n",
+			files := map[string]string{"/dev/mmcblk0p2": "->" + n[0], "/dev/mmcblk0p3": "->" + n[1],
+				"/proc/cmdline":                     c.cmdline + "\n",
 				"/sys/class/block/mmcblk0p3/uevent": "DEVTYPE=partition\nDEVNAME=mmcblk0p3\nPARTNAME=b\nPARTUUID=1-2\n"}
 			if c.mounts != "" {
 				files["/proc/self/mountinfo"] = otherMounts + c.mounts
@@ -328,11 +348,13 @@ func TestRunningSlot(t *testing.T) {
 				t.Errorf("got %v, want %q; %q", got, c.want, s.why)
 			}
 			err = s.agree(env)
-			if (err == nil) != (c.agree == "") || err != nil && (!strings.Contains(err.Error(), c.agree) || hintOf(err) == "" || exitCode(err) != exitRefused) {
+			if (err == nil) != (c.agree == "") || err != nil &&
+				(!strings.Contains(err.Error(), c.agree) || hintOf(err) == "" || exitCode(err) != exitRefused) {
 				t.Errorf("agree: got %v, want %q", err, c.agree)
 			}
 			if c.agree == "do not agree" && c.running == "" {
-				for _, source := range []string{"mounted root: /dev/root", "kernel command line: root=/dev/mmcblk0p2", "boot environment: mender_boot_part=3"} {
+				for _, source := range []string{"mounted root: /dev/root", "kernel command line: root=/dev/mmcblk0p2",
+					"boot environment: mender_boot_part=3"} {
 					if !strings.Contains(err.Error(), source) {
 						t.Errorf("no %q in %v", source, err)
 					}
@@ -343,10 +365,12 @@ func TestRunningSlot(t *testing.T) {
 }
 
 func TestRunningUBISlot(t *testing.T) {
-	for source, want := range map[string]string{"ubi0:rootfs-b": "B", "ubi0_1": "B", "/dev/ubi0_0": "A", "/dev/ubiblock0_1": "B"} {
+	for source, want := range map[string]string{"ubi0:rootfs-b": "B", "ubi0_1": "B", "/dev/ubi0_0": "A",
+		"/dev/ubiblock0_1": "B"} {
 		m := fakeMachine(t, map[string]string{"/sys/class/ubi/ubi0_1/name": "rootfs-b", "/dev/ubi0_0": "", "/dev/ubi0_1": "",
 			"/proc/self/mountinfo": mountLine("0:15", "/", "ubifs", source), "/proc/cmdline": ""})
-		s, err := findSlots(&config{RootfsPartA: "ubi0_0", RootfsPartB: "ubi0_1"}, m, map[string]string{"mender_boot_part": "1"})
+		s, err := findSlots(&config{RootfsPartA: "ubi0_0", RootfsPartB: "ubi0_1"}, m,
+			map[string]string{"mender_boot_part": "1"})
 		if err != nil || s.running == nil || s.running.letter != want || !s.running.ubi {
 			t.Errorf("%s: %v, %v", source, s.running, err)
 		}
@@ -373,7 +397,8 @@ func TestCheckTarget(t *testing.T) {
 	check := func(name, want string) {
 		t.Helper()
 		err := m.checkTarget(&slot{path: m.path(name), ubi: strings.Contains(name, "ubi")})
-		if (err == nil) != (want == "") || err != nil && (!strings.Contains(err.Error(), want) || exitCode(err) != exitRefused) {
+		if (err == nil) != (want == "") || err != nil &&
+			(!strings.Contains(err.Error(), want) || exitCode(err) != exitRefused) {
 			t.Errorf("%s: got %v, want %q", name, err, want)
 		}
 	}

@@ -67,30 +67,39 @@ type standaloneRow struct {
 var standaloneRows = []standaloneRow{
 	{"commit", "", []use{install(), commits}, "new", ""},
 	{"rollback", "", []use{install(), rollsBack}, "old", ""},
-	{"reboot needed", "answer NR Yes", []use{{"install", 0, "<INST>", sayInstalling + sayWaits + sayNeedsReboot}, commits}, "new", ""},
-	{"reboot needed, exit code", "answer NR Automatic", []use{{"install --reboot-exit-code", 4, "<INST>", sayInstalling + sayWaits + sayNeedsReboot}, commits}, "new", ""},
+	{"reboot needed", "answer NR Yes", []use{{"install", 0, "<INST>", sayInstalling + sayWaits + sayNeedsReboot},
+		commits}, "new", ""},
+	{"reboot needed, exit code", "answer NR Automatic",
+		[]use{{"install --reboot-exit-code", 4, "<INST>", sayInstalling + sayWaits + sayNeedsReboot}, commits}, "new", ""},
 	{"no reboot needed, exit code", "", []use{install("--reboot-exit-code"), commits}, "new", ""},
-	{"no rollback", "answer SR No", []use{{"install", 0, "<INST> C.E C C.L CL", sayInstalling + sayAutoCommit + sayDoneAtOnce}}, "new", ""},
-	{"no rollback, reboot needed", "answer SR No; answer NR Yes", []use{{"install --reboot-exit-code", 4, "<INST> C.E C C.L CL",
-		sayInstalling + sayAutoCommit + sayDoneAtOnce + sayNeedsReboot}}, "new", ""},
-	{"empty payload", "artifact empty", []use{{"install", 0, "", sayInstalling + sayEmptyPayload + sayDoneAtOnce}}, "new", ""},
-	{"install while one is pending", "", []use{install(), {"install", 1, "", "System not modified.|"}, commits}, "new", ""},
+	{"no rollback", "answer SR No", []use{{"install", 0, "<INST> C.E C C.L CL",
+		sayInstalling + sayAutoCommit + sayDoneAtOnce}}, "new", ""},
+	{"no rollback, reboot needed", "answer SR No; answer NR Yes",
+		[]use{{"install --reboot-exit-code", 4, "<INST> C.E C C.L CL",
+			sayInstalling + sayAutoCommit + sayDoneAtOnce + sayNeedsReboot}}, "new", ""},
+	{"empty payload", "artifact empty", []use{{"install", 0, "",
+		sayInstalling + sayEmptyPayload + sayDoneAtOnce}}, "new", ""},
+	{"install while one is pending", "", []use{install(), {"install", 1, "", "System not modified.|"},
+		commits}, "new", ""},
 	{"nothing in progress", "", []use{
 		{"commit", 2, "", "No update in progress.|"},
 		{"rollback", 2, "", "No update in progress.|"},
 		{"resume", 2, "", "No update in progress.|"}}, "old", "-"},
 	{"usage", "", []use{{"install --stop-before Nonsense", 64, "", ""}, {"resume --stop-before", 64, "", ""}}, "old", "-"},
 	// A program that looks each minute whether something is to be resumed does no harm.
-	{"resume many times", "", append(append([]use{install()}, repeated(35, use{"resume", 0, "", sayWaits})...), commits), "new", ""},
+	{"resume many times", "", append(append([]use{install()}, repeated(35, use{"resume", 0, "", sayWaits})...),
+		commits), "new", ""},
 
 	// Refused before anything was done: exit code 3, which Mender does not have.
 	{"device type mismatch", "device other", []use{{"install", 3, "", sayInstalling + sayNotModified}}, "old", "-"},
-	{"no such module", "remove share/modules/v3/actor", []use{{"install", 3, "", sayInstalling + sayNotModified}}, "old", "-"},
+	{"no such module", "remove share/modules/v3/actor",
+		[]use{{"install", 3, "", sayInstalling + sayNotModified}}, "old", "-"},
 	{"malformed artifact", "artifact bad", []use{{"install", 3, "", sayNotModified}}, "old", "-"},
 	{"missing file", "artifact missing", []use{{"install", 1, "", sayNotModified}}, "old", "-"},
 
 	{"error in D.E", "fail D.E", []use{{"install", 1, "D.E D.X CL", sayInstalling + sayNotModified}}, "old", "failed"},
-	{"error in PPFS", "fail PPFS", []use{{"install", 1, "D.E PPFS D.X CL", sayInstalling + sayNotModified}}, "old", "failed"},
+	{"error in PPFS", "fail PPFS", []use{{"install", 1, "D.E PPFS D.X CL", sayInstalling + sayNotModified}},
+		"old", "failed"},
 	{"error in D", "fail D", []use{{"install", 1, "D.E PPFS D D.X CL", sayInstalling + sayNotModified}}, "old", "failed"},
 	{"error in D.L", "fail D.L", []use{{"install", 1, "<DL> D.X CL", sayInstalling + sayNotModified}}, "old", "failed"},
 	{"error in D and in CL", "fail D; fail CL", []use{{"install", 1, "D.E PPFS D D.X CL",
@@ -103,21 +112,29 @@ var standaloneRows = []standaloneRow{
 		sayInstalling + "Installation failed.|" + sayNoWayBack}}, "INC+", ""},
 	{"error in I and SR", "fail I; fail SR", []use{{"install", 1, "<DL> I.E I I.X F.E F F.L CL",
 		sayInstalling + "Installation failed.|" + sayLost}}, "INC+", ""},
-	{"error in I and RB", "fail I; fail RB", []use{{"install", 1, "<DL> I.E I I.X " + back, sayInstalling + "Installation failed.|" + sayLost}}, "INC+", ""},
+	{"error in I and RB", "fail I; fail RB", []use{{"install", 1, "<DL> I.E I I.X " + back,
+		sayInstalling + "Installation failed.|" + sayLost}}, "INC+", ""},
 	{"error in I and CL", "fail I; fail CL", []use{{"install", 1, "<DL> I.E I I.X " + back,
 		sayInstalling + "Installation failed.|Rolled back. Cleanup failed.|"}}, "old", ""},
-	{"error in NeedsArtifactReboot", "fail NR", []use{{"install", 1, "<INST> " + back, sayInstalling + sayRolledBack}}, "old", ""},
-	{"error in SupportsRollback", "fail SR", []use{{"install", 1, "<INST> F.E F F.L CL", sayInstalling + sayLost}}, "INC+", ""},
-	{"error once in SupportsRollback", "once SR", []use{{"install", 1, "<INST> " + back, sayInstalling + sayRolledBack}}, "old", ""},
+	{"error in NeedsArtifactReboot", "fail NR", []use{{"install", 1, "<INST> " + back,
+		sayInstalling + sayRolledBack}}, "old", ""},
+	{"error in SupportsRollback", "fail SR", []use{{"install", 1, "<INST> F.E F F.L CL",
+		sayInstalling + sayLost}}, "INC+", ""},
+	{"error once in SupportsRollback", "once SR", []use{{"install", 1, "<INST> " + back,
+		sayInstalling + sayRolledBack}}, "old", ""},
 
-	{"error in C", "fail C", []use{install(), {"commit", 1, "C.E C C.X " + back, "Committing failed.|" + sayRolledBack}}, "old", ""},
-	{"error in C.E", "fail C.E", []use{install(), {"commit", 1, "C.E C.X " + back, "Committing failed.|" + sayRolledBack}}, "old", ""},
-	{"error in C.L", "fail C.L", []use{install(), {"commit", 1, "C.E C C.L CL", "Committed.|" + sayPostCommit}}, "new", ""},
+	{"error in C", "fail C", []use{install(), {"commit", 1, "C.E C C.X " + back,
+		"Committing failed.|" + sayRolledBack}}, "old", ""},
+	{"error in C.E", "fail C.E", []use{install(), {"commit", 1, "C.E C.X " + back,
+		"Committing failed.|" + sayRolledBack}}, "old", ""},
+	{"error in C.L", "fail C.L", []use{install(), {"commit", 1, "C.E C C.L CL",
+		"Committed.|" + sayPostCommit}}, "new", ""},
 	{"error in C, no rollback", "fail C; answer SR No", []use{{"install", 1, "<INST> C.E C C.X F.E F F.L CL",
 		sayInstalling + sayAutoCommit + "Committing failed.|" + sayNoWayBack}}, "INC+", ""},
 	{"error in C.L, no rollback", "fail C.L; answer SR No", []use{{"install", 1, "<INST> C.E C C.L CL",
 		sayInstalling + sayAutoCommit + sayDoneAtOnce + sayPostCommit}}, "new", ""},
-	{"error in CL after commit", "fail CL", []use{install(), {"commit", 1, "C.E C C.L CL", "Committed.|Cleanup failed.|"}}, "INC+", ""},
+	{"error in CL after commit", "fail CL", []use{install(),
+		{"commit", 1, "C.E C C.L CL", "Committed.|Cleanup failed.|"}}, "INC+", ""},
 	{"error in C.L and CL", "fail C.L; fail CL", []use{install(), {"commit", 1, "C.E C C.L CL",
 		"Committed.|One or more post-commit steps failed. Cleanup failed.|"}}, "INC+", ""},
 
@@ -127,76 +144,111 @@ var standaloneRows = []standaloneRow{
 	{"error in F", "", []use{install(), then("fail F"), {"rollback", 1, back, sayLost}}, "INC+", ""},
 	{"error in F.E", "", []use{install(), then("fail F.E"), {"rollback", 1, back, sayLost}}, "INC+", ""},
 	{"error in F.L", "", []use{install(), then("fail F.L"), rollsBack}, "old", ""},
-	{"error in CL after rollback", "", []use{install(), then("fail CL"), {"rollback", 1, back, "Rolled back. Cleanup failed.|"}}, "old", ""},
-	{"rollback not supported", "", []use{install(), then("answer SR No"), {"rollback", 1, "", sayNoWayBack}, commits}, "new", ""},
+	{"error in CL after rollback", "", []use{install(), then("fail CL"),
+		{"rollback", 1, back, "Rolled back. Cleanup failed.|"}}, "old", ""},
+	{"rollback not supported", "", []use{install(), then("answer SR No"), {"rollback", 1, "", sayNoWayBack},
+		commits}, "new", ""},
 	{"rollback query fails", "", []use{install(), then("once SR"), {"rollback", 1, "", ""}, commits}, "new", ""},
 
 	// A signal does not tear a module or script apart, and is no failure.
 	{"SIGTERM in I", "term I", []use{install(), commits}, "new", ""},
 	{"SIGTERM in RB", "term RB", []use{install(), rollsBack}, "old", ""},
 
-	{"killed in D.E", "kill D.E", []use{{"install", killed, "D.E", sayInstalling}, {"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},
-	{"killed in D", "kill D", []use{{"install", killed, "D.E PPFS D", sayInstalling}, {"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},
-	{"killed in D.L", "kill D.L", []use{{"install", killed, "<DL>", sayInstalling}, {"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},
-	{"killed in D, commit", "kill D", []use{{"install", killed, "D.E PPFS D", sayInstalling}, {"commit", 1, "", ""}, {"rollback", 0, "CL", "System not modified.|"}}, "old", "failed"},
+	{"killed in D.E", "kill D.E", []use{{"install", killed, "D.E", sayInstalling},
+		{"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},
+	{"killed in D", "kill D", []use{{"install", killed, "D.E PPFS D", sayInstalling},
+		{"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},
+	{"killed in D.L", "kill D.L", []use{{"install", killed, "<DL>", sayInstalling},
+		{"resume", 1, "CL", "System not modified.|"}}, "old", "failed"},
+	{"killed in D, commit", "kill D", []use{{"install", killed, "D.E PPFS D", sayInstalling}, {"commit", 1, "", ""},
+		{"rollback", 0, "CL", "System not modified.|"}}, "old", "failed"},
 	{"killed in D, install again", "kill D", []use{{"install", killed, "D.E PPFS D", sayInstalling},
 		{"install", 0, "CL <INST>", sayInstalling + sayWaits}, commits}, "new", ""},
 
-	{"killed in I, resume", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
-	{"killed in I.E, resume", "kill I.E", []use{{"install", killed, "<DL> I.E", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
-	{"killed in I.L, resume", "kill I.L", []use{{"install", killed, "<INST>", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
-	{"killed in I.X, resume", "fail I; kill I.X", []use{{"install", killed, "<DL> I.E I I.X", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
-	{"killed in I, commit", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"commit", 1, "", ""}, rollsBack}, "old", ""},
-	{"killed in I, install", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"install", 1, "", "System not modified.|"}, rollsBack}, "old", ""},
+	{"killed in I, resume", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling},
+		{"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"killed in I.E, resume", "kill I.E", []use{{"install", killed, "<DL> I.E", sayInstalling},
+		{"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"killed in I.L, resume", "kill I.L", []use{{"install", killed, "<INST>", sayInstalling},
+		{"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"killed in I.X, resume", "fail I; kill I.X", []use{{"install", killed, "<DL> I.E I I.X", sayInstalling},
+		{"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"killed in I, commit", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"commit", 1, "", ""},
+		rollsBack}, "old", ""},
+	{"killed in I, install", "kill I", []use{{"install", killed, "<DL> I.E I", sayInstalling},
+		{"install", 1, "", "System not modified.|"}, rollsBack}, "old", ""},
 	// Cut short: the module is not asked whether it can roll back.
-	{"killed in I, no rollback", "kill I; answer SR No", []use{{"install", killed, "<DL> I.E I", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
-	{"killed in I, no rollback, rollback", "kill I; answer SR No", []use{{"install", killed, "<DL> I.E I", sayInstalling}, rollsBack}, "old", ""},
-	{"killed in NeedsArtifactReboot", "kill NR", []use{{"install", killed, "<INST>", sayInstalling}, {"resume", 0, "", sayWaits}, commits}, "new", ""},
-	{"killed in NeedsArtifactReboot, commit", "kill NR", []use{{"install", killed, "<INST>", sayInstalling}, commits}, "new", ""},
-	{"killed in NeedsArtifactReboot, rollback", "kill NR", []use{{"install", killed, "<INST>", sayInstalling}, rollsBack}, "old", ""},
+	{"killed in I, no rollback", "kill I; answer SR No",
+		[]use{{"install", killed, "<DL> I.E I", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"killed in I, no rollback, rollback", "kill I; answer SR No",
+		[]use{{"install", killed, "<DL> I.E I", sayInstalling}, rollsBack}, "old", ""},
+	{"killed in NeedsArtifactReboot", "kill NR", []use{{"install", killed, "<INST>", sayInstalling},
+		{"resume", 0, "", sayWaits}, commits}, "new", ""},
+	{"killed in NeedsArtifactReboot, commit", "kill NR",
+		[]use{{"install", killed, "<INST>", sayInstalling}, commits}, "new", ""},
+	{"killed in NeedsArtifactReboot, rollback", "kill NR",
+		[]use{{"install", killed, "<INST>", sayInstalling}, rollsBack}, "old", ""},
 
-	{"killed in C, resume", "kill C", []use{install(), {"commit", killed, "C.E C", ""}, {"resume", 1, back, sayRolledBack}}, "old", ""},
-	{"killed in C, commit", "kill C", []use{install(), {"commit", killed, "C.E C", ""}, {"commit", 1, back, sayRolledBack}}, "old", ""},
+	{"killed in C, resume", "kill C", []use{install(), {"commit", killed, "C.E C", ""},
+		{"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"killed in C, commit", "kill C", []use{install(), {"commit", killed, "C.E C", ""},
+		{"commit", 1, back, sayRolledBack}}, "old", ""},
 	{"killed in C, rollback", "kill C", []use{install(), {"commit", killed, "C.E C", ""}, rollsBack}, "old", ""},
-	{"killed in C.E, resume", "kill C.E", []use{install(), {"commit", killed, "C.E", ""}, {"resume", 1, back, sayRolledBack}}, "old", ""},
-	{"killed in C.L, resume", "kill C.L", []use{install(), {"commit", killed, "C.E C C.L", ""}, {"resume", 0, "C.L CL", "Cleaned up.|"}}, "new", ""},
+	{"killed in C.E, resume", "kill C.E", []use{install(), {"commit", killed, "C.E", ""},
+		{"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"killed in C.L, resume", "kill C.L", []use{install(), {"commit", killed, "C.E C C.L", ""},
+		{"resume", 0, "C.L CL", "Cleaned up.|"}}, "new", ""},
 	{"killed in C.L, commit and rollback", "kill C.L", []use{install(), {"commit", killed, "C.E C C.L", ""},
 		{"commit", 1, "", ""}, {"rollback", 1, "", ""}, {"resume", 0, "C.L CL", "Cleaned up.|"}}, "new", ""},
 	{"killed in C.L, then error in it", "kill C.L", []use{install(), {"commit", killed, "C.E C C.L", ""}, then("fail C.L"),
 		{"resume", 1, "C.L CL", "Cleaned up.|" + sayPostCommit}}, "new", ""},
-	{"killed in CL after commit", "kill CL", []use{install(), {"commit", killed, "C.E C C.L CL", ""}, {"resume", 0, "CL", "Cleaned up.|"}}, "new", ""},
+	{"killed in CL after commit", "kill CL", []use{install(), {"commit", killed, "C.E C C.L CL", ""},
+		{"resume", 0, "CL", "Cleaned up.|"}}, "new", ""},
 	{"killed in CL, commit and rollback", "kill CL", []use{install(), {"commit", killed, "C.E C C.L CL", ""},
 		{"commit", 1, "", ""}, {"rollback", 1, "", ""}, {"resume", 0, "CL", "Cleaned up.|"}}, "new", ""},
 
-	{"killed in RB.E, resume", "kill RB.E", []use{install(), {"rollback", killed, "RB.E", ""}, {"resume", 0, back, sayRolledBack}}, "old", ""},
+	{"killed in RB.E, resume", "kill RB.E", []use{install(), {"rollback", killed, "RB.E", ""},
+		{"resume", 0, back, sayRolledBack}}, "old", ""},
 	{"killed in RB, rollback", "kill RB", []use{install(), {"rollback", killed, "RB.E RB", ""}, rollsBack}, "old", ""},
-	{"killed in RB.L, commit", "kill RB.L", []use{install(), {"rollback", killed, "RB.E RB RB.L", ""}, {"commit", 1, "", ""}, rollsBack}, "old", ""},
+	{"killed in RB.L, commit", "kill RB.L", []use{install(), {"rollback", killed, "RB.E RB RB.L", ""},
+		{"commit", 1, "", ""}, rollsBack}, "old", ""},
 	{"killed in F.E", "kill F.E", []use{install(), {"rollback", killed, "RB.E RB RB.L F.E", ""}, {"rollback", 1, "", ""},
 		{"resume", 0, "F.E F F.L CL", sayRolledBack}}, "old", ""},
-	{"killed in F", "kill F", []use{install(), {"rollback", killed, "RB.E RB RB.L F.E F", ""}, {"resume", 0, "F.E F F.L CL", sayRolledBack}}, "old", ""},
-	{"killed in CL after rollback", "kill CL", []use{install(), {"rollback", killed, back, ""}, {"resume", 0, "CL", sayRolledBack}}, "old", ""},
-	{"error in I, killed in RB", "fail I; kill RB", []use{{"install", killed, "<DL> I.E I I.X RB.E RB", sayInstalling}, {"resume", 1, back, sayRolledBack}}, "old", ""},
-	{"error in I, killed in RB, rollback", "fail I; kill RB", []use{{"install", killed, "<DL> I.E I I.X RB.E RB", sayInstalling}, rollsBack}, "old", ""},
-	{"error in I, killed in CL", "fail I; kill CL", []use{{"install", killed, "<DL> I.E I I.X " + back, sayInstalling}, {"resume", 1, "CL", sayRolledBack}}, "old", ""},
+	{"killed in F", "kill F", []use{install(), {"rollback", killed, "RB.E RB RB.L F.E F", ""},
+		{"resume", 0, "F.E F F.L CL", sayRolledBack}}, "old", ""},
+	{"killed in CL after rollback", "kill CL", []use{install(), {"rollback", killed, back, ""},
+		{"resume", 0, "CL", sayRolledBack}}, "old", ""},
+	{"error in I, killed in RB", "fail I; kill RB", []use{{"install", killed, "<DL> I.E I I.X RB.E RB", sayInstalling},
+		{"resume", 1, back, sayRolledBack}}, "old", ""},
+	{"error in I, killed in RB, rollback", "fail I; kill RB",
+		[]use{{"install", killed, "<DL> I.E I I.X RB.E RB", sayInstalling}, rollsBack}, "old", ""},
+	{"error in I, killed in CL", "fail I; kill CL", []use{{"install", killed, "<DL> I.E I I.X " + back, sayInstalling},
+		{"resume", 1, "CL", sayRolledBack}}, "old", ""},
 
-	{"stop before install", "", []use{{"install --stop-before ArtifactInstall_Enter", 0, "<DL>", sayInstalling + sayStreamed},
+	{"stop before install", "", []use{{"install --stop-before ArtifactInstall_Enter", 0, "<DL>",
+		sayInstalling + sayStreamed},
 		{"commit", 1, "", ""},
 		{"resume --stop-before ArtifactInstall_Enter", 0, "", ""},
 		{"resume", 0, "I.E I I.L", sayWaits}, commits}, "new", ""},
-	{"stop before install, rollback", "", []use{{"install --stop-before ArtifactInstall_Enter", 0, "<DL>", sayInstalling + sayStreamed}, rollsBack}, "old", ""},
-	{"stop before commit", "", []use{install("--stop-before", "ArtifactCommit_Enter"), {"commit --stop-before ArtifactCommit_Enter", 0, "", ""},
+	{"stop before install, rollback", "", []use{{"install --stop-before ArtifactInstall_Enter", 0, "<DL>",
+		sayInstalling + sayStreamed}, rollsBack}, "old", ""},
+	{"stop before commit", "", []use{install("--stop-before", "ArtifactCommit_Enter"),
+		{"commit --stop-before ArtifactCommit_Enter", 0, "", ""},
 		{"resume --stop-before ArtifactCommit_Enter", 0, "", ""}, commits}, "new", ""},
 	{"stop before commit, no rollback", "answer SR No", []use{install("--stop-before", "ArtifactCommit_Enter"),
 		{"resume --stop-before ArtifactCommit_Enter", 0, "", ""},
 		{"resume", 0, "C.E C C.L CL", "Committed.|"}}, "new", ""},
-	{"stop before commit leave", "", []use{install(), {"commit --stop-before ArtifactCommit_Leave", 0, "C.E C", "Committed.|"},
+	{"stop before commit leave", "", []use{install(),
+		{"commit --stop-before ArtifactCommit_Leave", 0, "C.E C", "Committed.|"},
 		{"resume --stop-before ArtifactCommit_Leave", 0, "", ""},
 		{"commit", 1, "", ""}, {"resume", 0, "C.L CL", "Cleaned up.|"}}, "new", ""},
-	{"stop before commit leave, rollback", "", []use{install(), {"commit --stop-before ArtifactCommit_Leave", 0, "C.E C", "Committed.|"},
+	{"stop before commit leave, rollback", "", []use{install(),
+		{"commit --stop-before ArtifactCommit_Leave", 0, "C.E C", "Committed.|"},
 		rollsBack}, "old", ""},
 	{"stop before cleanup", "", []use{install(), {"commit --stop-before Cleanup", 0, "C.E C C.L", "Committed.|"},
 		{"resume --stop-before Cleanup", 0, "", ""}, {"resume", 0, "CL", "Cleaned up.|"}}, "new", ""},
-	{"stop at several places", "", []use{{"install --stop-before Cleanup --stop-before ArtifactInstall_Enter", 0, "<DL>", sayInstalling + sayStreamed},
+	{"stop at several places", "", []use{{"install --stop-before Cleanup --stop-before ArtifactInstall_Enter", 0, "<DL>",
+		sayInstalling + sayStreamed},
 		{"resume --stop-before Cleanup --stop-before ArtifactInstall_Enter", 0, "", ""},
 		{"resume --stop-before Cleanup", 0, "I.E I I.L", sayWaits}, commits}, "new", ""},
 	// The failure is the exit code of the run that met it; what follows is asked for.
@@ -289,7 +341,8 @@ func TestStandaloneManagedInProgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.closeState()
-	for verb, want := range map[string]string{"commit": "", "rollback": "", "resume": "", "install": "System not modified.\n"} {
+	for verb, want := range map[string]string{"commit": "", "rollback": "", "resume": "",
+		"install": "System not modified.\n"} {
 		args := []string{verb}
 		if verb == "install" {
 			args = append(args, artifacts.full)
@@ -383,7 +436,8 @@ func TestProvidesAfterInstalls(t *testing.T) {
 	} {
 		name := fmt.Sprintf("name-%d", i)
 		file := filepath.Join(d.dir, name+".mender")
-		args := append([]string{"-T", "actor", "-n", name, "-c", "sim", "-f", payload, "--no-default-software-version", "-o", file}, strings.Fields(row.args)...)
+		args := append([]string{"-T", "actor", "-n", name, "-c", "sim", "-f", payload, "--no-default-software-version", "-o",
+			file}, strings.Fields(row.args)...)
 		if err := packCommand(args, io.Discard, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -409,10 +463,12 @@ func TestInstallCommitRollback(t *testing.T) {
 	first, second := b.pack(t, "release-1", img1), b.pack(t, "release-2", img2)
 
 	out, errs := b.must(t, exitReboot, "install", "--reboot-exit-code", first)
-	if want := "Installing artifact...\nInstalled, but not committed.\nUse 'commit' to update, or 'rollback' to roll back the update.\nAt least one payload requested a reboot of the device it updated.\n"; out != want {
+	if want := "Installing artifact...\nInstalled, but not committed.\nUse 'commit' to update, or 'rollback' to roll " +
+		"back the update.\nAt least one payload requested a reboot of the device it updated.\n"; out != want {
 		t.Errorf("stdout %q, want %q", out, want)
 	}
-	if !strings.Contains(errs, "300000 bytes in place") || !strings.HasSuffix(errs, "mendlet: reboot now, then 'mendlet commit' (or 'mendlet rollback')\n") {
+	if !strings.Contains(errs, "300000 bytes in place") ||
+		!strings.HasSuffix(errs, "mendlet: reboot now, then 'mendlet commit' (or 'mendlet rollback')\n") {
 		t.Errorf("stderr %q", errs)
 	}
 	b.slotHolds(t, b.b, img1)
@@ -436,14 +492,16 @@ func TestInstallCommitRollback(t *testing.T) {
 	if out, _ = b.must(t, exitOK, "show-artifact"); out != "release-1\n" {
 		t.Errorf("show-artifact %q", out)
 	}
-	if out, _ = b.must(t, exitOK, "show-provides"); !strings.Contains(out, "artifact_name=release-1\n") || !strings.Contains(out, "rootfs-image.checksum=") {
+	if out, _ = b.must(t, exitOK, "show-provides"); !strings.Contains(out, "artifact_name=release-1\n") ||
+		!strings.Contains(out, "rootfs-image.checksum=") {
 		t.Errorf("show-provides %q", out)
 	}
 
 	b.must(t, exitOK, "install", second, "-q")
 	b.slotHolds(t, b.a, img2)
 	b.reboot(t)
-	if out, errs = b.must(t, exitReboot, "rollback", "--reboot-exit-code"); out != "Rolled back.\n" || !strings.Contains(errs, "mendlet: reboot now, to run the system from before\n") {
+	if out, errs = b.must(t, exitReboot, "rollback", "--reboot-exit-code"); out != "Rolled back.\n" ||
+		!strings.Contains(errs, "mendlet: reboot now, to run the system from before\n") {
 		t.Errorf("stdout %q, stderr %q", out, errs)
 	}
 	b.reboot(t)
@@ -489,7 +547,8 @@ func TestCommitAfterFallBack(t *testing.T) {
 	}
 	out, _ := b.must(t, exitOK, "status", "--json")
 	var r report
-	if err := json.Unmarshal([]byte(out), &r); err != nil || r.Last == nil || r.Last.Result != "rolled-back" || r.Update != nil {
+	if err := json.Unmarshal([]byte(out), &r); err != nil || r.Last == nil || r.Last.Result != "rolled-back" ||
+		r.Update != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 	if v := b.env(t); v[varBootPart] != "2" || v[varUpgrade] != "0" {
@@ -569,7 +628,8 @@ func TestInstallCloseError(t *testing.T) {
 		return st, err
 	}
 	err := standalone{a}.install(t.Context(), s.artifacts["new"])
-	if exitCode(err) != exitFailed || !strings.Contains(err.Error(), "closing") || !strings.Contains(err.Error(), "input/output error") {
+	if exitCode(err) != exitFailed || !strings.Contains(err.Error(), "closing") ||
+		!strings.Contains(err.Error(), "input/output error") {
 		t.Errorf("got %v", err)
 	}
 	if v := d.env(); v[varUpgrade] != "0" || v[varBootPart] != "2" {

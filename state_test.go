@@ -39,13 +39,15 @@ var chains = []chain{
 	{"busy in RB", "fail C; busy RB", "<INST> R.E R VR R.L C.E C C.X RB.E " + "<RBK>", "diriF", "old", ""},
 	{"busy in VRR", "fail C; busy VRR xx", "<INST> R.E R VR R.L C.E C C.X <RBK>", "diriF", "old", ""},
 	{"no rollback", "answer SR No", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
-	{"sizes", "answer PPFS Yes", "D.E PPFS DownloadWithFileSizes D.L I.E I I.L R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"sizes", "answer PPFS Yes", "D.E PPFS DownloadWithFileSizes D.L I.E I I.L R.E R VR R.L C.E C C.L CL",
+		"diriS", "new", ""},
 	{"empty payload", "artifact empty", "D.E D.L", "dS", "new", ""},
 
 	{"error in D.E", "fail D.E", "D.E D.X", "dF", "old", "failed"},
 	{"fetch failure", "unheard fetch", "D.E D.X", "dF", "old", "failed"},
 	// A new try costs traffic only; Mender would fail.
-	{"fetch fails for a while", "later fetch; later fetch", "D.E D.E <INST> R.E R VR R.L C.E C C.L CL", "dddiriS", "new", ""},
+	{"fetch fails for a while", "later fetch; later fetch", "D.E D.E <INST> R.E R VR R.L C.E C C.L CL",
+		"dddiriS", "new", ""},
 	{"device type mismatch", "device other", "D.E D.X", "dF", "old", "failed"},
 	{"no such module", "remove share/modules/v3/actor", "D.E D.X", "dF", "old", "failed"},
 	// No Cleanup: what kind of payload it would have been is not known yet.
@@ -82,15 +84,21 @@ var chains = []chain{
 	{"killed in R.L", "die R.L", "<INST> R.E R VR R.L <RBK>", "dirF", "old", ""},
 	// As with Mender, but the reboot is the system's own.
 	{"automatic reboot", "answer NR Automatic", "<INST> R.E reboot VR R.L C.E C C.L CL", "diriS", "new", ""},
-	{"automatic reboot fails", "answer NR Automatic; unheard reboot", "<INST> R.E reboot R.X RB.E RB RB.L RR.E reboot VRR RR.L F.E F F.L CL", "dirF", "old", ""},
-	{"error in VR, automatic reboot", "fail VR; answer NR Automatic", "<INST> R.E reboot VR R.X RB.E RB RB.L RR.E reboot VRR RR.L F.E F F.L CL", "dirF", "old", ""},
+	{"automatic reboot fails", "answer NR Automatic; unheard reboot",
+		"<INST> R.E reboot R.X RB.E RB RB.L RR.E reboot VRR RR.L F.E F F.L CL", "dirF", "old", ""},
+	{"error in VR, automatic reboot", "fail VR; answer NR Automatic",
+		"<INST> R.E reboot VR R.X RB.E RB RB.L RR.E reboot VRR RR.L F.E F F.L CL", "dirF", "old", ""},
 
-	{"pre-commit report keeps failing", "ok installing; unheard installing", "<INST> R.E R VR R.L <RBK>", "dirF", "old", ""},
-	{"pre-commit report fails for a while", "ok installing; later installing; later installing", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"pre-commit report keeps failing", "ok installing; unheard installing", "<INST> R.E R VR R.L <RBK>",
+		"dirF", "old", ""},
+	{"pre-commit report fails for a while", "ok installing; later installing; later installing",
+		"<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
 	{"login before the commit keeps failing", "unheard login", "<INST> R.E R VR R.L <RBK>", "dirF", "old", ""},
 	{"login before the commit fails for a while", "later login", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
-	{"other reports keep failing", "unheard downloading; unheard rebooting", "<INST> R.E R VR R.L C.E C C.L CL", "iiS", "new", ""},
-	{"final report fails for a while", "later finish; later finish", "<INST> R.E R VR R.L C.E C C.L CL", "diriS", "new", ""},
+	{"other reports keep failing", "unheard downloading; unheard rebooting", "<INST> R.E R VR R.L C.E C C.L CL",
+		"iiS", "new", ""},
+	{"final report fails for a while", "later finish; later finish", "<INST> R.E R VR R.L C.E C C.L CL",
+		"diriS", "new", ""},
 
 	{"error in C", "fail C", "<INST> R.E R VR R.L C.E C C.X <RBK>", "diriF", "old", ""},
 	{"error in C.E", "fail C.E", "<INST> R.E R VR R.L C.E C.X <RBK>", "diriF", "old", ""},
@@ -114,20 +122,29 @@ var chains = []chain{
 	{"error in RR", "fail I; fail RR", "<DL> I.E I I.X <RBK>", "diF", "old", ""},
 	{"killed in RR.E", "fail I; die RR.E", "<DL> I.E I I.X RB.E RB RB.L RR.E VRR RR.L F.E F F.L CL", "diF", "old", ""},
 	{"killed in RR", "fail I; die RR", "<DL> I.E I I.X <RBK>", "diF", "old", ""},
-	{"error once in VRR", "fail I; once VRR", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR VRR RR.L F.E F F.L CL", "diF", "old", ""},
-	{"error always in VRR", "fail VR; fail VRR", "<INST> R.E R VR R.X RB.E RB RB.L RR.E" + strings.Repeat(" RR VRR", 12), "dirF", "INC", ""},
-	{"error always in VRR, automatic reboot", "fail VR; fail VRR; answer NR Automatic", "<INST> R.E reboot VR R.X RB.E RB RB.L RR.E" + strings.Repeat(" reboot VRR", 12), "dirF", "INC", ""},
-	{"killed in VRR", "fail I; die VRR", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR VRR RR.L F.E F F.L CL", "diF", "old", ""},
-	{"killed in RR.L", "fail I; die RR.L", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L VRR RR.L F.E F F.L CL", "diF", "old", ""},
-	{"error in RR.L", "fail I; fail RR.L", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L RR.X F.E F F.L CL", "diF", "INC", ""},
+	{"error once in VRR", "fail I; once VRR", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR VRR RR.L F.E F F.L CL",
+		"diF", "old", ""},
+	{"error always in VRR", "fail VR; fail VRR", "<INST> R.E R VR R.X RB.E RB RB.L RR.E" + strings.Repeat(" RR VRR", 12),
+		"dirF", "INC", ""},
+	{"error always in VRR, automatic reboot", "fail VR; fail VRR; answer NR Automatic",
+		"<INST> R.E reboot VR R.X RB.E RB RB.L RR.E" + strings.Repeat(" reboot VRR", 12), "dirF", "INC", ""},
+	{"killed in VRR", "fail I; die VRR", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR VRR RR.L F.E F F.L CL",
+		"diF", "old", ""},
+	{"killed in RR.L", "fail I; die RR.L", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L VRR RR.L F.E F F.L CL",
+		"diF", "old", ""},
+	{"error in RR.L", "fail I; fail RR.L", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L RR.X F.E F F.L CL",
+		"diF", "INC", ""},
 
 	{"error in F", "fail I; fail F", "<DL> I.E I I.X <RBK>", "diF", "INC", ""},
 	{"error in F.E", "fail I; fail F.E", "<DL> I.E I I.X <RBK>", "diF", "INC", ""},
 	{"error in F.L", "fail I; fail F.L", "<DL> I.E I I.X <RBK>", "diF", "INC", ""},
-	{"killed in F.E", "fail I; die F.E", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L F.E F.E F F.L CL", "diF", "old", ""},
+	{"killed in F.E", "fail I; die F.E", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L F.E F.E F F.L CL",
+		"diF", "old", ""},
 	{"killed in F", "fail I; die F", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L F.E F F.E F F.L CL", "diF", "old", ""},
-	{"killed in F.L", "fail I; die F.L", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L F.E F F.L F.E F F.L CL", "diF", "old", ""},
-	{"endless kills in F", "fail I; endless F", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L" + strings.Repeat(" F.E F", 24), "diF", "INC", ""},
+	{"killed in F.L", "fail I; die F.L", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L F.E F F.L F.E F F.L CL",
+		"diF", "old", ""},
+	{"endless kills in F", "fail I; endless F", "<DL> I.E I I.X RB.E RB RB.L RR.E RR VRR RR.L" + strings.Repeat(" F.E F",
+		24), "diF", "INC", ""},
 	{"error in CL of a failed update", "fail I; fail CL", "<DL> I.E I I.X <RBK>", "diF", "old", ""},
 	// The verdict is in the journal before Cleanup, and the server hears that one, as Mender's does not:
 	// what is committed stays committed.
@@ -142,7 +159,8 @@ var chains = []chain{
 	{"resumable, killed in I", "artifact bare; resumable; die I", "<DL> I I R VR C CL", "diriS", "new", ""},
 	{"resumable, killed in VR", "artifact bare; resumable; die VR", "<DL> I R VR VR C CL", "diriS", "new", ""},
 	{"resumable, killed in C", "artifact bare; resumable; die C", "<DL> I R VR C C CL", "diriS", "new", ""},
-	{"resumable, endless kills in I", "artifact bare; resumable; endless I", "<DL>" + strings.Repeat(" I", maxSaves), "diF", "INC", ""},
+	{"resumable, endless kills in I", "artifact bare; resumable; endless I", "<DL>" + strings.Repeat(" I", maxSaves),
+		"diF", "INC", ""},
 	{"resumable, error in I", "artifact bare; resumable; fail I", "<DL> I RB RR VRR F CL", "diF", "old", ""},
 	// Unless there are scripts: nothing is known about those.
 	{"resumable with scripts, killed in I", "resumable; die I", "<DL> I.E I <RBK>", "diF", "old", ""},
@@ -281,8 +299,9 @@ func TestDyingJournalOnTheWayBack(t *testing.T) {
 		}
 		var said strings.Builder
 		rec.Update = &update{Step: stepCommitWait, Artifact: "new", Outcome: outcomeRolledBack, Known: true}
-		f := &flow{lg: newLogger(&said), j: j, rec: rec, handler: calm{}, scripts: newScripts(defaultConfig(paths{conf: dir, ds: dir}), nil),
-			bootID: func() string { return "1" }}
+		f := &flow{lg: newLogger(&said), j: j, rec: rec, handler: calm{},
+			scripts: newScripts(defaultConfig(paths{conf: dir, ds: dir}), nil),
+			bootID:  func() string { return "1" }}
 		readOnly = true
 		if r, p := f.run(t.Context(), s); r != done || p != nil {
 			t.Errorf("%s: got result %d, %v", s, r, p)

@@ -21,7 +21,8 @@ func TestReadUncached(t *testing.T) {
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct{ off, n int }{{0, 1}, {0, 4096}, {1, 4096}, {4095, 2}, {8000, 2000}, {9999, 1}, {0, 10000}} {
+	for _, c := range []struct{ off, n int }{{0, 1}, {0, 4096}, {1, 4096}, {4095, 2}, {8000, 2000},
+		{9999, 1}, {0, 10000}} {
 		p := make([]byte, c.n)
 		if err := readUncached(d, p, int64(c.off)); err != nil || !bytes.Equal(p, text[c.off:c.off+c.n]) {
 			t.Errorf("%d at %d: %v", c.n, c.off, err)

@@ -42,8 +42,10 @@ func bigArtifact(t *testing.T) io.Reader {
 	inner := tarHeader(t, "root.img", bigSize)
 	end := make([]byte, -bigSize&511+1024)
 	data := int64(len(inner)) + bigSize + int64(len(end))
-	return io.MultiReader(bytes.NewReader(front), bytes.NewReader(tarHeader(t, "data/0000.tar", data)), bytes.NewReader(inner),
-		io.LimitReader(zeros{}, 5<<30), strings.NewReader(bigTail), bytes.NewReader(end), bytes.NewReader(make([]byte, -data&511+1024)))
+	return io.MultiReader(bytes.NewReader(front), bytes.NewReader(tarHeader(t, "data/0000.tar", data)),
+		bytes.NewReader(inner),
+		io.LimitReader(zeros{}, 5<<30), strings.NewReader(bigTail), bytes.NewReader(end),
+		bytes.NewReader(make([]byte, -data&511+1024)))
 }
 
 // Field case 7: a whole install of a sparse image of 5 GiB, whose offsets a 32-bit number would
@@ -58,7 +60,8 @@ func TestBeyond4GiB(t *testing.T) {
 	boardFiles(t, dir, 5<<30+1<<20, "")
 	must(t, os.WriteFile(dir+"/device_type", []byte("device_type=dev\n"), 0o644))
 	var said bytes.Buffer
-	args := []string{"mendlet", "-c", dir + "/mender.conf", "-b", dir + "/none", "-d", dir, "--running", "A", "install", "-"}
+	args := []string{"mendlet", "-c", dir + "/mender.conf", "-b", dir + "/none", "-d", dir, "--running",
+		"A", "install", "-"}
 	if exit := runProgram(t.Context(), args, bigArtifact(t), io.Discard, &said); exit != exitOK {
 		t.Fatalf("exit code %d: %s", exit, &said)
 	}

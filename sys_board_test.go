@@ -18,7 +18,8 @@ import (
 
 // Every fixture, made by mender-artifact, by every way of reading it.
 func TestFixturesThroughProgram(t *testing.T) {
-	for _, name := range []string{"rootfs-gzip", "rootfs-xz", "rootfs-zstd", "rootfs-depends", "rootfs-scripts", "rootfs-signed-rsa", "rootfs-signed-ecdsa",
+	for _, name := range []string{"rootfs-gzip", "rootfs-xz", "rootfs-zstd", "rootfs-depends", "rootfs-scripts",
+		"rootfs-signed-rsa", "rootfs-signed-ecdsa",
 		"bootstrap", "module-augmented", "module-no-files", "module-scripts-signed", "module-two-files"} {
 		t.Run(name, func(t *testing.T) {
 			b := newImageBoard(t)
@@ -87,7 +88,8 @@ func TestMadeByMenderArtifact(t *testing.T) {
 			script := filepath.Join(b.dir, "ArtifactInstall_Enter_01_say")
 			ran := filepath.Join(b.dir, "ran")
 			writeFile(t, script, "#!/bin/sh\necho yes >"+ran+"\n")
-			args := []string{"--compression", comp, "write", "rootfs-image", "-n", "made", "-t", "testboard", "-f", writeTemp(t, "rootfs.ext4", img), "-o", path, "-s", script}
+			args := []string{"--compression", comp, "write", "rootfs-image", "-n", "made", "-t", "testboard", "-f",
+				writeTemp(t, "rootfs.ext4", img), "-o", path, "-s", script}
 			if key != "" {
 				args = append(args, "-k", key)
 				b.conf["ArtifactVerifyKey"] = map[string]string{rsaKey: rsaPub, ecKey: ecPub}[key]
@@ -223,7 +225,8 @@ func TestSignalWhileInstalling(t *testing.T) {
 	for name, c := range map[string]struct {
 		sig  os.Signal
 		sent int
-	}{"payload": {syscall.SIGTERM, 4 << 20}, "payload, SIGINT": {syscall.SIGINT, 4 << 20}, "header": {syscall.SIGTERM, 700}, "nothing": {syscall.SIGTERM, 0}} {
+	}{"payload": {syscall.SIGTERM, 4 << 20}, "payload, SIGINT": {syscall.SIGINT, 4 << 20},
+		"header": {syscall.SIGTERM, 700}, "nothing": {syscall.SIGTERM, 0}} {
 		t.Run(name, func(t *testing.T) {
 			cmd, in, lines := b.start(t, "install", "-l", "debug", "--progress", "lines", "-")
 			if _, err := in.Write(art[:c.sent]); err != nil {

@@ -84,19 +84,26 @@ func TestChainsWithServer(t *testing.T) {
 		result    string
 	}{
 		{"normal", "", []use{{"", 0, poll + "<INST>" + end, all}, {"", 0, poll, all}}, "new", ""},
-		{"reboot", "answer NR Yes", []use{{"", 0, poll + "<INST> R.E R VR R.L" + end, "downloading installing rebooting installing success"}}, "new", ""},
+		{"reboot", "answer NR Yes", []use{{"", 0, poll + "<INST> R.E R VR R.L" + end,
+			"downloading installing rebooting installing success"}}, "new", ""},
 		{"error in Idle.E", "fail Idle.E", []use{{"", 0, poll + "<INST>" + end, all}}, "new", ""},
 		{"error in Idle.L", "fail Idle.L", []use{{"", 0, poll + "<INST>" + end, all}}, "new", ""},
-		{"error in Sync.E", "once Sync.E", []use{{"", 1, "Idle.E Idle.L Sync.E Sync.X", ""}, {"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		{"error in Sync.E", "once Sync.E", []use{{"", 1, "Idle.E Idle.L Sync.E Sync.X", ""},
+			{"", 0, poll + "<INST>" + end, all}}, "new", ""},
 		// The deployment is dropped without a word, and comes again with the next poll.
-		{"error in Sync.L", "once Sync.L", []use{{"", 1, poll + "Sync.X", ""}, {"", 0, poll + "<INST>" + end, all}}, "new", ""},
+		{"error in Sync.L", "once Sync.L", []use{{"", 1, poll + "Sync.X", ""},
+			{"", 0, poll + "<INST>" + end, all}}, "new", ""},
 		{"error in I", "fail I", []use{{"", 1, poll + "<DL> I.E I I.X" + back, "downloading installing failure"}}, "old", ""},
-		{"killed in D", "kill D", []use{{"", killed, poll + "D.E PPFS D", "downloading"}, {"", 1, "CL", "downloading failure"}}, "old", "failed"},
-		{"killed in I", "kill I", []use{{"", killed, poll + "<DL> I.E I", "downloading installing"}, {"", 1, back, "downloading installing failure"}}, "old", ""},
+		{"killed in D", "kill D", []use{{"", killed, poll + "D.E PPFS D", "downloading"},
+			{"", 1, "CL", "downloading failure"}}, "old", "failed"},
+		{"killed in I", "kill I", []use{{"", killed, poll + "<DL> I.E I", "downloading installing"},
+			{"", 1, back, "downloading installing failure"}}, "old", ""},
 		{"killed in C", "kill C", []use{{"", killed, poll + "<INST> C.E C", "downloading installing installing"},
 			{"", 1, back, "downloading installing installing failure"}}, "old", ""},
-		{"killed in C.L", "kill C.L", []use{{"", killed, poll + "<INST> C.E C C.L", "downloading installing installing"}, {"", 0, "C.L CL", all}}, "new", ""},
-		{"killed in CL", "kill CL", []use{{"", killed, poll + "<INST> C.E C C.L CL", "downloading installing installing"}, {"", 0, "CL", all}}, "new", ""},
+		{"killed in C.L", "kill C.L", []use{{"", killed, poll + "<INST> C.E C C.L", "downloading installing installing"},
+			{"", 0, "C.L CL", all}}, "new", ""},
+		{"killed in CL", "kill CL", []use{{"", killed, poll + "<INST> C.E C C.L CL", "downloading installing installing"},
+			{"", 0, "CL", all}}, "new", ""},
 		{"killed in RB", "fail I; kill RB", []use{{"", killed, poll + "<DL> I.E I I.X RB.E RB", "downloading installing"},
 			{"", 1, back, "downloading installing failure"}}, "old", ""},
 	} {
@@ -136,7 +143,8 @@ func TestNoRebootForNothing(t *testing.T) {
 	s := newManagedSetup(t)
 	s.artifacts["scripted"] = filepath.Join(s.dir, "scripted.mender")
 	script := writeTemp(t, "ArtifactInstall_Leave_00", []byte("#!/bin/sh\nexit 1\n"))
-	if err := packCommand([]string{"-n", "scripted", "-c", "sim", "-f", filepath.Join(s.dir, "new.img"), "-s", script, "-o", s.artifacts["scripted"]}, io.Discard, nil); err != nil {
+	if err := packCommand([]string{"-n", "scripted", "-c", "sim", "-f", filepath.Join(s.dir, "new.img"), "-s", script,
+		"-o", s.artifacts["scripted"]}, io.Discard, nil); err != nil {
 		t.Fatal(err)
 	}
 	d, deployed := s.device(t, "scripted")
@@ -151,8 +159,10 @@ func TestNoRebootForNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	heard, _, _ := s.server.history(deployed)
-	if got := strings.Join(heard, " "); got != "downloading installing failure" || rec.Last.Result != "rolled-back" || d.boots != 1 {
-		t.Errorf("heard %q, verdict %s, %d boots; want \"downloading installing failure\", rolled-back, 1", got, rec.Last.Result, d.boots)
+	if got := strings.Join(heard, " "); got != "downloading installing failure" ||
+		rec.Last.Result != "rolled-back" || d.boots != 1 {
+		t.Errorf("heard %q, verdict %s, %d boots; want \"downloading installing failure\", rolled-back, 1", got,
+			rec.Last.Result, d.boots)
 	}
 }
 

@@ -81,9 +81,12 @@ func TestFleet(t *testing.T) {
 		{"hourly at :00, --splay 10m", fleet{every: time.Hour, splay: 10 * time.Minute}},
 		{"hourly at :00, --splay 1h", fleet{every: time.Hour, splay: time.Hour}},
 		{"hourly, outage of 90 min", fleet{every: time.Hour, down: 90 * time.Minute, up: 180 * time.Minute}},
-		{"hourly, outage, --splay 1h", fleet{every: time.Hour, splay: time.Hour, down: 90 * time.Minute, up: 180 * time.Minute}},
-		{"every minute with back-off, outage", fleet{every: time.Minute, backoff: true, down: 90 * time.Minute, up: 180 * time.Minute}},
-		{"every minute with back-off, outage, --splay 1m", fleet{every: time.Minute, backoff: true, splay: time.Minute, down: 90 * time.Minute, up: 180 * time.Minute}},
+		{"hourly, outage, --splay 1h", fleet{every: time.Hour, splay: time.Hour, down: 90 * time.Minute,
+			up: 180 * time.Minute}},
+		{"every minute with back-off, outage", fleet{every: time.Minute, backoff: true, down: 90 * time.Minute,
+			up: 180 * time.Minute}},
+		{"every minute with back-off, outage, --splay 1m",
+			fleet{every: time.Minute, backoff: true, splay: time.Minute, down: 90 * time.Minute, up: 180 * time.Minute}},
 	} {
 		c.f.devices = devices
 		load := c.f.run(6)
@@ -96,7 +99,8 @@ func TestFleet(t *testing.T) {
 		if c.f.up > 0 {
 			after = slices.Max(load[c.f.up/time.Second:])
 		}
-		t.Logf("%-48s peak %6d requests/s, after the outage %6d, mean %5.1f", c.name, peaks[c.name], after, float64(total)/float64(len(load)))
+		t.Logf("%-48s peak %6d requests/s, after the outage %6d, mean %5.1f", c.name, peaks[c.name], after,
+			float64(total)/float64(len(load)))
 	}
 	if p := peaks["hourly at :00"]; p < devices/2 {
 		t.Errorf("without splay: got peak %d, which is too good to be true", p)

@@ -42,9 +42,11 @@ func (b *injector) run(strace []string, running string, args ...string) (exit in
 
 // inject refuses the nth call on one of the three files with the error.
 func (b *injector) inject(call, errno string, n int) []string {
-	line := []string{"strace", "-f", "-b", "execve", "-qq", "-o", b.dir + "/trace", "-e", "trace=" + call, "-e", "signal=none",
+	line := []string{"strace", "-f", "-b", "execve", "-qq", "-o", b.dir + "/trace", "-e", "trace=" + call,
+		"-e", "signal=none",
 		"-e", fmt.Sprintf("inject=%s:error=%s:when=%d", call, errno, n)}
-	for _, path := range []string{b.dir + "/env", b.dir + "/var/" + journalName, journalName, "/var/lock/fw_printenv.lock", "fw_printenv.lock"} {
+	for _, path := range []string{b.dir + "/env", b.dir + "/var/" + journalName, journalName, "/var/lock/fw_printenv.lock",
+		"fw_printenv.lock"} {
 		line = append(line, "-P", path)
 	}
 	return line
@@ -82,7 +84,8 @@ func (b *injector) done(verb string) error {
 	case verb == "commit" && part == "3" && !trial && rec.Update == nil && last == "committed" && name == "new":
 	case verb == "rollback" && part == "2" && !trial && rec.Update == nil && last == "rolled-back" && name == "unknown":
 	default:
-		return fmt.Errorf("partition %s boots (trial: %t), artifact_name %q, verdict %q, in progress %+v", part, trial, name, last, rec.Update)
+		return fmt.Errorf("partition %s boots (trial: %t), artifact_name %q, verdict %q, in progress %+v", part, trial, name,
+			last, rec.Update)
 	}
 	return b.whole()
 }
@@ -135,7 +138,8 @@ func (b *injector) mend(verb, artifact, running string) (log string, err error) 
 		return log, b.done(verb)
 	case rec.Update != nil:
 		return log, fmt.Errorf("the update has not ended: %+v", rec.Update)
-	case rec.Last == nil, rec.Last.Result == "committed" && (part != "3" || trial), rec.Last.Result == "rolled-back" && (part != "2" || trial):
+	case rec.Last == nil, rec.Last.Result == "committed" && (part != "3" || trial), rec.Last.Result == "rolled-back" &&
+		(part != "2" || trial):
 		return log, fmt.Errorf("partition %s boots (trial: %t), and the verdict is %+v", part, trial, rec.Last)
 	}
 	return log, b.whole()
@@ -153,14 +157,16 @@ func TestInjectedErrors(t *testing.T) {
 	}
 	onlyExhaustive(t, "hundreds of runs under strace")
 	dir := t.TempDir()
-	start := &injector{t: t, program: filepath.Join(dir, "mendlet"), image: bytes.Repeat([]byte("an image of one block and some. "), 5<<10)}
+	start := &injector{t: t, program: filepath.Join(dir, "mendlet"),
+		image: bytes.Repeat([]byte("an image of one block and some. "), 5<<10)}
 	artifact := filepath.Join(dir, "new.mender")
 	build := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-o", start.program, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	err := packCommand([]string{"-n", "new", "-c", "sim", "-f", writeTemp(t, "root.img", start.image), "-o", artifact}, io.Discard, nil)
+	err := packCommand([]string{"-n", "new", "-c", "sim", "-f", writeTemp(t, "root.img", start.image), "-o",
+		artifact}, io.Discard, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

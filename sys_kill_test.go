@@ -27,7 +27,8 @@ esac
 
 // killCalls are the system calls by which the program changes something, openat, by which it may
 // make something, and waitid, in which it waits for a module.
-var killCalls = []string{"pwrite64", "write", "fdatasync", "fsync", "openat", "mkdirat", "mknodat", "renameat", "unlinkat", "fchmod", "fchmodat", "ftruncate", "waitid"}
+var killCalls = []string{"pwrite64", "write", "fdatasync", "fsync", "openat", "mkdirat", "mknodat", "renameat",
+	"unlinkat", "fchmod", "fchmodat", "ftruncate", "waitid"}
 
 // killer runs the real program and kills it.
 type killer struct {
@@ -40,7 +41,8 @@ func (k *killer) run(strace []string, args ...string) (exit int, output string) 
 	line := append(append(strace, k.program, "-b", filepath.Join(k.dir, "fallback.conf")), args...)
 	cmd := exec.Command(line[0], line[1:]...)
 	// One running thread at a time: strace counts the calls of each thread by itself.
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "MENDER_CONF_DIR="+k.dir+"/etc", "MENDER_DATA_DIR="+k.dir+"/share", "MENDER_DATASTORE_DIR="+k.dir+"/var")
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "MENDER_CONF_DIR="+k.dir+"/etc", "MENDER_DATA_DIR="+k.dir+"/share",
+		"MENDER_DATASTORE_DIR="+k.dir+"/var")
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState == nil {
 		k.t.Fatal(err)
@@ -98,7 +100,8 @@ func (k *killer) check() error {
 	case string(app) == "old" && name == "old" && (verdict == "rolled-back" || verdict == "failed") && len(left) == 0:
 	case string(app) == "old" && (name == "old" || name == "") && verdict == "none":
 	default:
-		return fmt.Errorf("installed is %q, artifact_name %q, verdict %s; the module's tree has %d entries", app, name, verdict, len(left))
+		return fmt.Errorf("installed is %q, artifact_name %q, verdict %s; the module's tree has %d entries", app, name,
+			verdict, len(left))
 	}
 	return nil
 }
@@ -119,7 +122,8 @@ func newKiller(t *testing.T, program string) *killer {
 		}
 	}
 	putScript(t, k.dir+"/share/modules/v3", "app", appModule, 0o755)
-	for name, text := range map[string]string{"app": "old", "fallback.conf": "{}", "var/device_type": "device_type=sim\n", "etc/artifact_info": "artifact_name=old\n"} {
+	for name, text := range map[string]string{"app": "old", "fallback.conf": "{}", "var/device_type": "device_type=sim\n",
+		"etc/artifact_info": "artifact_name=old\n"} {
 		if err := os.WriteFile(filepath.Join(k.dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +138,8 @@ func TestKilledAtSystemCalls(t *testing.T) {
 	}
 	onlyExhaustive(t, "hundreds of runs under strace")
 	t.Parallel()
-	if out, err := exec.Command("strace", "-f", "-b", "execve", "-qq", "-o", "/dev/null", "true").CombinedOutput(); err != nil {
+	if out, err := exec.Command("strace", "-f", "-b", "execve", "-qq", "-o", "/dev/null",
+		"true").CombinedOutput(); err != nil {
 		t.Skipf("needs a strace that may trace and knows -b: %v: %s", err, out)
 	}
 	dir := t.TempDir()
@@ -144,7 +149,8 @@ func TestKilledAtSystemCalls(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if err := packCommand([]string{"-T", "app", "-n", "new", "-c", "sim", "-f", writeTemp(t, "payload", []byte("new")), "-o", artifact}, io.Discard, nil); err != nil {
+	if err := packCommand([]string{"-T", "app", "-n", "new", "-c", "sim", "-f", writeTemp(t, "payload", []byte("new")),
+		"-o", artifact}, io.Discard, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, phase := range []struct {

@@ -61,7 +61,8 @@ func highWater(pid int) int64 {
 func installPeak(t testing.TB, program, compression string, size int64) int64 {
 	img := bigImage(t, size)
 	artifact := filepath.Join(t.TempDir(), "a.mender")
-	if err := packCommand([]string{"-n", "new", "-c", "sim", "-f", img, "--compression", compression, "-o", artifact}, io.Discard, nil); err != nil {
+	if err := packCommand([]string{"-n", "new", "-c", "sim", "-f", img, "--compression", compression, "-o", artifact},
+		io.Discard, nil); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()

@@ -39,7 +39,8 @@ func tarOf(t *testing.T, files ...artifactFile) string {
 func ownModules(t *testing.T) []ownModule {
 	return []ownModule{
 		{"single-file", func(base, v string) (string, []artifactFile) {
-			return "", []artifactFile{{"dest_dir", base + "/etc\n"}, {"filename", "app.conf\n"}, {"permissions", "640\n"}, {"app.conf", v}}
+			return "", []artifactFile{{"dest_dir", base + "/etc\n"}, {"filename", "app.conf\n"},
+				{"permissions", "640\n"}, {"app.conf", v}}
 		}, func(base string) string { return look(base + "/etc/app.conf") }, "V"},
 		{"directory", func(base, v string) (string, []artifactFile) {
 			return "", []artifactFile{{"dest_dir", base + "/opt/app/\n"}, {"update.tar", tarOf(t, artifactFile{"f" + v, v})}}
@@ -64,7 +65,8 @@ func ownModules(t *testing.T) []ownModule {
 		{"mender-configure", func(base, v string) (string, []artifactFile) {
 			return `{"version":"` + v + `"}`, nil
 		}, func(base string) string {
-			return strings.TrimSpace(look(base+"/config/device-config.json") + " " + strings.TrimSpace(strings.TrimPrefix(look(base+"/applied"), "{}")))
+			return strings.TrimSpace(look(base+"/config/device-config.json") + " " +
+				strings.TrimSpace(strings.TrimPrefix(look(base+"/applied"), "{}")))
 		}, `{"version":"V"} {"version":"V"}`},
 	}
 }
@@ -90,9 +92,12 @@ func setUpOwn(t *testing.T, name, sh, path string) (*module, string) {
 		t.Fatal(err)
 	}
 	base := t.TempDir()
-	m := moduleOf(t, name, "#!"+sh+"\n"+strings.TrimPrefix(string(text), "#!/bin/sh\n"), "BASE="+base, "PATH="+base+"/bin:"+path,
-		"COMPOSE_BASE="+base+"/compose", "MENDER_CONFIGURE_DIR="+base+"/config", "MENDER_CONFIGURE_APPLY_DIR="+base+"/apply.d")
-	putScript(t, base+"/apply.d", "apply", "#!/bin/sh\ncat \"$1\" >\"$BASE/applied\"\n! grep -q bad \"$1\" || exit 1\n! grep -q restart \"$1\" || exit 20\n", 0o755)
+	m := moduleOf(t, name, "#!"+sh+"\n"+strings.TrimPrefix(string(text), "#!/bin/sh\n"), "BASE="+base,
+		"PATH="+base+"/bin:"+path,
+		"COMPOSE_BASE="+base+"/compose", "MENDER_CONFIGURE_DIR="+base+"/config",
+		"MENDER_CONFIGURE_APPLY_DIR="+base+"/apply.d")
+	putScript(t, base+"/apply.d", "apply", "#!/bin/sh\ncat \"$1\" >\"$BASE/applied\"\n! grep -q bad \"$1\" || exit "+
+		"1\n! grep -q restart \"$1\" || exit 20\n", 0o755)
 	putScript(t, base+"/bin", "docker", fakeDocker, 0o755)
 	putScript(t, base+"/bin", "sync", "#!/bin/sh\n", 0o755) // nothing here outlives the machine
 	return m, base
@@ -127,7 +132,8 @@ func (o ownModule) begin(t *testing.T, m *module, base, v string) {
 func (o ownModule) quickly(t *testing.T, m *module, base, v string) {
 	t.Helper()
 	metaData, files := o.payload(base, v)
-	files = append(files, artifactFile{"../header/artifact_name", v}, artifactFile{"../header/meta-data", metaData}, artifactFile{"../tmp/none", ""})
+	files = append(files, artifactFile{"../header/artifact_name", v}, artifactFile{"../header/meta-data", metaData},
+		artifactFile{"../tmp/none", ""})
 	for _, f := range files {
 		path := filepath.Join(m.tree, "files", f.name)
 		putScript(t, filepath.Dir(path), filepath.Base(path), f.body, 0o600)
@@ -184,7 +190,8 @@ func TestOwnModules(t *testing.T) {
 func noLeftOvers(t *testing.T, base string) {
 	t.Helper()
 	filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || strings.Contains(path, "mendlet-") || strings.Contains(path, "/versions/v-") && strings.Contains(path, "three") {
+		if err != nil || strings.Contains(path, "mendlet-") ||
+			strings.Contains(path, "/versions/v-") && strings.Contains(path, "three") {
 			t.Errorf("left over: %q, %v", path, err)
 		}
 		return nil
@@ -274,8 +281,10 @@ func TestOwnModulesManners(t *testing.T) {
 		if err := os.MkdirAll(m.tree+"/tmp", 0o700); err != nil {
 			t.Fatal(err)
 		}
-		for _, state := range []string{"ProvidePayloadFileSizes", "Download", "ArtifactReboot", "ArtifactVerifyReboot", "ArtifactCommit",
-			"ArtifactRollback", "ArtifactRollbackReboot", "ArtifactVerifyRollbackReboot", "ArtifactFailure", "SomethingNew", "Cleanup"} {
+		for _, state := range []string{"ProvidePayloadFileSizes", "Download", "ArtifactReboot", "ArtifactVerifyReboot",
+			"ArtifactCommit",
+			"ArtifactRollback", "ArtifactRollbackReboot", "ArtifactVerifyRollbackReboot", "ArtifactFailure",
+			"SomethingNew", "Cleanup"} {
 			if err := m.call(t.Context(), state); err != nil || len(lg.lines) != 0 {
 				t.Errorf("%s, %s: got %v and output %q", name, state, err, lg.lines)
 			}
@@ -289,7 +298,8 @@ func TestOwnModulesManners(t *testing.T) {
 			}
 		}
 		text := look(path)
-		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o755 || !strings.HasPrefix(text, "#!/bin/sh\n# SPDX-License-Identifier: Apache-2.0\n") {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o755 ||
+			!strings.HasPrefix(text, "#!/bin/sh\n# SPDX-License-Identifier: Apache-2.0\n") {
 			t.Errorf("%s: mode, first line or licence line", name)
 		}
 		packAsToldIn(t, text, name)
@@ -389,7 +399,8 @@ func TestOwnScript(t *testing.T) {
 	t.Parallel()
 	box := busyboxOnly(t)
 	m, base := setUpOwn(t, "script", box+"/sh", box)
-	text := madeArtifact(t, "script", "", artifactFile{"b.sh", "#!/bin/sh\necho b >>$BASE/ran\n"}, artifactFile{"a.sh", "#!/bin/sh\necho a >>$BASE/ran\n"})
+	text := madeArtifact(t, "script", "", artifactFile{"b.sh", "#!/bin/sh\necho b >>$BASE/ran\n"},
+		artifactFile{"a.sh", "#!/bin/sh\necho a >>$BASE/ran\n"})
 	if err := through(t, m, text, chainGood...); err != nil {
 		t.Fatal(err)
 	}
@@ -404,7 +415,8 @@ func TestOwnConfigure(t *testing.T) {
 	t.Parallel()
 	box := busyboxOnly(t)
 	m, base := setUpOwn(t, "mender-configure", box+"/sh", box)
-	for _, c := range []struct{ metaData, reboot string }{{`{"a":"b"}`, "No"}, {`{"a":"restart"}`, "Automatic"}, {`{"a":"c"}`, "No"}} {
+	for _, c := range []struct{ metaData, reboot string }{{`{"a":"b"}`, "No"}, {`{"a":"restart"}`, "Automatic"},
+		{`{"a":"c"}`, "No"}} {
 		a := opened(t, madeArtifact(t, m.name, c.metaData))
 		treeOf(t, m, a)
 		if err := m.download(t.Context(), a); err != nil {
@@ -420,7 +432,8 @@ func TestOwnConfigure(t *testing.T) {
 		}
 	}
 	os.Remove(base + "/applied")
-	if out, err := exec.Command(m.program, "--apply-only").CombinedOutput(); err != nil || len(out) > 0 || look(base+"/applied") != `{"a":"c"}` {
+	if out, err := exec.Command(m.program, "--apply-only").CombinedOutput(); err != nil || len(out) > 0 ||
+		look(base+"/applied") != `{"a":"c"}` {
 		t.Errorf("--apply-only: got %v, %q, applied %q", err, out, look(base+"/applied"))
 	}
 }
@@ -469,7 +482,8 @@ func TestDebianSingleFile(t *testing.T) {
 	m := debianModule(t, "single-file")
 	dest := t.TempDir()
 	made := func(body string) []byte {
-		return madeArtifact(t, "single-file", "", artifactFile{"dest_dir", dest + "\n"}, artifactFile{"filename", "app.conf\n"},
+		return madeArtifact(t, "single-file", "", artifactFile{"dest_dir", dest + "\n"},
+			artifactFile{"filename", "app.conf\n"},
 			artifactFile{"permissions", "640\n"}, artifactFile{"app.conf", body})
 	}
 	for _, c := range []struct {
@@ -520,13 +534,15 @@ func TestDebianDirectory(t *testing.T) {
 func TestDebianScript(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace")
 	m := debianModule(t, "script", "TRACE="+trace)
-	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"hello.sh", "#!/bin/sh\necho ${0##*/} >>$TRACE\n"}), chainGood...); err != nil {
+	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"hello.sh", "#!/bin/sh\necho ${0##*/} >>$TRACE\n"}),
+		chainGood...); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(trace); string(got) != "hello.sh\n" {
 		t.Errorf("got %q, %v", got, err)
 	}
-	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"bad.sh", "#!/bin/sh\nexit 3\n"}), chainGood...); err == nil {
+	if err := through(t, m, madeArtifact(t, "script", "", artifactFile{"bad.sh", "#!/bin/sh\nexit 3\n"}),
+		chainGood...); err == nil {
 		t.Error("a failing script: got success")
 	}
 }
@@ -544,15 +560,19 @@ func TestDebianDeb(t *testing.T) {
 		putScript(t, dir+"/root/var/lib/dpkg/"+d, "none", "", 0o644)
 	}
 	putScript(t, dir+"/root/var/lib/dpkg", "status", "", 0o644)
-	putScript(t, dir+"/bin", "dpkg", "#!/bin/sh\nexec "+dpkg+" --root="+dir+"/root --log=/dev/null --force-not-root \"$@\"\n", 0o755)
-	putScript(t, dir+"/p/DEBIAN", "control", "Package: mendlet-test\nVersion: 1\nArchitecture: all\nMaintainer: none <none@example.com>\nDescription: test\n", 0o644)
+	putScript(t, dir+"/bin", "dpkg", "#!/bin/sh\nexec "+dpkg+" --root="+dir+
+		"/root --log=/dev/null --force-not-root \"$@\"\n", 0o755)
+	putScript(t, dir+"/p/DEBIAN", "control", "Package: mendlet-test\nVersion: 1\nArchitecture: all\nMaintainer: none "+
+		"<none@example.com>\nDescription: test\n", 0o644)
 	putScript(t, dir+"/p/etc", "mendlet-test", "installed\n", 0o644)
-	if out, err := exec.Command("dpkg-deb", "--root-owner-group", "--build", dir+"/p", dir+"/test.deb").CombinedOutput(); err != nil {
+	if out, err := exec.Command("dpkg-deb", "--root-owner-group", "--build", dir+"/p",
+		dir+"/test.deb").CombinedOutput(); err != nil {
 		t.Fatalf("dpkg-deb: %v: %s", err, out)
 	}
 	lg := newChildLog()
 	m.lg = &lg.logger
-	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", look(dir + "/test.deb")}), chainGood...); err != nil {
+	if err := through(t, m, madeArtifact(t, "deb", "", artifactFile{"test.deb", look(dir + "/test.deb")}),
+		chainGood...); err != nil {
 		t.Errorf("%v\n%s", err, lg.text())
 	}
 	if got := look(dir + "/root/etc/mendlet-test"); got != "installed\n" {
@@ -594,7 +614,8 @@ echo installed >%{buildroot}/etc/mendlet-test
 	putScript(t, dir+"/bin", "rpm", "#!/bin/sh\nexec "+rpm+" --root="+dir+"/root \"$@\"\n", 0o755)
 	lg := newChildLog()
 	m.lg = &lg.logger
-	if err := through(t, m, madeArtifact(t, "rpm", "", artifactFile{"test.rpm", look(dir + "/test.rpm")}), chainGood...); err != nil {
+	if err := through(t, m, madeArtifact(t, "rpm", "", artifactFile{"test.rpm", look(dir + "/test.rpm")}),
+		chainGood...); err != nil {
 		t.Errorf("%v\n%s", err, lg.text())
 	}
 	if got := look(dir + "/root/etc/mendlet-test"); got != "installed\n" {

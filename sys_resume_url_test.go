@@ -43,12 +43,14 @@ type realArtifact struct {
 func realArtifacts(t *testing.T, image []byte) (list []realArtifact) {
 	img := writeTemp(t, "root.img", image)
 	for _, kind := range []string{"none", "gzip", "xz"} {
-		list = append(list, realArtifact{"pack " + kind, true, packed(t, "-n", "new", "-c", "sim", "-f", img, "--compression", kind)})
+		list = append(list, realArtifact{"pack " + kind, true,
+			packed(t, "-n", "new", "-c", "sim", "-f", img, "--compression", kind)})
 	}
 	if _, err := exec.LookPath("mender-artifact"); err == nil {
 		for _, kind := range []string{"none", "gzip", "lzma"} {
 			made := filepath.Join(t.TempDir(), "made.mender")
-			if out, err := exec.Command("mender-artifact", "--compression", kind, "write", "rootfs-image", "-n", "new", "-t", "sim", "-f", img, "-o", made).CombinedOutput(); err != nil {
+			if out, err := exec.Command("mender-artifact", "--compression", kind, "write", "rootfs-image", "-n", "new", "-t",
+				"sim", "-f", img, "-o", made).CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
 			list = append(list, realArtifact{"mender-artifact " + kind, kind != "lzma", readFileOrNil(made)})
@@ -59,7 +61,8 @@ func realArtifacts(t *testing.T, image []byte) (list []realArtifact) {
 			continue
 		}
 		k := newKit("rootfs-image", tarMember{name: "root.img", body: image})
-		k.header[0].body = []byte(`{"payloads":[{"type":"rootfs-image"}],"artifact_provides":{"artifact_name":"new"},"artifact_depends":{"device_type":["sim"]}}`)
+		k.header[0].body = []byte(`{"payloads":[{"type":"rootfs-image"}],` +
+			`"artifact_provides":{"artifact_name":"new"},"artifact_depends":{"device_type":["sim"]}}`)
 		k.data = func(tar []byte) (string, []byte) {
 			return "data/0000.tar" + program.suffix, piped(t, tar, program.name, program.args)
 		}
@@ -137,7 +140,8 @@ func (a realArtifact) interruptFile(t *testing.T, image []byte) {
 				n++
 			}
 			rec, err := d.peek()
-			if u := rec.Update; err == nil && u != nil && (!a.restart && n == writes || u.Checkpoint != nil && u.Checkpoint.Offset >= offset) {
+			if u := rec.Update; err == nil && u != nil && (!a.restart && n == writes ||
+				u.Checkpoint != nil && u.Checkpoint.Offset >= offset) {
 				do()
 			}
 			return nil
@@ -209,7 +213,8 @@ func (a realArtifact) interruptURL(t *testing.T, image []byte) {
 	}
 	b.interrupted(a, 8<<20)
 	g.set(part(75), "hang")
-	if p := b.start("--running", "A", "resume"); !p.once(syscall.SIGKILL, func(u *update) bool { return a.reached(16<<20)(u) && u.Tries > 0 }) {
+	if p := b.start("--running", "A", "resume"); !p.once(syscall.SIGKILL,
+		func(u *update) bool { return a.reached(16<<20)(u) && u.Tries > 0 }) {
 		t.Fatalf("ended by itself\n%s", &p.out)
 	}
 	b.interrupted(a, 16<<20)
@@ -231,7 +236,8 @@ func (a realArtifact) interruptURL(t *testing.T, image []byte) {
 	if a.restart != (last > part(50)) {
 		t.Errorf("the last request began at byte %d of %d", last, len(a.body))
 	}
-	if u := "signature"; bytes.Contains(readFileOrNil(filepath.Join(b.dir, journalName)), []byte(`"name":"`+server.URL+"/a.mender?"+u)) {
+	if u := "signature"; bytes.Contains(readFileOrNil(filepath.Join(b.dir, journalName)),
+		[]byte(`"name":"`+server.URL+"/a.mender?"+u)) {
 		t.Error("the checkpoint holds the signature of the URL")
 	}
 }
@@ -257,7 +263,8 @@ func (a realArtifact) interruptRun(t *testing.T, image []byte) {
 	}
 	b.interrupted(a, 8<<20)
 	g.set(int64(len(a.body))*75/100, "hang")
-	if exit, said := b.mendlet(append(run, "--deadline", "2s")...); exit != exitTempFail || !strings.Contains(said, "deadline") {
+	if exit, said := b.mendlet(append(run, "--deadline", "2s")...); exit != exitTempFail ||
+		!strings.Contains(said, "deadline") {
 		t.Fatalf("deadline: exit code %d, want %d", exit, exitTempFail)
 	}
 	b.interrupted(a, 16<<20)
@@ -286,7 +293,8 @@ func (a realArtifact) interruptRun(t *testing.T, image []byte) {
 func TestHeldImageIsNotDownloaded(t *testing.T) {
 	t.Parallel()
 	image := resumeImage()
-	g := &gate{body: packed(t, "-n", "new", "-c", "sim", "--compression", "none", "-f", writeTemp(t, "root.img", image)), etag: `"one"`}
+	g := &gate{body: packed(t, "-n", "new", "-c", "sim", "--compression", "none", "-f",
+		writeTemp(t, "root.img", image)), etag: `"one"`}
 	server := httptest.NewServer(http.HandlerFunc(g.serve))
 	defer server.Close()
 	b := newBoard(t, 30<<20, "")
@@ -324,7 +332,8 @@ func TestChangedBehindTheURL(t *testing.T) {
 	}{
 		{"other bytes, same size and tag", `"one"`, changed, other},
 		{"other bytes, other tag", `"two"`, changed, other},
-		{"other size", `"two"`, made(img, "-p", "more:than before, so that its size is another one"+strings.Repeat("x", 2000)), image},
+		{"other size", `"two"`, made(img, "-p", "more:than before, so that its size is another one"+
+			strings.Repeat("x", 2000)), image},
 		{"same bytes, other tag", `"two"`, body, image},
 		{"payload changed, same manifest", `"one"`, nil, nil},
 	} {
@@ -381,7 +390,8 @@ func TestResumedProgress(t *testing.T) {
 	}
 	done := b.peek().Update.Checkpoint.Offset
 	_, status := b.mendlet("status", "--json")
-	for _, want := range []string{fmt.Sprintf(`"bytes_done": %d`, done), fmt.Sprintf(`"bytes_left": %d`, int64(len(image))-done)} {
+	for _, want := range []string{fmt.Sprintf(`"bytes_done": %d`, done),
+		fmt.Sprintf(`"bytes_left": %d`, int64(len(image))-done)} {
 		if !strings.Contains(status, want) {
 			t.Errorf("status: no %s", want)
 		}

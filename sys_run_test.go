@@ -158,7 +158,8 @@ func TestRunOverBadDownloads(t *testing.T) {
 				partly(w, text, someBytes)
 				hangUp()
 			}
-			raw(w, strings.NewReplacer("FROM", strconv.Itoa(start(q)), "SIZE", strconv.Itoa(len(text)), "LAST", strconv.Itoa(len(text)-1)).Replace(head), text[start(q):])
+			raw(w, strings.NewReplacer("FROM", strconv.Itoa(start(q)), "SIZE", strconv.Itoa(len(text)), "LAST",
+				strconv.Itoa(len(text)-1)).Replace(head), text[start(q):])
 			return true
 		}
 	}
@@ -230,12 +231,14 @@ func TestRunOverBadDownloads(t *testing.T) {
 		}},
 		// Replicas that know the same file under other tags, and connections that do not last.
 		{"replicas", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
-			raw(w, fmt.Sprintf("206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nETag: \"%d\"\r\nLast-Modified: %s", start(q), len(text)-1, len(text),
+			raw(w, fmt.Sprintf("206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nETag: \"%d\"\r\nLast-Modified: %s",
+				start(q), len(text)-1, len(text),
 				n, time.Unix(int64(n), 0).UTC().Format(http.TimeFormat)), text[start(q):min(len(text), start(q)+3000)])
 			return true
 		}},
 		// Field case 17.
-		{"link expires in the middle", "success", func(r *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+		{"link expires in the middle", "success", func(r *running, n int, w http.ResponseWriter, q *http.Request,
+			text []byte) bool {
 			if n == 1 {
 				partly(w, text, someBytes)
 				r.setup.server.expireLinks()
@@ -261,23 +264,26 @@ func TestRunOverBadDownloads(t *testing.T) {
 			}
 			return n <= 3
 		}},
-		{"503, huge Retry-After", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+		{"503, huge Retry-After", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request,
+			text []byte) bool {
 			if n == 1 {
 				w.Header().Set("Retry-After", "99999999999999999999")
 				http.Error(w, "later", http.StatusServiceUnavailable)
 			}
 			return n == 1
 		}},
-		{"token expires during the download", "success", func(r *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
-			r.setup.server.expireTokens()
-			return false
-		}},
+		{"token expires during the download", "success",
+			func(r *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+				r.setup.server.expireTokens()
+				return false
+			}},
 		// Field case 19.
 		{"longer than it says", "failure", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
 			raw(w, sized(someBytes, 0), text)
 			return true
 		}},
-		{"shorter than it says, once", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+		{"shorter than it says, once", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request,
+			text []byte) bool {
 			if n == 1 {
 				raw(w, sized(len(text), 1000), text)
 			}
@@ -296,25 +302,28 @@ func TestRunOverBadDownloads(t *testing.T) {
 			return true
 		}},
 		// Field case 12.
-		{"changed under the same URL", "failure", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+		{"changed under the same URL", "failure", func(_ *running, n int, w http.ResponseWriter, q *http.Request,
+			text []byte) bool {
 			if n == 1 {
 				partly(w, text, someBytes)
 				hangUp()
 			}
 			other := slices.Clone(text)
 			other[len(other)/2+8000] ^= 1
-			raw(w, fmt.Sprintf("206 Partial Content\r\nContent-Range: bytes %d-%d/%d", start(q), len(text)-1, len(text)), other[start(q):])
+			raw(w, fmt.Sprintf("206 Partial Content\r\nContent-Range: bytes %d-%d/%d", start(q), len(text)-1, len(text)),
+				other[start(q):])
 			return true
 		}},
-		{"changed under the same URL, and said so", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
-			if n == 1 {
-				other := slices.Clone(text)
-				other[someBytes-100] ^= 1
-				partly(w, other, someBytes)
-				hangUp()
-			}
-			return false
-		}},
+		{"changed under the same URL, and said so", "success",
+			func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+				if n == 1 {
+					other := slices.Clone(text)
+					other[someBytes-100] ^= 1
+					partly(w, other, someBytes)
+					hangUp()
+				}
+				return false
+			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -349,7 +358,11 @@ func TestRunRedirects(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		other := newTestServer(t, secure)
 		var header http.Header
-		other.setFault(func(_ string, _ http.ResponseWriter, q *http.Request) bool { header = q.Header.Clone(); return false })
+		other.setFault(func(_ string, _ http.ResponseWriter,
+			q *http.Request) bool {
+			header = q.Header.Clone()
+			return false
+		})
 		s := newManagedSetup(t)
 		s.server = newTestServer(t, true)
 		s.server.autoAccept = true
@@ -468,9 +481,11 @@ func TestRunReportsFail(t *testing.T) {
 	}{
 		{"each once", func(n int, _ string) bool { return n%2 == 1 }, "success", "committed"},
 		{"before the commit, for a while", func(n int, _ string) bool { return n >= 3 && n < 8 }, "success", "committed"},
-		{"before the commit, for good", func(n int, s string) bool { return n >= 4 && s == "installing" }, "failure", "rolled-back"},
+		{"before the commit, for good", func(n int, s string) bool { return n >= 4 && s == "installing" },
+			"failure", "rolled-back"},
 		// Told before the next question, as the server would otherwise find other provides.
-		{"the last, until it is given up", func(n int, s string) bool { return s == "success" && n < 5+12 }, "success", "committed"},
+		{"the last, until it is given up", func(n int, s string) bool { return s == "success" && n < 5+12 },
+			"success", "committed"},
 	} {
 		for _, code := range []int{404, 503} {
 			r := newRunning(t, newManagedSetup(t))
@@ -571,12 +586,14 @@ func TestRunClocks(t *testing.T) {
 	}{
 		{"1970", year(1970), false}, // the journal knows better
 		{"2100", year(2100), true},
-		{"jumps 50 years", func() time.Time { calls++; return now.Add(time.Minute).AddDate(50*min(calls-1, 1), 0, 0) }, false},
+		{"jumps 50 years", func() time.Time { calls++; return now.Add(time.Minute).AddDate(50*min(calls-1, 1), 0, 0) },
+			false},
 		{"jumps back", func() time.Time { calls++; return now.Add(time.Minute).AddDate(-50*min(calls-1, 1), 0, 0) }, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newManagedSetup(t)
-			s.server = startServer(t, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}}})
+			s.server = startServer(t, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw},
+				PrivateKey: leaf.key}}})
 			s.server.autoAccept = true
 			r := newRunning(t, s)
 			clock := c.now

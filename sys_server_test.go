@@ -41,7 +41,8 @@ func TestServerMenderClient(t *testing.T) {
 		"InventoryPollIntervalSeconds":1,"RetryPollIntervalSeconds":1}`, s.URL))
 	file("data/device_type", "device_type=qemu\n")
 	writeScript(t, filepath.Join(dir, "share/identity/mender-device-identity"), "echo mac=a; echo sn=1; echo sn=2", 0o755)
-	writeScript(t, filepath.Join(dir, "share/inventory/mender-inventory-test"), "echo k=v; echo list=1; echo list=2", 0o755)
+	writeScript(t, filepath.Join(dir, "share/inventory/mender-inventory-test"),
+		"echo k=v; echo list=1; echo list=2", 0o755)
 	writeScript(t, filepath.Join(dir, "share/modules/v3/testmod"), testModule, 0o755)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -57,7 +58,8 @@ func TestServerMenderClient(t *testing.T) {
 	s.await(ctx, "the device", func() bool { return s.devices[id] != nil })
 	s.setDevice(id, "accepted")
 	s.await(ctx, "inventory", func() bool { return s.devices[id].inventory["k"] == "v" })
-	if got := s.deviceByID(id).inventory; got["device_type"] != "qemu" || !reflect.DeepEqual(got["list"], []any{"1", "2"}) {
+	if got := s.deviceByID(id).inventory; got["device_type"] != "qemu" ||
+		!reflect.DeepEqual(got["list"], []any{"1", "2"}) {
 		t.Errorf("got inventory %v", got)
 	}
 	for _, d := range []struct{ id, name, payload, final string }{

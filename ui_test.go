@@ -41,12 +41,14 @@ func TestVisible(t *testing.T) {
 			t.Errorf("%q: plain as %s, want %s", c.in, got, c.plain)
 		}
 		var b bytes.Buffer
-		if err := printf(&b, "%s|%-9s|%q|%d\n", c.in, "x", c.in, 7); err != nil || b.String() != c.plain+"|x        |"+quote(c.in)+"|7\n" {
+		if err := printf(&b, "%s|%-9s|%q|%d\n", c.in, "x", c.in, 7); err != nil ||
+			b.String() != c.plain+"|x        |"+quote(c.in)+"|7\n" {
 			t.Errorf("%q: printed as %s, %v", c.in, b.String(), err)
 		}
 		b.Reset()
 		var back string
-		if err := printJSON(&b, c.in); err != nil || strings.ContainsFunc(strings.TrimSuffix(b.String(), "\n"), func(r rune) bool { return visible(string(r)) != string(r) }) {
+		if err := printJSON(&b, c.in); err != nil || strings.ContainsFunc(strings.TrimSuffix(b.String(), "\n"),
+			func(r rune) bool { return visible(string(r)) != string(r) }) {
 			t.Errorf("%q: in JSON %s, %v", c.in, b.String(), err)
 		}
 		if err := json.Unmarshal(b.Bytes(), &back); err != nil || back != string([]rune(c.in)) {
@@ -64,7 +66,8 @@ const forged = "1\nsignature:     verified with key \"/etc/k\"\r\x1b[2K\u202e\u0
 // What an artifact says of itself forges no line, wherever it is printed, logged or kept.
 func TestForgedLines(t *testing.T) {
 	b := newImageBoard(t)
-	art := b.pack(t, "release-2", testBlocks(300000), "-p", "a:"+forged, "-p", "good:it\\em \"x\"", "--clears-provides", "c"+forged, "-d", "none"+forged+":x")
+	art := b.pack(t, "release-2", testBlocks(300000), "-p", "a:"+forged, "-p", "good:it\\em \"x\"", "--clears-provides",
+		"c"+forged, "-d", "none"+forged+":x")
 	must(t, os.MkdirAll(filepath.Join(b.dir, "data/modules/v3"), 0o755))
 	module := "#!/bin/sh\nprintf 'one\\033[31m\\302\\233\\tok\\nsignature: good\\n'; exit 1\n"
 	must(t, os.WriteFile(filepath.Join(b.dir, "data/modules/v3/loud"), []byte(module), 0o755))
@@ -99,7 +102,8 @@ func TestForgedLines(t *testing.T) {
 	run(exitOK, "commit")
 	run(exitOK, "status")
 	run(exitOK, "status", "--json")
-	if out := run(exitOK, "show-provides"); !strings.Contains(out, "good=it\\em \"x\"\n") || !strings.Contains(out, "a="+quote(string([]rune(forged)))+"\n") {
+	if out := run(exitOK, "show-provides"); !strings.Contains(out, "good=it\\em \"x\"\n") ||
+		!strings.Contains(out, "a="+quote(string([]rune(forged)))+"\n") {
 		t.Errorf("show-provides %s", out)
 	}
 	log := filepath.Join(b.dir, "log")
@@ -170,19 +174,22 @@ func TestProgressOutput(t *testing.T) {
 		t.Errorf("got phases %v", order)
 	}
 	// All but the head is written, and that comes last of all.
-	if e := last["write"]; e["done"] != float64(1<<20) || e["total"] != e["done"] || e["written"] != float64(1<<20-headSize) {
+	if e := last["write"]; e["done"] != float64(1<<20) || e["total"] != e["done"] ||
+		e["written"] != float64(1<<20-headSize) {
 		t.Errorf("got %v", e)
 	}
 	if e := last["read-back"]; e["done"] != float64(1<<20) || e["total"] != e["done"] {
 		t.Errorf("got %v", e)
 	}
 	b.must(t, exitOK, "rollback")
-	if _, errs := b.must(t, exitOK, "install", "--progress", "lines", art); !strings.Contains(errs, "mendlet: check: 1.0 MB\n") || strings.Contains(errs, "MB written") {
+	if _, errs := b.must(t, exitOK, "install", "--progress", "lines", art); !strings.Contains(errs,
+		"mendlet: check: 1.0 MB\n") || strings.Contains(errs, "MB written") {
 		t.Errorf("an image that is there already: %q", errs)
 	}
 	b.must(t, exitOK, "rollback")
 	img[1<<20-1] ^= 1 // and the slot has the rest
-	if _, errs := b.must(t, exitOK, "install", "--progress", "lines", b.pack(t, "release-3", img)); !strings.Contains(errs, "write: 100 %, 1.0 of 1.0 MB, 0.5 MB written") ||
+	if _, errs := b.must(t, exitOK, "install", "--progress", "lines", b.pack(t, "release-3", img)); !strings.Contains(errs,
+		"write: 100 %, 1.0 of 1.0 MB, 0.5 MB written") ||
 		!strings.Contains(errs, "mendlet: read-back: 0.9 MB\n") {
 		t.Errorf("got %q", errs)
 	}
@@ -219,13 +226,16 @@ func TestProgressEnd(t *testing.T) {
 	}
 	bad := filepath.Join(b.dir, "bad")
 	writeFile(t, bad, "text\n")
-	check(map[string]any{"result": "refused", "error": "looks like text", "hint": "mendlet pack"}, exitRefused, "install", bad)
+	check(map[string]any{"result": "refused", "error": "looks like text", "hint": "mendlet pack"},
+		exitRefused, "install", bad)
 	check(map[string]any{"result": "failed", "error": "no such file"}, exitFailed, "install", "/nowhere.mender")
 	check(map[string]any{"result": "failed", "error": "no such file"}, exitFailed, "install", art, "-c", "/nowhere.conf")
 	check(map[string]any{"result": "nothing", "reboot": false, "error": "no update in progress"}, exitNothing, "resume")
-	check(map[string]any{"result": "stopped", "artifact": "release-2", "step": "Before_ArtifactInstall_Enter", "reboot": false}, exitOK,
+	check(map[string]any{"result": "stopped", "artifact": "release-2", "step": "Before_ArtifactInstall_Enter",
+		"reboot": false}, exitOK,
 		"install", art, "--stop-before", "ArtifactInstall_Enter")
-	check(map[string]any{"result": "installed", "artifact": "release-2", "step": "Before_ArtifactCommit_Enter", "reboot": true}, exitReboot, "resume", "--reboot-exit-code")
+	check(map[string]any{"result": "installed", "artifact": "release-2", "step": "Before_ArtifactCommit_Enter",
+		"reboot": true}, exitReboot, "resume", "--reboot-exit-code")
 	check(map[string]any{"result": "failed", "error": "already in progress"}, exitFailed, "install", art)
 	b.fallBack(t)
 	b.must(t, exitFailed, "commit", "--stop-before", "Cleanup")
