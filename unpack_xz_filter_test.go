@@ -60,6 +60,7 @@ var xzFilterNames = strings.Fields("delta=dist=1 delta=dist=256 delta=dist=4 x86
 
 // What the xz program filters, alone, one after the other, and in several blocks, each of which begins anew.
 func TestXZFilters(t *testing.T) {
+	t.Parallel()
 	needTool(t, "xz")
 	code := codeOf(200_000)
 	if testing.Short() {
@@ -114,6 +115,7 @@ func xzStart(flags byte, fields ...byte) []byte {
 }
 
 func TestXZBlockHeaders(t *testing.T) {
+	t.Parallel()
 	end := []byte{0, 0, 0, 0} // of an empty block
 	lzma2 := []byte{0x21, 1, 0}
 	for name, c := range map[string]struct {
