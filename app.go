@@ -152,7 +152,7 @@ func (a *app) warnStray(ctx context.Context) {
 	if a.c.RootfsPartA == "" {
 		return
 	}
-	_, vars, s, err := (&rootfs{c: a.c, m: a.m, lg: a.lg}).survey(ctx)
+	_, vars, s, err := newRootfs(a, nil).survey(ctx)
 	if err != nil {
 		return // whoever needs it says so
 	}
@@ -246,12 +246,16 @@ func (a *app) checkCompatible(art *artifact) error {
 
 func (a *app) checkScripts(art *artifact) error { return newScripts(a.c, a.lg).check(art.Scripts) }
 
+func newRootfs(a *app, u *update) *rootfs {
+	return &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src, save: func() error { return a.j.save(a.rec) }}
+}
+
 // newHandler is the handler of a payload type. rootfs-image is built in, and a module of
 // that name is not looked at.
 func (a *app) newHandler(kind string, u *update) (payloadHandler, error) {
 	var h payloadHandler
 	if kind == rootfsImage {
-		h = &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src, save: func() error { return a.j.save(a.rec) }}
+		h = newRootfs(a, u)
 	} else {
 		m, err := newModule(a.c, kind, a.lg)
 		if err != nil {

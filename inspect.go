@@ -293,25 +293,16 @@ func (a inspector) planRootfs(ctx context.Context, p *planReport, art *artifact,
 	if why != "" {
 		p.Notes = append(p.Notes, why)
 	}
-	no(checkBootEnv(vars))
-	no(s.agree(vars))
-	from := s.byNum(vars[varBootPart])
-	if from == nil {
+	r := newRootfs(a.app, &update{})
+	for err := range r.refusals(ctx, art, env, vars, s) {
+		no(err)
+	}
+	if r.to == nil {
 		return
 	}
-	r := &rootfs{c: a.c, m: a.m, u: &update{}, lg: a.lg, to: s.other(from)}
-	no(env.check(ctx, tryOnce(r.to.num)))
-	p.Target = r.to.String()
-	if r.file, err = art.nextFile(); err != nil {
-		no(err)
-		return
-	}
-	p.ImageSize = r.file.Size
-	err = a.m.checkTarget(r.to)
-	no(err)
-	if err == nil {
-		p.SlotSize, err = r.checkSize()
-		no(err)
+	p.Target, p.SlotSize = r.to.String(), r.capacity
+	if r.file != nil {
+		p.ImageSize = r.file.Size
 	}
 	for _, v := range tryOnce(r.to.num) {
 		if vars[v.name] != v.value {

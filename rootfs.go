@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -19,15 +20,16 @@ const rootfsImage = "rootfs-image"
 
 // rootfs is the payload handler of type rootfs-image: an image for the idle slot.
 type rootfs struct {
-	c    *config
-	m    *machine
-	u    *update
-	lg   *logger
-	opt  writeOptions
-	src  *source      // of the artifact; nil: cannot be read again
-	save func() error // journals r.u
-	file *payloadFile // the image, once prepare has seen its size
-	to   *slot
+	c        *config
+	m        *machine
+	u        *update
+	lg       *logger
+	opt      writeOptions
+	src      *source      // of the artifact; nil: cannot be read again
+	save     func() error // journals r.u
+	file     *payloadFile // the image, once prepare has seen its size
+	to       *slot
+	capacity int64 // of to, in bytes; 0: not known
 }
 
 func (r *rootfs) resumable() bool { return true }
@@ -72,28 +74,40 @@ func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
 	if err != nil {
 		return err
 	}
-	if err := checkBootEnv(vars); err != nil {
+	for err := range r.refusals(ctx, a, env, vars, s) {
 		return err
 	}
-	if err := s.agree(vars); err != nil {
-		return err
-	}
-	from := s.byNum(vars[varBootPart])
-	r.to = s.other(from)
-	if err := env.check(ctx, tryOnce(r.to.num)); err != nil {
-		return err
-	}
-	if err := r.m.checkTarget(r.to); err != nil {
-		return err
-	}
-	if r.file, err = a.nextFile(); err != nil {
-		return fmt.Errorf("payload: %w", err)
-	}
-	if _, err := r.checkSize(); err != nil {
-		return err
-	}
-	r.u.From, r.u.To = from.num, r.to.num
+	r.u.From, r.u.To = s.other(r.to).num, r.to.num
 	return r.warnForgetful()
+}
+
+// refusals are all reasons not to install an image, in the order in which they are looked for. On
+// the way they find the target, its size and the image's file.
+func (r *rootfs) refusals(ctx context.Context, a *artifact, env bootEnv, vars map[string]string, s *slots) iter.Seq[error] {
+	return func(yield func(error) bool) {
+		fine := func(err error) bool { return err == nil || yield(err) }
+		if !fine(checkBootEnv(vars)) || !fine(s.agree(vars)) {
+			return
+		}
+		from := s.byNum(vars[varBootPart])
+		if from == nil {
+			return
+		}
+		r.to = s.other(from)
+		err := r.m.checkTarget(r.to)
+		if !fine(env.check(ctx, tryOnce(r.to.num))) || !fine(err) {
+			return
+		}
+		file, ferr := a.nextFile()
+		if ferr != nil {
+			yield(fmt.Errorf("payload: %w", ferr))
+			return
+		}
+		if r.file = file; err == nil {
+			r.capacity, err = r.checkSize()
+			fine(err)
+		}
+	}
 }
 
 // warnForgetful says that the journal will be gone after the boot into the new slot.
