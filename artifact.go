@@ -164,7 +164,8 @@ func (a *artifact) recognise() error {
 			continue
 		}
 		if in := a.unpackStart(kind, head); beginsArtifact(in) {
-			what, advice = fmt.Sprintf("looks like one, but the whole file is compressed with %s", kind), "unpack it once: the file inside is the artifact"
+			what = "looks like one, but the whole file is compressed with " + kind
+			advice = "unpack it once: the file inside is the artifact"
 		} else if len(in) > 0 {
 			inner, _ := looksLike(in)
 			what += "; unpacked it " + strings.TrimPrefix(inner, "it ")

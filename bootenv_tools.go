@@ -537,7 +537,8 @@ func autoBootEnv(c *config, h *envHost) (bootEnv, error) {
 	if ferr == nil {
 		return env, nil
 	}
-	return nil, describeEnv(refuse("no boot environment found; tried: native: %w; grub: %w; fw_setenv: %w", cerr, gerr, ferr), c.FwEnvConfig)
+	err := refuse("no boot environment found; tried: native: %w; grub: %w; fw_setenv: %w", cerr, gerr, ferr)
+	return nil, describeEnv(err, c.FwEnvConfig)
 }
 
 func canOpenAny(copies []envCopy, h *envHost) bool {

@@ -377,7 +377,8 @@ func (w *slotWriter) verifyReadback(ctx context.Context) error {
 		return err
 	}
 	if back.crc != w.in.crc {
-		return withHint(fmt.Errorf("slot %s reads back with CRC %08x, want %08x: what was written is not what is there", w.name, back.crc, w.in.crc),
+		return withHint(fmt.Errorf("slot %s reads back with CRC %08x, want %08x: what was written is not what is there",
+			w.name, back.crc, w.in.crc),
 			"the storage is failing, or something else writes to it; nothing was switched over")
 	}
 	return nil

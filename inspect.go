@@ -238,7 +238,8 @@ func (a inspector) plan(ctx context.Context, source string) error {
 		return err
 	}
 	p := &planReport{report: &report{Provides: a.rec.Provides, Last: rec.Last}, Artifact: art.Name, Type: art.PayloadType,
-		Compression: art.Compression, DeviceTypes: art.DeviceTypes, Signature: signatureText(art), Refused: []string{}, Hints: []string{}}
+		Compression: art.Compression, DeviceTypes: art.DeviceTypes, Signature: signatureText(art),
+		Refused: []string{}, Hints: []string{}}
 	var first error
 	no := func(err error) {
 		if err == nil {
@@ -250,7 +251,8 @@ func (a inspector) plan(ctx context.Context, source string) error {
 		p.Hints = append(p.Hints, oneLine(hintOf(err)))
 	}
 	if u := rec.Update; u != nil && (u.Managed || u.Step != stepDownload) { // install clears what was cut off downloading
-		no(withHint(fmt.Errorf("an update is in progress: %q, in %s", u.Artifact, u.Step), "'mendlet status' says what is next"))
+		no(withHint(fmt.Errorf("an update is in progress: %q, in %s", u.Artifact, u.Step),
+			"'mendlet status' says what is next"))
 	}
 	no(a.checkCompatible(art))
 	no(a.checkScripts(art))
@@ -358,7 +360,8 @@ func (a inspector) show(ctx context.Context, source string) error {
 
 func (a inspector) env(ctx context.Context, words []string) error {
 	if len(words) > 0 && (words[0] == "-h" || words[0] == "--help") {
-		return printf(a.out, "usage: mendlet env print [-n] [NAME…]\n       mendlet env set NAME=VALUE…   (NAME= removes it)\n")
+		return printf(a.out, "usage: mendlet env print [-n] [NAME…]\n"+
+			"       mendlet env set NAME=VALUE…   (NAME= removes it)\n")
 	}
 	env, err := openEnv(a.c, a.m, a.lg)
 	if err != nil {

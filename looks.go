@@ -20,12 +20,15 @@ const looksAt = 65<<10 + 512
 const (
 	adviseUnpack = "unpack it; if there is an artifact inside, that is what is wanted"
 	advisePack   = "make an artifact of it: mendlet pack -n NAME -c DEVICE-TYPE -f THAT-FILE -o NAME.mender"
-	adviseDisk   = "make an artifact of the root file system in it, not of the whole disk: mendlet pack -n NAME -c DEVICE-TYPE -f IMAGE -o NAME.mender"
-	adviseDelta  = "a delta can only be applied by the updater that it was made for; take the whole artifact"
-	adviseOther  = "it is for another updater; take the artifact, which ends in .mender as a rule"
-	advisePage   = "a server, a proxy or a portal has sent it in place of the artifact: look at what it says, and at the address"
-	adviseAgain  = "it may not have been written or copied whole: compare its size and checksum with those of the original"
-	adviseWrite  = "mendlet pack or mender-artifact write artifacts"
+	adviseDisk   = "make an artifact of the root file system in it, not of the whole disk: " +
+		"mendlet pack -n NAME -c DEVICE-TYPE -f IMAGE -o NAME.mender"
+	adviseDelta = "a delta can only be applied by the updater that it was made for; take the whole artifact"
+	adviseOther = "it is for another updater; take the artifact, which ends in .mender as a rule"
+	advisePage  = "a server, a proxy or a portal has sent it in place of the artifact: " +
+		"look at what it says, and at the address"
+	adviseFetch = "fetch what it stands for: git lfs pull"
+	adviseAgain = "it may not have been written or copied whole: compare its size and checksum with those of the original"
+	adviseWrite = "mendlet pack or mender-artifact write artifacts"
 )
 
 // looks are what the bytes at some offset tell. An earlier line goes first.
@@ -68,7 +71,7 @@ var looks = []struct {
 	{110, "sw-description", "an update of SWUpdate", adviseOther},
 	{0, "07070", "a cpio archive", adviseUnpack},
 	{0, "\x7fELF", "a program", advisePack},
-	{0, "version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself", "fetch what it stands for: git lfs pull"},
+	{0, "version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself", adviseFetch},
 	{0, "-----BEGIN ", "a key, certificate or signature in PEM", adviseWrite},
 	{510, "\x55\xaa", "an image of a whole disk (MBR)", adviseDisk},
 }
@@ -101,7 +104,8 @@ func looksLike(head []byte) (what, advice string) {
 func looksLikeText(head []byte) (what, advice string) {
 	start := strings.ToLower(string(bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\ufeff")), " \t\r\n")))
 	for _, k := range []struct{ prefix, what, advice string }{
-		{"<!doctype html", "an HTML page", advisePage}, {"<html", "an HTML page", advisePage}, {"<head", "an HTML page", advisePage},
+		{"<!doctype html", "an HTML page", advisePage}, {"<html", "an HTML page", advisePage},
+		{"<head", "an HTML page", advisePage},
 		{"<?xml", "an XML document", advisePage}, {"<", "markup, perhaps a web page", advisePage},
 		{"{", "JSON", advisePage}, {"[{", "JSON", advisePage}, {"#!", "a script", adviseWrite},
 	} {
@@ -116,7 +120,8 @@ func looksLikeText(head []byte) (what, advice string) {
 func isText(head []byte) bool {
 	for len(head) > 0 {
 		r, n := utf8.DecodeRune(head)
-		if r == utf8.RuneError && n == 1 && (utf8.FullRune(head) || len(head) > utf8.UTFMax) || r < ' ' && !strings.ContainsRune("\t\n\f\r", r) {
+		broken := r == utf8.RuneError && n == 1 && (utf8.FullRune(head) || len(head) > utf8.UTFMax)
+		if broken || r < ' ' && !strings.ContainsRune("\t\n\f\r", r) {
 			return false
 		}
 		head = head[n:]

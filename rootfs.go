@@ -170,7 +170,8 @@ func (r *rootfs) checkSize() (capacity int64, err error) {
 	}
 	switch {
 	case r.file.Size > capacity:
-		return capacity, refuse("slot %s is too small: the image has %d bytes, the slot %d: %w", r.to, r.file.Size, capacity, syscall.ENOSPC)
+		return capacity, refuse("slot %s is too small: the image has %d bytes, the slot %d: %w",
+			r.to, r.file.Size, capacity, syscall.ENOSPC)
 	case r.file.Size == 0:
 		return capacity, refuse("image %q is empty", r.file.Name)
 	}
@@ -180,7 +181,8 @@ func (r *rootfs) checkSize() (capacity int64, err error) {
 func refuseOpen(t *slot, err error) error {
 	switch {
 	case errors.Is(err, syscall.EBUSY):
-		return withHint(refuse("slot %s is busy: mounted, or claimed by another program", t), "see /proc/mounts, dmsetup, mdadm or swapon for what uses it")
+		return withHint(refuse("slot %s is busy: mounted, or claimed by another program", t),
+			"see /proc/mounts, dmsetup, mdadm or swapon for what uses it")
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EACCES) && os.Getuid() == 0:
 		return refuse("slot %s is read-only", t)
 	case errors.Is(err, os.ErrNotExist):
@@ -405,9 +407,11 @@ func (r *rootfs) isTrial(vars map[string]string, s *slots) error {
 		return fmt.Errorf("upgrade failed and was reverted: %s is %s and %s is %q, want %s and 1",
 			varBootPart, vars[varBootPart], varUpgrade, vars[varUpgrade], to)
 	case s.running != nil && s.running.num != r.u.To:
-		return withHint(fmt.Errorf("%w: slot %s runs, want %s", errNotRebooted, s.running, nameOf(s.byNum(to))), "reboot first")
+		return withHint(fmt.Errorf("%w: slot %s runs, want %s", errNotRebooted, s.running, nameOf(s.byNum(to))),
+			"reboot first")
 	case !s.mayRun(r.u.To):
-		return withHint(fmt.Errorf("%w: the kernel was started for slot %s, want %s", errNotRebooted, s.started, nameOf(s.byNum(to))),
+		return withHint(fmt.Errorf("%w: the kernel was started for slot %s, want %s",
+			errNotRebooted, s.started, nameOf(s.byNum(to))),
 			"reboot first, or say --running if that is not so")
 	}
 	return nil
@@ -467,8 +471,10 @@ func (r *rootfs) resume(ctx context.Context, w *slotWriter, a *artifact) (int64,
 		return 0, nil
 	case !r.reopenable() || w.sequential:
 		return 0, nil
-	case c.Slot != r.to.path, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size, c.From.File < 0, c.From.Bit > 7:
-		r.lg.warnf("the journal tells of a write of %d bytes to %q, and this one is of %d to slot %s: the install starts over", c.Total, c.Slot, w.size, w.name)
+	case c.Slot != r.to.path, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size,
+		c.From.File < 0, c.From.Bit > 7:
+		r.lg.warnf("the journal tells of a write of %d bytes to %q, and this one is of %d to slot %s: the install starts over",
+			c.Total, c.Slot, w.size, w.name)
 		return 0, nil
 	case c.Source.Size >= 0 && r.src.id.Size >= 0 && c.Source.Size != r.src.id.Size:
 		// Its tag does not count: replicas of a server give the same file others.

@@ -260,7 +260,9 @@ func nameOf(s *slot) string {
 func (s *slots) agree(env map[string]string) error {
 	byEnv := s.byNum(env["mender_boot_part"])
 	if byEnv == nil {
-		return withHint(refuse("mender_boot_part=%q in the boot environment is the number of neither slot: it is %d for %s, %d for %s", env["mender_boot_part"], s.a.num, s.a, s.b.num, s.b),
+		return withHint(refuse(
+			"mender_boot_part=%q in the boot environment is the number of neither slot: it is %d for %s, %d for %s",
+			env["mender_boot_part"], s.a.num, s.a, s.b.num, s.b),
 			"the bootloader may lack the Mender integration, or its environment is another device's")
 	}
 	if s.running != nil && s.running != byEnv {
@@ -300,7 +302,8 @@ func (m *machine) checkTarget(t *slot) error {
 			return tryLater("slot %s: %w", t, err)
 		}
 		if t.isOn(trail) {
-			return withHint(refuse("slot %s is mounted on %q", t, x.point), "unmount it; a slot is never written while it is in use")
+			return withHint(refuse("slot %s is mounted on %q", t, x.point),
+				"unmount it; a slot is never written while it is in use")
 		}
 	}
 	if t.ubi {

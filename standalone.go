@@ -165,7 +165,8 @@ func (a standalone) rollback(ctx context.Context) error {
 		}
 		if can != "Yes" {
 			a.print("Update Module does not support rollback. System may be in an inconsistent state.")
-			return withHint(fmt.Errorf("the update module %q does not support rollback: nothing was changed", u.Type), "'mendlet commit' keeps it")
+			return withHint(fmt.Errorf("the update module %q does not support rollback: nothing was changed", u.Type),
+				"'mendlet commit' keeps it")
 		}
 	case stepDownload:
 		f.keepCause(errors.New("rolled back while downloading"))

@@ -195,6 +195,7 @@ func (p *progress) update(h headway) {
 	}
 	p.shown, p.tenth = now, tenth
 	rate, left, known := p.speed(h)
+	total, pace := max(h.total, 1), p.pace(rate, left, known)
 	switch p.mode {
 	case "json":
 		e := map[string]any{"event": "progress", "phase": h.phase, "done": h.done, "total": h.total, "written": h.written,
@@ -205,13 +206,14 @@ func (p *progress) update(h headway) {
 		printEvent(p.w, e)
 	case "bar":
 		const width = 16
-		line := fmt.Sprintf("%s [%-*s] %3d %% %s%s", h.phase, width, strings.Repeat("#", int(h.done*width/max(h.total, 1))), h.done*100/max(h.total, 1), megaOf(h.done, h.total), p.pace(rate, left, known))
+		bar := strings.Repeat("#", int(h.done*width/total))
+		line := fmt.Sprintf("%s [%-*s] %3d %% %s%s", h.phase, width, bar, h.done*100/total, megaOf(h.done, h.total), pace)
 		fmt.Fprintf(p.w, "\r%-*s", p.drawn, line)
 		if p.drawn = len(line); last {
 			p.newLine()
 		}
 	default:
-		p.lg.passf("%s: %d %%, %s%s%s", h.phase, h.done*100/max(h.total, 1), megaOf(h.done, h.total), writtenOf(h), p.pace(rate, left, known))
+		p.lg.passf("%s: %d %%, %s%s%s", h.phase, h.done*100/total, megaOf(h.done, h.total), writtenOf(h), pace)
 	}
 }
 
