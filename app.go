@@ -221,6 +221,9 @@ func (a *app) readBootstrap(ds *dir) (map[string]string, error) {
 	if err := a.checkCompatible(art); err != nil {
 		return nil, err
 	}
+	if err := checkProvides(nil, art); err != nil {
+		return nil, err
+	}
 	return mergeProvides(nil, art), art.drain()
 }
 

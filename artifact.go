@@ -792,6 +792,43 @@ func mergeProvides(stored map[string]string, a *artifact) map[string]string {
 	return merged
 }
 
+// What provides and the like may take, in bytes of their JSON. The journal holds the provides of the device
+// up to three times over while a server's update is under way: before or after it, as they were sent to
+// the server, and what the artifact brings. So any update that keeps to this fits, and after artifacts
+// that took all of maxProvides those of the usual kind, which bring a few hundred bytes, still do.
+const (
+	maxNames       = 1 << 10  // artifact_name and artifact_group
+	maxClears      = 2 << 10  // clears_artifact_provides
+	usualProvides  = 1 << 10  // what an artifact of the usual kind brings
+	maxProvides    = 6 << 10  // of the device after an update
+	maxAllProvides = 10 << 10 // the same after one of the usual kind
+)
+
+// checkProvides refuses an artifact after which the device would provide too much. What it has from before
+// may be more, as long as it does not grow.
+func checkProvides(stored map[string]string, a *artifact) error {
+	size := func(v any) int {
+		text, _ := json.Marshal(v) // strings cannot fail
+		return len(text)
+	}
+	if n := size([]string{a.Name, a.Group}); n > maxNames {
+		return refuse("artifact %.100q: its name and group have %d bytes, want %d at most", a.Name, n, maxNames)
+	}
+	if n := size(a.Clears); n > maxClears {
+		return refuse("artifact %q: clears_artifact_provides has %d bytes, want %d at most", a.Name, n, maxClears)
+	}
+	limit := maxProvides
+	if size(a.Provides) <= usualProvides {
+		limit = maxAllProvides
+	}
+	limit = max(limit, size(stored))
+	if n := size(mergeProvides(stored, a)); n > limit {
+		return withHint(refuse("artifact %q would make the device provide %d bytes, want %d at most", a.Name, n, limit),
+			"an artifact that clears '*' removes what others have left: mendlet pack --clears-provides '*'")
+	}
+	return nil
+}
+
 // matchClears matches the whole key. "*" is any run of characters, "\*" a star, everything
 // else stands for itself.
 func matchClears(pattern, key string) bool {

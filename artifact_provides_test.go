@@ -102,3 +102,54 @@ func TestCheckDepends(t *testing.T) {
 		}
 	}
 }
+
+// providing is an artifact of that many bytes of provides under names of its own, which clears no others.
+func providing(name string, n int) *artifact {
+	p := map[string]string{}
+	for i := 0; n > 0; i++ {
+		p[fmt.Sprintf("%s-%d", name, i)] = strings.Repeat("v", min(n, 200))
+		n -= 220
+	}
+	return &artifact{Name: name, Provides: p, Clears: []string{}}
+}
+
+// Whatever artifacts have left, one of the usual kind goes through, and one that clears.
+func TestProvidesAreBounded(t *testing.T) {
+	stored := map[string]string{"artifact_name": "old"}
+	took := 0
+	for i, n := range []int{1 << 20, 7000, 3000, 2000, 1500, 1200, 1100} {
+		for range 5 {
+			a := providing(fmt.Sprintf("evil-%d-%d", i, took), n)
+			if err := checkProvides(stored, a); err == nil {
+				took, stored = took+1, mergeProvides(stored, a)
+			} else if exitCode(err) != exitRefused || hintOf(err) == "" {
+				t.Fatalf("got %v", err)
+			}
+		}
+	}
+	usual := providing("usual", 300)
+	usual.Provides["rootfs-image.checksum"] = strings.Repeat("0", 64)
+	must(t, checkProvides(stored, usual))
+	must(t, checkProvides(stored, &artifact{Name: "sweep", Provides: usual.Provides, Clears: []string{"*"}}))
+	must(t, checkProvides(stored, &artifact{Name: "of format 2", Provides: usual.Provides}))
+	if took < 2 || took > 10 {
+		t.Errorf("%d of the large ones were taken", took)
+	}
+	for name, a := range map[string]*artifact{
+		"one value":     {Name: "x", Provides: map[string]string{"k": strings.Repeat("v", maxProvides)}},
+		"escaped":       {Name: "x", Provides: map[string]string{"k": strings.Repeat("<", maxProvides/5)}},
+		"the name":      {Name: strings.Repeat("n", maxNames)},
+		"the group":     {Name: "x", Group: strings.Repeat("g", maxNames)},
+		"what it clear": {Name: "x", Clears: []string{strings.Repeat("c", maxClears)}},
+	} {
+		if err := checkProvides(nil, a); exitCode(err) != exitRefused || !strings.Contains(err.Error(), "want ") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	// What a device has from a time without bounds may stay, and go.
+	full := providing("full", 40<<10).Provides
+	must(t, checkProvides(full, &artifact{Name: "x", Provides: map[string]string{}, Clears: []string{"full-1"}}))
+	if err := checkProvides(full, usual); exitCode(err) != exitRefused {
+		t.Errorf("it grows: got %v", err)
+	}
+}

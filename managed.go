@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/signal"
@@ -360,10 +361,8 @@ func (s *session) provides() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := map[string]string{"device_type": t}
-	for k, v := range s.a.rec.Provides {
-		p[k] = v
-	}
+	p := maps.Clone(s.a.rec.Provides)
+	p["device_type"] = t // no artifact's to say
 	return json.Marshal(map[string]any{"device_provides": p})
 }
 
@@ -808,7 +807,8 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 	if due := since < 0 || since >= seconds(a.c.InventoryPollIntervalSeconds); !due && !force {
 		return nil
 	}
-	data, err := collectInventory(ctx, a.c.paths.in(a.c.paths.data, "inventory"), builtinInventory(ctx, a), a.lg)
+	data, err := collectInventory(ctx, a.c.paths.in(a.c.paths.data, "inventory"),
+		builtinInventory(ctx, a), a.rec.Provides, a.lg)
 	if err != nil {
 		a.lg.warnf("%v", err)
 		return nil
@@ -851,6 +851,7 @@ func (s *session) configuration(ctx context.Context) error {
 	return nil
 }
 
+// builtinInventory is what this program knows of the device by itself.
 func builtinInventory(ctx context.Context, a *app) map[string][]string {
 	data := map[string][]string{
 		"mender_client_version":          {versionString()},
@@ -860,8 +861,10 @@ func builtinInventory(ctx context.Context, a *app) map[string][]string {
 	if t, err := a.c.deviceType(); err == nil {
 		data["device_type"] = []string{t}
 	}
-	for k, v := range a.rec.Provides {
-		data[k] = []string{v}
+	for _, k := range []string{"artifact_name", "artifact_group"} {
+		if v, ok := a.rec.Provides[k]; ok {
+			data[k] = []string{v}
+		}
 	}
 	if v := a.rec.Last; v != nil {
 		data["mendlet_last_update"] = []string{v.Artifact + " " + v.Result}

@@ -279,10 +279,12 @@ func runScript(ctx context.Context, path string, limit time.Duration, lg *logger
 	return out.text, err
 }
 
-// collectInventory runs the inventory scripts in dir by name and puts builtin over what
-// they say. Only mender_client_version is a script's to decide. Scripts that fail are left
-// out; it is an error if all do, since what is sent replaces what the server has.
-func collectInventory(ctx context.Context, dir string, builtin map[string][]string, lg *logger) (map[string][]string, error) {
+// collectInventory runs the inventory scripts in dir by name, puts builtin over what they say, and what
+// artifacts provide under it: that has no say in what the device is. Only mender_client_version is a
+// script's to decide. Scripts that fail are left out; it is an error if all do, since what is sent
+// replaces what the server has.
+func collectInventory(ctx context.Context, dir string, builtin map[string][]string, provides map[string]string,
+	lg *logger) (map[string][]string, error) {
 	data := map[string][]string{}
 	list, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -318,6 +320,11 @@ func collectInventory(ctx context.Context, dir string, builtin map[string][]stri
 	for k, v := range builtin {
 		if k != "mender_client_version" || data[k] == nil {
 			data[k] = v
+		}
+	}
+	for k, v := range provides {
+		if data[k] == nil && !strings.HasPrefix(k, "mendlet_") {
+			data[k] = []string{v}
 		}
 	}
 	return data, nil

@@ -279,11 +279,13 @@ func TestInventory(t *testing.T) {
 	script("other", "echo o=1", 0o755)
 	must(t, os.Mkdir(filepath.Join(dir, "mender-inventory-dir"), 0o755))
 	builtin := map[string][]string{"mender_client_version": {"built in"}, "device_type": {"qemu"}, "none": nil}
-	data, err := collectInventory(t.Context(), dir, builtin, nil)
+	// An artifact has no say in what the device and its scripts are asked for, nor under our own names.
+	provides := map[string]string{"device_type": "forged", "x": "forged", "mender_client_version": "forged", "mendlet_slot": "forged", "app.version": "1"}
+	data, err := collectInventory(t.Context(), dir, builtin, provides, nil)
 	must(t, err)
 	body, err := inventoryBody(data)
 	must(t, err)
-	want := `[{"name":"device_type","value":"qemu"},{"name":"k","value":"1"},` +
+	want := `[{"name":"app.version","value":"1"},{"name":"device_type","value":"qemu"},{"name":"k","value":"1"},` +
 		`{"name":"mender_client_version","value":"script"},` +
 		`{"name":"x","value":["a","b"]},{"name":"y","value":"\u003c\u0026\u003e"}]`
 	if string(body) != want {
@@ -293,13 +295,13 @@ func TestInventory(t *testing.T) {
 		t.Error("the hash does not tell bodies apart")
 	}
 	// None there: the built-in ones. All failed: an error, since a PUT would remove what they gave before.
-	data, err = collectInventory(t.Context(), filepath.Join(dir, "none"), builtin, nil)
+	data, err = collectInventory(t.Context(), filepath.Join(dir, "none"), builtin, nil, nil)
 	if err != nil || len(data) != 3 {
 		t.Fatalf("got %v, %v", data, err)
 	}
 	bad := t.TempDir()
 	writeScript(t, filepath.Join(bad, "mender-inventory-x"), "exit 1", 0o755)
-	if _, err := collectInventory(t.Context(), bad, builtin, nil); err == nil {
+	if _, err := collectInventory(t.Context(), bad, builtin, nil, nil); err == nil {
 		t.Error("all scripts failed: want an error")
 	}
 }
@@ -364,7 +366,7 @@ func TestDebianIdentityAndInventory(t *testing.T) {
 			must(t, os.Symlink(s, filepath.Join(c.paths.data, "inventory", filepath.Base(s))))
 		}
 	}
-	data, err := collectInventory(t.Context(), c.paths.data+"/inventory", nil, nil)
+	data, err := collectInventory(t.Context(), c.paths.data+"/inventory", nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,3 +74,18 @@ func TestReadOnly(t *testing.T) {
 		t.Errorf("got %q, failed %q, want %q", got, failed, want)
 	}
 }
+
+// What an artifact provides has no say in what the server is told of the device.
+func TestPollKeepsDeviceType(t *testing.T) {
+	c := modulePaths(t)
+	writeFile(t, c.DeviceTypeFile, "device_type=real\n")
+	s := &session{a: &app{c: c, rec: &record{Provides: map[string]string{"artifact_name": "a", "device_type": "forged", "app.version": "1"}}}}
+	body, err := s.provides()
+	must(t, err)
+	if want := `{"device_provides":{"app.version":"1","artifact_name":"a","device_type":"real"}}`; string(body) != want {
+		t.Errorf("got %s, want %s", body, want)
+	}
+	if s.a.rec.Provides["device_type"] != "forged" {
+		t.Error("the journal's record was changed")
+	}
+}

@@ -924,15 +924,18 @@ func (f *flow) accept(ctx context.Context, art *artifact) error {
 	return f.scripts.install(art.Scripts)
 }
 
-// fits refuses an artifact that provides more than the journal can hold next to what is
-// there: the worst record is that of the last steps, with both sets in it.
+// fits refuses an artifact of which the journal could not hold all that the steps of its update keep: the
+// worst record is that of the last ones, with both sets of provides in it.
 func (f *flow) fits(art *artifact) error {
+	if err := checkProvides(f.rec.Provides, art); err != nil {
+		return err
+	}
 	worst := *f.rec
 	worst.Provides = mergeProvides(f.rec.Provides, art)
 	worst.Last = &verdict{Artifact: art.Name, Cause: strings.Repeat("x", maxCause)}
 	text, err := json.Marshal(worst)
-	if err == nil && len(text) > journalMax-4*maxCause { // room for a checkpoint and the like
-		err = refuse("artifact %q provides more than the journal can hold: %d bytes, want %d at most", art.Name, len(text), journalMax-4*maxCause)
+	if room := journalMax - 4*maxCause; err == nil && len(text) > room { // for a checkpoint and the like
+		err = refuse("the update to %q keeps more than the journal can hold: %d bytes, want %d at most", art.Name, len(text), room)
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -346,5 +347,29 @@ func TestUnstartableIsRefused(t *testing.T) {
 	b.slotHolds(t, b.b, oldImage())
 	if v := b.env(t); v[varBootPart] != "2" || v[varUpgrade] != "0" {
 		t.Errorf("environment %v", v)
+	}
+}
+
+// No artifacts that are accepted keep the next one out.
+func TestProvidesCannotFillTheJournal(t *testing.T) {
+	b := newImageBoard(t)
+	for i := range 12 {
+		args := []string{"--bootstrap", "-n", fmt.Sprint("evil-", i), "-c", "testboard", "-o", b.dir + "/evil.mender", "--clears-provides", "nothing"}
+		for k := range 10 {
+			args = append(args, "-p", fmt.Sprintf("evil-%d-%d:%s", i, k, strings.Repeat("v", 2500>>(i/2))))
+		}
+		must(t, packCommand(args, io.Discard, nil))
+		if code, _, errs := b.do(t, "", "install", b.dir+"/evil.mender"); code != exitOK && code != exitRefused {
+			t.Fatalf("artifact %d: exit code %d, %s", i, code, errs)
+		}
+	}
+	b.must(t, exitOK, "install", b.pack(t, "release-2", testBlocks(512<<10)))
+	b.reboot(t)
+	b.must(t, exitOK, "commit")
+	b.must(t, exitOK, "install", b.pack(t, "sweep", testBlocks(256<<10), "--clears-provides", "*"))
+	b.reboot(t)
+	b.must(t, exitOK, "commit")
+	if out, _ := b.must(t, exitOK, "show-provides"); strings.Contains(out, "evil") || !strings.Contains(out, "artifact_name=sweep") {
+		t.Errorf("got %s", out)
 	}
 }
