@@ -240,7 +240,9 @@ func TestEnvInterop(t *testing.T) {
 					t.Fatal(err)
 				}
 				writeFile(t, cfg, line)
-				env, err := openBootEnv(&config{BootEnv: "auto", FwEnvConfig: cfg}, testHost(openStorage))
+				host := testHost(openStorage)
+				host.sleep = sleepContext // programs of other tests have the same lock
+				env, err := openBootEnv(&config{BootEnv: "auto", FwEnvConfig: cfg}, host)
 				if err != nil {
 					t.Fatal(err)
 				}
