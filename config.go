@@ -39,6 +39,7 @@ func defaultPaths() paths {
 	}
 }
 
+//go:noinline
 func (p paths) in(dir string, name ...string) string {
 	return filepath.Join(append([]string{dir}, name...)...)
 }
@@ -135,6 +136,7 @@ func defaultConfig(p paths) *config {
 	}
 }
 
+//go:noinline
 func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
 
 // configFile names a file to read. A default path may be missing, and an error in it is a

@@ -25,6 +25,8 @@ type dir struct {
 const openPath = 0x200000
 
 // openDir opens the directory path. Links on the way are whose who named the path.
+//
+//go:noinline
 func openDir(path string) (*dir, error) {
 	return dirAt(atCwd, path, path, 0)
 }
@@ -49,6 +51,8 @@ func makeDir(path string) (*dir, error) {
 }
 
 // Close may be called again: the number of the descriptor may be another's by then.
+//
+//go:noinline
 func (d *dir) Close() error {
 	fd := d.fd
 	if d.fd = -1; fd < 0 {
@@ -58,9 +62,13 @@ func (d *dir) Close() error {
 }
 
 // in is the path of a name, for messages and programs.
+//
+//go:noinline
 func (d *dir) in(name string) string { return filepath.Join(d.path, name) }
 
 // uninterrupted calls a system call until it has not been interrupted by a signal.
+//
+//go:noinline
 func uninterrupted(op, path string, f func() error) error {
 	for {
 		switch err := f(); err {
@@ -255,6 +263,8 @@ func (d *dir) unlink(name string, flag uintptr) error {
 }
 
 // remove removes a name that is no directory.
+//
+//go:noinline
 func (d *dir) remove(name string) error { return d.unlink(name, 0) }
 
 // removeAll removes whatever name is, with all that is in it; links are removed and not followed. It is
@@ -296,6 +306,8 @@ func (d *dir) mkfifo(name string) error {
 
 // sync makes names that were created, renamed or removed here durable: fsync of a file says nothing
 // about its directory entry (fsync(2), DESCRIPTION).
+//
+//go:noinline
 func (d *dir) sync() error {
 	return uninterrupted("fsync", d.path, func() error { return syscall.Fsync(d.fd) })
 }

@@ -48,16 +48,22 @@ func (e *codedError) Unwrap() error { return e.err }
 
 // refuse makes an error with exit code 3: the input or the device is not as it must be,
 // and nothing has been changed.
+//
+//go:noinline
 func refuse(format string, args ...any) error {
 	return &codedError{code: exitRefused, err: fmt.Errorf(format, args...)}
 }
 
 // tryLater makes an error with exit code 75: nothing is wrong that time may not mend.
+//
+//go:noinline
 func tryLater(format string, args ...any) error {
 	return &codedError{code: exitTempFail, err: fmt.Errorf(format, args...)}
 }
 
 // usageError makes an error with exit code 64.
+//
+//go:noinline
 func usageError(format string, args ...any) error {
 	return &codedError{code: exitUsage, err: fmt.Errorf(format, args...)}
 }
@@ -92,6 +98,8 @@ func isTold(err error) bool {
 
 // exitCode is the code that the outermost coded error in the chain asks for; 1 for any
 // other error, 0 for none.
+//
+//go:noinline
 func exitCode(err error) int {
 	var c *codedError
 	switch {
@@ -234,9 +242,16 @@ func (l *logger) passf(format string, args ...any) {
 	l.write(levelInfo, oneLine(fmt.Sprintf(format, args...)))
 }
 
+//go:noinline
 func (l *logger) debugf(format string, args ...any) { l.log(levelDebug, format, args...) }
-func (l *logger) infof(format string, args ...any)  { l.log(levelInfo, format, args...) }
-func (l *logger) warnf(format string, args ...any)  { l.log(levelWarning, format, args...) }
+
+//go:noinline
+func (l *logger) infof(format string, args ...any) { l.log(levelInfo, format, args...) }
+
+//go:noinline
+func (l *logger) warnf(format string, args ...any) { l.log(levelWarning, format, args...) }
+
+//go:noinline
 func (l *logger) errorf(format string, args ...any) { l.log(levelError, format, args...) }
 
 // fail logs an error and, on a line of its own, its hint.
@@ -316,6 +331,7 @@ func atPlace(text []byte, err error) error {
 // clip shortens what goes into a message.
 func clip(b []byte) []byte { return b[:min(len(b), 120)] }
 
+//go:noinline
 func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 
 // errChanged: other bytes stand where those of before stood. What was fetched is of no use.

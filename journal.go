@@ -65,6 +65,8 @@ type netState struct {
 }
 
 // net is the part that managed mode has for itself; nil where there is no record.
+//
+//go:noinline
 func (r *record) net() *netState {
 	if r == nil {
 		return nil

@@ -28,6 +28,7 @@ func newMachine(running string) *machine {
 	return &machine{running: running, open: openStorage, sleep: sleepContext}
 }
 
+//go:noinline
 func (m *machine) path(name string) string { return m.root + name }
 
 // read reads a file of procfs or sysfs; nil for one that is not there. An error is one that may

@@ -334,6 +334,8 @@ func newStatusError(what string, r *http.Response, text string) error {
 }
 
 // httpStatus is the status behind err, 0 if there is none.
+//
+//go:noinline
 func httpStatus(err error) int {
 	var e *statusError
 	if errors.As(err, &e) {

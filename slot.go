@@ -21,6 +21,7 @@ type slot struct {
 	ubi    bool
 }
 
+//go:noinline
 func (s *slot) String() string { return fmt.Sprintf("%s (%s)", s.letter, s.path) }
 
 // slots is what is known about the pair.
@@ -39,6 +40,7 @@ func (s *slots) mayRun(num int) bool {
 	return s.started == nil || s.started.num == num
 }
 
+//go:noinline
 func (s *slots) byNum(n string) *slot {
 	for _, x := range []*slot{s.a, s.b} {
 		if strconv.Itoa(x.num) == n {
@@ -48,6 +50,7 @@ func (s *slots) byNum(n string) *slot {
 	return nil
 }
 
+//go:noinline
 func (s *slots) other(x *slot) *slot {
 	if x == s.a {
 		return s.b
@@ -248,6 +251,7 @@ func (m *machine) resolveSlot(letter, conf string) (*slot, error) {
 	return &slot{letter: letter, path: path, num: num, ubi: ubi}, err
 }
 
+//go:noinline
 func nameOf(s *slot) string {
 	if s == nil {
 		return "neither slot"

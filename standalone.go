@@ -15,6 +15,8 @@ import (
 type standalone struct{ *app }
 
 // print prints a line of the standalone interface; programs that asked for JSON get none.
+//
+//go:noinline
 func (a standalone) print(format string, args ...any) {
 	if a.o.progress != "json" {
 		printf(a.out, format+"\n", args...)

@@ -83,8 +83,10 @@ const (
 	eventCleanupFailed event = "cleanup failed"
 )
 
+//go:noinline
 func (f *flow) note(e event) { f.events = append(f.events, e) }
 
+//go:noinline
 func (f *flow) has(e event) bool { return slices.Contains(f.events, e) }
 
 // pause ends a run in the middle of an update that goes on in a later run.
@@ -407,6 +409,8 @@ func unlessStopped(ctx context.Context, err error) error {
 }
 
 // script runs the scripts of a state's action.
+//
+//go:noinline
 func (f *flow) script(ctx context.Context, state, action string) error {
 	return f.scripts.runState(ctx, state, action)
 }

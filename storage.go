@@ -341,6 +341,8 @@ func (d *device) Sync() error {
 const directAlign = 4096
 
 // alignedBuffer returns n bytes whose address is a multiple of directAlign.
+//
+//go:noinline
 func alignedBuffer(n int) []byte {
 	b := make([]byte, n+directAlign)
 	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (directAlign - 1)
