@@ -787,11 +787,11 @@ func runChild(ctx context.Context, c child) error {
 	}
 	stdout := &lineLog{lg: c.lg, level: c.level, prefix: c.prefix + " (stdout): "}
 	stderr := &lineLog{lg: c.lg, level: c.level, prefix: c.prefix + " (stderr): "}
-	cmd.Stdout, cmd.Stderr = stdout, stderr
+	var out io.Writer = stdout
 	if c.answer != nil {
-		cmd.Stdout = c.answer
+		out = c.answer
 	}
-	err := cmd.Run()
+	err := runPiped(cmd, out, stderr)
 	stdout.flush()
 	stderr.flush()
 	if errors.Is(err, exec.ErrWaitDelay) {
@@ -815,6 +815,153 @@ func runChild(ctx context.Context, c child) error {
 		return fmt.Errorf("%s: stopped (%v): %w", c.what, err, cause)
 	}
 	return fmt.Errorf("%s: stopped (%v): not done after %v", c.what, err, c.timeout)
+}
+
+// runPiped is cmd.Run, and hands on what comes to standard output and error in the order in which it was
+// written. cmd.WaitDelay is the longest time for that after the end, or from the call of cmd.Cancel.
+func runPiped(cmd *exec.Cmd, stdout, stderr io.Writer) error {
+	p, err := newPipes(stdout, stderr)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	cmd.Stdout, cmd.Stderr = p.write[0], p.write[1]
+	var stopped time.Time
+	cancel := cmd.Cancel
+	cmd.Cancel = func() error {
+		stopped = time.Now()
+		return cancel()
+	}
+	err = cmd.Start()
+	for _, f := range p.write { // the end of what the child writes is then the end for us
+		f.Close()
+	}
+	if err != nil {
+		return err
+	}
+	read := make(chan error, 1)
+	go func() { read <- p.run() }()
+	err = cmd.Wait()
+	if stopped.IsZero() {
+		stopped = time.Now()
+	}
+	p.ready.SetReadDeadline(stopped.Add(cmd.WaitDelay))
+	rerr := <-read
+	if errors.Is(rerr, os.ErrDeadlineExceeded) {
+		rerr = exec.ErrWaitDelay
+	}
+	return cmp.Or(err, rerr)
+}
+
+// pipes are those of a child's standard output and error, read in the order of its writes. Each holds one
+// write and no more (O_DIRECT of pipe(2), and the smallest size), so that the next one to the same waits
+// until this one is read; and epoll tells, with EPOLLET, in which order the two have got theirs: it keeps
+// a queue (fs/eventpoll.c: ep_poll_callback appends to rdllist).
+type pipes struct {
+	ready  *os.File // the epoll instance
+	read   [2]int
+	write  [2]*os.File
+	to     [2]io.Writer
+	single bool // each pipe holds one write
+	buf    []byte
+}
+
+func newPipes(stdout, stderr io.Writer) (p *pipes, err error) {
+	p = &pipes{to: [2]io.Writer{stdout, stderr}, single: true, read: [2]int{-1, -1}, buf: make([]byte, os.Getpagesize())}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	ep, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	syscall.SetNonblock(ep, true) // as a file of package os that has deadlines
+	p.ready = os.NewFile(uintptr(ep), "epoll")
+	for i := range p.read {
+		var fd [2]int
+		if err := syscall.Pipe2(fd[:], syscall.O_CLOEXEC|syscall.O_DIRECT); err != nil { // Linux before 3.4
+			p.single = false
+			if err := syscall.Pipe2(fd[:], syscall.O_CLOEXEC); err != nil {
+				return nil, os.NewSyscallError("pipe2", err)
+			}
+		}
+		p.read[i], p.write[i] = fd[0], os.NewFile(uintptr(fd[1]), "pipe")
+		syscall.SetNonblock(fd[0], true)
+		const setPipeSize = 1031 // F_SETPIPE_SZ of linux/fcntl.h
+		if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd[0]), setPipeSize, 1); errno != 0 {
+			p.single = false
+		}
+		event := syscall.EpollEvent{Events: syscall.EPOLLIN | edgeTriggered, Fd: int32(i)}
+		if err := syscall.EpollCtl(ep, syscall.EPOLL_CTL_ADD, fd[0], &event); err != nil {
+			return nil, os.NewSyscallError("epoll_ctl", err)
+		}
+	}
+	return p, nil
+}
+
+const edgeTriggered = 1 << 31 // EPOLLET of linux/eventpoll.h
+
+func (p *pipes) close() {
+	for _, f := range []*os.File{p.ready, p.write[0], p.write[1]} {
+		f.Close() // which takes nil, and what is closed
+	}
+	for _, fd := range p.read {
+		syscall.Close(fd)
+	}
+}
+
+// run reads both pipes to their ends.
+func (p *pipes) run() error {
+	c, err := p.ready.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for open := len(p.read); open > 0; {
+		var events [2]syscall.EpollEvent
+		n := 0
+		if rerr := c.Read(func(fd uintptr) bool {
+			n, err = syscall.EpollWait(int(fd), events[:], 0)
+			return n > 0 || err != nil && err != syscall.EINTR
+		}); rerr != nil {
+			return rerr
+		}
+		if err != nil {
+			return os.NewSyscallError("epoll_wait", err)
+		}
+		for _, e := range events[:n] {
+			ended, err := p.take(e)
+			if err != nil {
+				return err
+			}
+			if ended {
+				open--
+			}
+		}
+	}
+	return nil
+}
+
+// take reads what an event is about, and tells the end.
+func (p *pipes) take(e syscall.EpollEvent) (ended bool, err error) {
+	for {
+		n, err := syscall.Read(p.read[e.Fd], p.buf)
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			return false, nil
+		case err != nil:
+			return false, os.NewSyscallError("read", err)
+		case n == 0:
+			return true, nil
+		}
+		p.to[e.Fd].Write(p.buf[:n])
+		if p.single && e.Events&syscall.EPOLLHUP == 0 {
+			return false, nil // what is there now came later than what the other pipe may hold
+		}
+	}
 }
 
 var errNoInterpreter = errors.New("is not there, or is no program")

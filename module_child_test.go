@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -187,5 +188,38 @@ func TestChildEndlessOutput(t *testing.T) {
 	c.timeout = 50 * time.Millisecond
 	if err := runChild(t.Context(), c); err == nil {
 		t.Error("got no error")
+	}
+}
+
+// What a child says on standard output and on standard error comes in the order in which it was said.
+func TestChildOutputInOrder(t *testing.T) {
+	t.Parallel()
+	lg := newChildLog()
+	err := runChild(t.Context(), shell(&lg.logger, `
+		i=0
+		while [ $i -lt 2000 ]; do
+			case $((i * 7 % 5)) in
+			0 | 3) echo $i ;;
+			1) echo $i >/dev/stderr ;;
+			*) echo $i >&2 ;;
+			esac
+			i=$((i + 1))
+		done
+		printf "the "; echo aside >&2; printf "end"`))
+	must(t, err)
+	if n := len(lg.lines); n != 2002 {
+		t.Fatalf("got %d lines, want 2002", n)
+	}
+	for i, line := range lg.lines[:2000] {
+		kind := "stderr"
+		if k := i * 7 % 5; k == 0 || k == 3 {
+			kind = "stdout"
+		}
+		if want := fmt.Sprintf("out (%s): %d", kind, i); line != want {
+			t.Fatalf("line %d: got %q, want %q", i, line, want)
+		}
+	}
+	if got := lg.lines[2000:]; !slices.Equal(got, []string{"out (stderr): aside", "out (stdout): the end"}) {
+		t.Errorf("got %q", got)
 	}
 }
