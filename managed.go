@@ -374,26 +374,28 @@ func (s *session) deploy(ctx context.Context, dep *deployment, body []byte) erro
 		a.lg.infof("deployment %q has ended as %s already: telling the server again", dep.ID, v.Result)
 		return s.sendVerdict(ctx, v)
 	}
-	a.lg.infof("deployment %q: artifact %q", dep.ID, dep.ArtifactName)
 	s.dep = dep
 	a.rec.Update = &update{Step: stepDownload, Managed: true, ID: dep.ID, Artifact: dep.ArtifactName, Request: body}
+	s.openLog()
+	defer s.closeLog()
+	a.lg.infof("deployment %q: artifact %q", dep.ID, dep.ArtifactName)
 	f, err := s.newFlow(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.closeLog()
 	return s.conclude(f, f.advance(ctx, stepDownload))
 }
 
 // resume continues the deployment in the journal.
 func (s *session) resume(ctx context.Context) error {
+	u := s.a.rec.Update
+	s.openLog()
+	defer s.closeLog()
+	s.a.lg.infof("going on with deployment %q in %s", u.ID, u.Step)
 	f, err := s.newFlow(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.closeLog()
-	u := s.a.rec.Update
-	s.a.lg.infof("going on with deployment %q in %s", u.ID, u.Step)
 	return s.conclude(f, f.advance(ctx, f.resume()))
 }
 
@@ -416,7 +418,6 @@ func (s *session) newFlow(ctx context.Context) (*flow, error) {
 	if s.a.rebootHook != nil {
 		f.reboot = s.a.rebootHook
 	}
-	s.openLog()
 	return f, nil
 }
 
@@ -443,10 +444,18 @@ func (s *session) conclude(f *flow, p *pause) error {
 		return p.err
 	}
 	if v := s.a.rec.Last; v.Result != "committed" {
+		if s.log != nil {
+			s.log.add(time.Now(), levelError, lastLine(v))
+		}
 		return fmt.Errorf("deployment %q of %q: %s", v.ID, v.Artifact, v.Result)
 	}
 	s.a.lg.infof("deployment %q of %q: success", f.ended.ID, f.ended.Artifact)
 	return nil
+}
+
+// lastLine is that of a failed deployment's log: whoever reads its log wants to know the cause.
+func lastLine(v *verdict) string {
+	return oneLine(fmt.Sprintf("deployment %q of %q: %s: %s", v.ID, v.Artifact, v.Result, v.Cause))
 }
 
 // fetch opens the artifact, which must be the one that the deployment names.
@@ -594,10 +603,10 @@ func (s *session) sendVerdict(ctx context.Context, v *verdict) error {
 		return nil
 	}
 	path := findDeployLog(s.a.c.UpdateLogPath, v.ID)
-	if err != nil || status == "success" || path == "" {
+	if err != nil || status == "success" {
 		return err
 	}
-	body, err := deployLogBody(path)
+	body, err := deployLogBody(path, lastLine(v))
 	if err == nil {
 		err = s.api.sendLog(ctx, v.ID, body)
 	}

@@ -576,13 +576,20 @@ func readTail(f *os.File, n int64) ([]byte, error) {
 }
 
 // deployLogBody reads a log into what the server takes: {"messages":[…]}, every entry
-// valid, and no more of them than fit, from the end.
-func deployLogBody(path string) ([]byte, error) {
-	text, err := readDeployLog(path)
-	if err != nil {
-		return nil, fmt.Errorf("deployment log: %w", err)
+// valid, no more of them than fit, from the end, and last as the last one, unless that is "". Where path
+// is "" there is no other.
+func deployLogBody(path, last string) ([]byte, error) {
+	var text []byte
+	if path != "" {
+		var err error
+		if text, err = readDeployLog(path); err != nil {
+			return nil, fmt.Errorf("deployment log: %w", err)
+		}
 	}
 	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
+	if e, _ := parseLogLine(lines[len(lines)-1]); last != "" && e.Message != last {
+		lines = append(lines, string(logLine(deployLogEntry{logTime(time.Now()), levelNames[levelError], last})))
+	}
 	corrupt := false
 	stamp := firstTimestamp(lines)
 	var keep [][]byte // from the last

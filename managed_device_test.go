@@ -395,7 +395,7 @@ func logNames(t *testing.T, dir string) []string {
 
 func readMessages(t *testing.T, path string) []deployLogEntry {
 	t.Helper()
-	body, err := deployLogBody(path)
+	body, err := deployLogBody(path, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -555,12 +555,43 @@ func TestDeployLogCorrupt(t *testing.T) {
 	}
 }
 
+// The cause is what a person looks for: it is last, once, and there where nothing else could be kept.
+func TestDeployLogEndsWithCause(t *testing.T) {
+	dir := t.TempDir()
+	v := &verdict{ID: "id", Artifact: "a\n1", Result: "failed", Cause: "no\nspace"}
+	const want = `deployment "id" of "a\n1": failed: no; space`
+	entries := func(path string) []deployLogEntry {
+		t.Helper()
+		body, err := deployLogBody(path, lastLine(v))
+		must(t, err)
+		var r struct{ Messages []deployLogEntry }
+		must(t, json.Unmarshal(body, &r))
+		return r.Messages
+	}
+	l, err := openDeployLog(dir, "id")
+	must(t, err)
+	l.add(time.Now(), levelInfo, "first")
+	for n := range 2 {
+		got := entries(l.dir.in(l.name))
+		if len(got) != 2 || got[0].Message != "first" || got[1].Message != want || got[1].Level != "error" {
+			t.Errorf("got %v, want %q once, at the end", got, want)
+		}
+		if n == 0 {
+			l.add(time.Now(), levelError, lastLine(v))
+		}
+	}
+	must(t, l.close())
+	if got := entries(""); len(got) != 1 || got[0].Message != want || got[0].Timestamp == "" {
+		t.Errorf("without a file: got %v", got)
+	}
+}
+
 func TestDeployLogEmpty(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	body, err := deployLogBody(path)
+	body, err := deployLogBody(path, "")
 	if err != nil || string(body) != `{"messages":[]}` {
 		t.Fatalf("got %s, %v", body, err)
 	}

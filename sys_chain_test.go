@@ -48,6 +48,15 @@ func TestFullChain(t *testing.T) {
 	if text := fmt.Sprint(logs); !strings.Contains(text, "reverted") || !strings.Contains(text, "rebooting") {
 		t.Errorf("the log lacks the cause, or what was said just before the reboot: %v", logs)
 	}
+	if first, last := logs[0].Message, logs[len(logs)-1].Message; first != `deployment "d-2": artifact "broken"` ||
+		!strings.HasPrefix(last, `deployment "d-2" of "broken": rolled-back: upgrade failed and was reverted`) {
+		t.Errorf("the log begins with %q and ends with %q", first, last)
+	}
+	for _, e := range logs {
+		if strings.Contains(e.Message, " %, ") || strings.Contains(e.Message, "MB/s") {
+			t.Errorf("progress in the log: %q", e.Message)
+		}
+	}
 	b.run(0, "run")
 	if b.run(0, "show-artifact") != "release-2\n" {
 		t.Error("want release-2 installed")
