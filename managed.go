@@ -237,7 +237,7 @@ func (s *session) scheduleRetry(outer context.Context, err error, ended bool) er
 	}
 	switch code := exitCode(err); {
 	case outer.Err() != nil || code == exitRefused:
-	case code == exitTempFail || httpStatus(err) != 0 && !ended:
+	case code == exitTempFail || (httpStatus(err) != 0 || isDistrust(err)) && !ended:
 		n.Failures++
 		wait := retryAfterOf(err)
 		if wait == 0 {
@@ -470,11 +470,11 @@ func (s *session) fetch(ctx context.Context) (*artifact, error) {
 	return art, nil
 }
 
-// countUseless counts the runs in which something other than the artifact came. That is no verdict
-// on the artifact, and may be over later; but there are as many of them as of downloads that get no
-// further.
+// countUseless counts the runs in which something other than the artifact came, or somebody else than
+// its server answered. That is no verdict on the artifact, and may be over later; but there are as many
+// of them as of downloads that get no further.
 func (s *session) countUseless(err error) error {
-	if !errors.Is(err, errUseless) {
+	if !errors.Is(err, errUseless) && (!isDistrust(err) || isTemporary(err)) {
 		return err
 	}
 	u := s.a.rec.Update
@@ -510,6 +510,9 @@ func (s *session) refresh(ctx context.Context) error {
 		return err
 	}
 	dep, err := s.api.nextDeployment(ctx, u.Request)
+	if isDistrust(err) { // it was trusted when it deployed this; so somebody is in between
+		return tryLater("%w", err)
+	}
 	if err != nil {
 		return err
 	}

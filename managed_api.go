@@ -177,9 +177,10 @@ func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte
 		defer resp.Body.Close()
 		var text []byte
 		if text, err = readBounded(resp.Body, maxAPIAnswer); err == nil {
-			ans := &apiAnswer{code: resp.StatusCode, body: text}
-			ans.err = newStatusError(what, resp, serverWords(text))
-			return ans, nil
+			if resp.StatusCode/100 == 2 && len(text) > 0 && isWebPage(resp.Header, text) {
+				return nil, withHint(tryLater("%s: got a web page, %q", what, serverWords(text)), "%s", hintPage)
+			}
+			return &apiAnswer{code: resp.StatusCode, body: text, err: newStatusError(what, resp, text)}, nil
 		}
 		err = tryLater("%w", err)
 	}
@@ -190,15 +191,6 @@ func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte
 		return nil, tryLater("%s: no answer in %s", what, limit)
 	}
 	return nil, fmt.Errorf("%s: %w", what, tidyNetError(err))
-}
-
-// serverWords is the text of an error answer, {"error":"…","request_id":"…"}.
-func serverWords(body []byte) string {
-	var e struct{ Error string }
-	if json.Unmarshal(body, &e) != nil {
-		return ""
-	}
-	return e.Error[:min(len(e.Error), 300)]
 }
 
 // request makes a request with the token, which it gets if there is none. A token that is not

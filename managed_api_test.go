@@ -313,6 +313,36 @@ func TestBadAnswers(t *testing.T) {
 	}
 }
 
+// A page for people is no answer, whatever its status: a portal has taken nothing over.
+func TestPageForAnswer(t *testing.T) {
+	s := newTestServer(t, false)
+	s.autoAccept = true
+	a := apiFor(t, s)
+	must(t, a.authenticate(t.Context()))
+	for _, kind := range []string{"text/html; charset=utf-8", ""} {
+		s.setFault(func(_ string, w http.ResponseWriter, r *http.Request) bool {
+			w.Header()["Content-Type"] = []string{kind}
+			io.WriteString(w, "\n<!DOCTYPE html><title>Log in</title>")
+			return true
+		})
+		_, next := a.nextDeployment(t.Context(), provides("r1"))
+		for _, err := range []error{next, a.status(t.Context(), "d-1", "success", ""), a.sendInventory(t.Context(), []byte(`[]`)), apiFor(t, s).authenticate(t.Context())} {
+			if !isTemporary(err) || !strings.Contains(err.Error(), "Log in") || !strings.Contains(hintOf(err), "portal") {
+				t.Errorf("%q: got %v, hint %q", kind, err, hintOf(err))
+			}
+		}
+	}
+}
+
+// A status that there is not is for ever.
+func TestStatusOutOfRange(t *testing.T) {
+	s := newTestServer(t, false)
+	s.setFault(func(_ string, w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(999); return true })
+	if err := apiFor(t, s).authenticate(t.Context()); exitCode(err) != exitFailed || httpStatus(err) != 999 {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A request that hangs ends at once when the run is stopped.
 func TestCancelAPI(t *testing.T) {
 	s := newTestServer(t, false)

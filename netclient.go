@@ -8,9 +8,12 @@ package main
 // redirects, clock, and errors that say what a person can do.
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -19,14 +22,17 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 const (
-	maxRedirects  = 5
-	maxRetryAfter = 24 * time.Hour // what a server may ask for; more is taken as this
+	maxRedirects   = 5
+	maxHeaderBytes = 64 << 10       // of an answer
+	maxRetryAfter  = 24 * time.Hour // what a server may ask for; more is taken as this
 )
 
 type netOptions struct {
@@ -68,7 +74,7 @@ func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
 	return &http.Client{
 		CheckRedirect: checkRedirect,
 		Transport: &agent{
-			name: "mendlet/" + o.version, clock: clock, dial: dial,
+			name: "mendlet/" + o.version, c: c, clock: clock, dial: dial,
 			Transport: &http.Transport{
 				Proxy:               proxy,
 				DialContext:         dial.DialContext,
@@ -79,7 +85,9 @@ func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
 				DisableCompression:  true, // sizes and ranges are of the bytes as stored
 				IdleConnTimeout:     idle,
 				MaxIdleConnsPerHost: 2,
-				TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
+
+				MaxResponseHeaderBytes: maxHeaderBytes,
+				TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
 			},
 		},
 	}, nil
@@ -191,14 +199,23 @@ func addRoots(pool *x509.CertPool, path string) error {
 	if path == "" {
 		return nil
 	}
-	pem, err := os.ReadFile(path)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("%q: no PEM certificate in it", path)
+	if pool.AppendCertsFromPEM(text) {
+		return nil
 	}
-	return nil
+	if b, _ := pem.Decode(text); b != nil && b.Type == "CERTIFICATE" {
+		_, err := x509.ParseCertificate(b.Bytes)
+		return fmt.Errorf("%q: %w", path, err)
+	} else if b != nil {
+		return fmt.Errorf("%q: got a %s in PEM, want a CERTIFICATE", path, b.Type)
+	}
+	if c, err := x509.ParseCertificates(text); err == nil && len(c) > 0 {
+		return fmt.Errorf("%q: got a certificate in DER, want PEM: openssl x509 -inform der makes it", path)
+	}
+	return fmt.Errorf("%q: no PEM certificate in it", path)
 }
 
 func clientCertificate(conf *tls.Config, f tlsFiles) error {
@@ -227,16 +244,18 @@ func noEngine(key string) error {
 }
 
 // checkRedirect refuses what would weaken or leak: from https to http, a request with a
-// body to another host, more than a few. A presigned URL is a secret, so no Referer.
+// body to another host, as portals do it; more than a few; and other schemes. A presigned URL is a secret, so no Referer.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	first, last := via[0], via[len(via)-1]
 	switch {
+	case req.URL.Scheme != "http" && req.URL.Scheme != "https" || req.URL.Host == "":
+		return fmt.Errorf("redirect to %q refused: want http or https", urlKey(req.URL))
 	case len(via) > maxRedirects:
 		return fmt.Errorf("more than %d redirects, the last to %q", maxRedirects, urlKey(req.URL))
 	case last.URL.Scheme == "https" && req.URL.Scheme != "https":
 		return fmt.Errorf("redirect from https to %q refused", urlKey(req.URL))
 	case req.URL.Host != first.URL.Host && first.Method != http.MethodGet:
-		return fmt.Errorf("redirect of %s to another host, %q, refused", first.Method, urlKey(req.URL))
+		return withHint(tryLater("redirect of %s to another host, %q, refused", first.Method, urlKey(req.URL)), "%s", hintPage)
 	}
 	req.Header.Del("Referer")
 	if req.URL.Host != first.URL.Host {
@@ -257,6 +276,7 @@ func urlKey(u *url.URL) string {
 type agent struct {
 	*http.Transport
 	name  string
+	c     *config
 	clock *tlsClock
 	dial  *dialer
 }
@@ -271,31 +291,113 @@ func (t *agent) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// explain makes of an error of the transport one with an exit code. Almost everything is
-// "try later": a portal that wants a login looks like a wrong certificate, too.
+// explain makes of an error of the transport one with an exit code and, where a person can do
+// something, a hint. What the network does is for later; what only a configuration mends is not, here
+// or at the server.
 func (t *agent) explain(err error) error {
-	var invalid x509.CertificateInvalidError
-	var unknown x509.UnknownAuthorityError
-	var unreadable x509.SystemRootsError
-	var dns *net.DNSError
+	if told := t.explainCertificate(err); told != nil {
+		return told
+	}
+	if hint := tlsHint(err, t.c.HttpsClient.Certificate != ""); hint != "" {
+		return withHint(distrust{err}, "%s", hint)
+	}
 	later := tryLater("%w", err)
-	switch {
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		if !t.clock.odd() {
-			return err
-		}
-		return withHint(later, "the clock says %s; set it, or wait for the program that does",
-			t.clock.at.UTC().Format(time.RFC3339))
-	case (errors.As(err, &unknown) || errors.As(err, &unreadable)) && noRoots(t.TLSClientConfig):
-		return withHint(err, "this system has no CA certificates: give a PEM file with -E, ServerCertificate or SSL_CERT_FILE")
-	case errors.As(err, &unknown):
-		return withHint(later, "if the server has a certificate of its own, name it with ServerCertificate or -E")
-	case errors.As(err, &dns):
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
 		if _, serr := os.Stat("/etc/resolv.conf"); serr != nil {
 			return withHint(later, "there is no /etc/resolv.conf: name a DNS server in it, or the host in /etc/hosts")
 		}
 	}
 	return later
+}
+
+// explainCertificate is explain for a server whose certificate is not good; nil: it is not about that.
+func (t *agent) explainCertificate(err error) error {
+	var invalid x509.CertificateInvalidError
+	var unknown x509.UnknownAuthorityError
+	var unreadable x509.SystemRootsError
+	var other x509.HostnameError
+	var bad *tls.CertificateVerificationError
+	mend := func(format string, args ...any) error { return withHint(distrust{err}, format, args...) }
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
+		return t.explainValidity(err, invalid.Cert)
+	case (errors.As(err, &unknown) || errors.As(err, &unreadable)) && noRoots(t.TLSClientConfig):
+		return mend("this system has no CA certificates: give a PEM file with -E, ServerCertificate or SSL_CERT_FILE%s", t.unread())
+	case errors.As(err, &unknown) && unknown.Cert != nil:
+		return mend("the certificate was issued by %q: if that is right, and no portal or proxy is in between, "+
+			"give the issuer's certificate with ServerCertificate or -E%s", unknown.Cert.Issuer.CommonName, t.unread())
+	case errors.As(err, &other) && other.Certificate != nil:
+		return mend("the certificate is for %s: name the server so, or give it a certificate for this name (as subjectAltName)",
+			certificateNames(other.Certificate))
+	case errors.As(err, &bad), errors.As(err, &unknown), errors.As(err, &unreadable):
+		return mend("the server, or a proxy in between, has to have another certificate%s", t.unread())
+	}
+	return nil
+}
+
+// explainValidity is explain for a certificate that is not valid now. Time mends one that is not valid
+// yet, and a clock that is set.
+func (t *agent) explainValidity(err error, c *x509.Certificate) error {
+	now, day := t.clock.time(), func(at time.Time) string { return at.UTC().Format(time.RFC3339) }
+	switch {
+	case t.clock.odd(), now.Before(c.NotBefore):
+		return withHint(tryLater("%w", err), "the clock says %s, and the certificate is valid from %s to %s; set the clock, or wait for the program that does",
+			day(t.clock.at), day(c.NotBefore), day(c.NotAfter))
+	}
+	return withHint(distrust{err}, "the certificate of the server was valid until %s, and the clock says %s: renew it, or set the clock", day(c.NotAfter), day(now))
+}
+
+// unread tells that ServerCertificate could not be used, if so, in words that follow a hint.
+func (t *agent) unread() string {
+	if err := addRoots(x509.NewCertPool(), t.c.ServerCertificate); err != nil {
+		return fmt.Sprintf(" (ServerCertificate could not be used: %v)", err)
+	}
+	return ""
+}
+
+// certificateNames are some of the names that a certificate is for.
+func certificateNames(c *x509.Certificate) string {
+	names := slices.Clone(c.DNSNames)
+	for _, ip := range c.IPAddresses {
+		names = append(names, ip.String())
+	}
+	if len(names) == 0 {
+		return "no name"
+	}
+	return fmt.Sprintf("%q", names[:min(len(names), 5)])
+}
+
+// tlsHints are for what one side of TLS says to the other, or the standard library of it. Most alerts
+// (RFC 8446, 6.2) have no type, so they are told by their words.
+var tlsHints = []struct{ words, hint string }{
+	{"protocol version", "the server, or a proxy in between, speaks TLS 1.1 or older only, and 1.2 is the least here: it has to be updated"},
+	{"handshake failure", "server and device have no kind of encryption in common, or " + hintClient},
+	{"insufficient security level", "server and device have no kind of encryption in common"},
+	{"certificate required", hintClient},
+	{"bad certificate", hintClient}, {"unsupported certificate", hintClient}, {"revoked certificate", hintClient},
+	{"expired certificate", hintClient}, {"unknown certificate", hintClient}, {"access denied", hintClient},
+	{"unrecognized name", "the server has no certificate for this name: look at the URL"},
+	{"failed to parse certificate", "the server has to have another certificate"},
+	{"first record does not look like a TLS handshake", "what answers there does not speak TLS: look at the URL, http or https, and at its port"},
+}
+
+// tlsHint says what to do about an error of TLS that waiting does not mend; "" if it is none.
+func tlsHint(err error, hasClient bool) string {
+	text := err.Error()
+	if !strings.Contains(text, "tls: ") {
+		return ""
+	}
+	for _, h := range tlsHints {
+		if !strings.Contains(text, h.words) {
+			continue
+		}
+		if h.hint == hintClient && hasClient {
+			return "the server does not take the certificate that HttpsClient in mender.conf names"
+		}
+		return h.hint
+	}
+	return ""
 }
 
 // tidyNetError takes the URL out of what http.Client.Do returns: it may hold a secret.
@@ -323,15 +425,89 @@ func (e *statusError) Error() string {
 	return s
 }
 
-// newStatusError gives exit code 75 to what may be otherwise in a while.
-func newStatusError(what string, r *http.Response, text string) error {
-	e := &statusError{what: what, code: r.StatusCode, text: text, after: retryAfter(r.Header)}
+// newStatusError gives exit code 75 to what may be otherwise in a while. body is the answer's, or
+// the start of it.
+func newStatusError(what string, r *http.Response, body []byte) error {
+	e := &statusError{what: what, code: r.StatusCode, text: serverWords(body), after: retryAfter(r.Header)}
 	switch c := r.StatusCode; {
-	case c == 408, c == 425, c == 429, c >= 500:
+	case c == 407:
+		return withHint(distrust{e}, "the proxy wants a name and a password: http_proxy=http://NAME:PASSWORD@HOST:PORT")
+	case c >= 400 && c < 500 && strings.Contains(strings.ToLower(e.text), "certificate"):
+		return withHint(e, "%s", hintClient) // nginx has no status of its own for that
+	case c == 400 && strings.Contains(e.text, "HTTPS"):
+		return withHint(e, "the URL has to begin with https://")
+	case c == 408, c == 425, c == 429, c >= 500 && c < 600:
 		return tryLater("%w", e)
 	}
 	return e
 }
+
+// serverWords is what an answer says to people: the error of JSON, as in {"error":"…","request_id":"…"};
+// the title of a page, the message of XML; or its text, if that is short.
+func serverWords(body []byte) string {
+	var e struct{ Error string }
+	text, limit := "", 300
+	if json.Unmarshal(body, &e) == nil {
+		text = e.Error
+	} else if !bytes.ContainsFunc(body[:min(len(body), maxWords)], func(r rune) bool { return r < ' ' && !unicode.IsSpace(r) }) {
+		text, limit = markupWords(string(body)), maxWords
+	}
+	return strings.ToValidUTF8(text[:min(len(text), limit)], "")
+}
+
+const maxWords = 160 // bytes; the page of a store goes on with what is secret of a presigned URL
+
+// markupWords leaves tags out. Of what has a title or a message, it takes that.
+func markupWords(text string) string {
+	lower := strings.ToLower(text)
+	for _, tag := range []string{"title", "message"} {
+		_, behind, begun := strings.Cut(lower, "<"+tag+">")
+		inner, _, ended := strings.Cut(behind, "</"+tag+">")
+		if begun && ended && len(lower) == len(text) {
+			at := len(text) - len(behind)
+			return strings.Join(strings.Fields(text[at:at+len(inner)]), " ")
+		}
+	}
+	var b strings.Builder
+	for part := range strings.SplitSeq(text, "<") {
+		if _, behind, tag := strings.Cut(part, ">"); tag {
+			part = behind
+		}
+		b.WriteString(part + " ")
+		if b.Len() > 4*maxWords {
+			break
+		}
+	}
+	return strings.Join(strings.Fields(b.String()), " ")
+}
+
+// isWebPage tells a page for people in the place of what a program asked for, as portals and error
+// pages are that come with status 200. head is how the body begins.
+func isWebPage(h http.Header, head []byte) bool {
+	kind, _, _ := strings.Cut(strings.ToLower(h.Get("Content-Type")), ";")
+	kind = strings.TrimSpace(kind)
+	return kind == "text/html" || kind == "application/xhtml+xml" || isMarkup(head)
+}
+
+func isMarkup(head []byte) bool {
+	return bytes.HasPrefix(bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\ufeff")), " \t\r\n"), []byte("<"))
+}
+
+const hintPage = "a portal of this network that wants a login, or a proxy, may have answered in the server's place; else look at the URL"
+
+// distrust is an error that a configuration has to mend, here or at the server; or somebody else has
+// answered, as portals do. So it is no verdict on an update.
+type distrust struct{ error }
+
+func (e distrust) Unwrap() error { return e.error }
+
+func isDistrust(err error) bool {
+	var d distrust
+	return errors.As(err, &d)
+}
+
+// hintClient is for a server that wants to know the device by TLS.
+const hintClient = "the server wants a certificate of this device: HttpsClient in mender.conf names it"
 
 // httpStatus is the status behind err, 0 if there is none.
 //

@@ -8,6 +8,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -251,6 +252,9 @@ func (d *download) connect() error {
 		if err == nil {
 			return nil
 		}
+		if isDistrust(err) && d.off > 0 { // it was trusted when the first bytes came
+			err = tryLater("%w", err)
+		}
 		if errors.Is(err, errUseless) && !d.whole && d.off > 0 {
 			d.o.lg.warnf("%v; asking for the whole file", err)
 			d.whole = true
@@ -358,9 +362,15 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 	case c < 400:
 		return 0, d.useless("got HTTP status %d, want 200", c)
 	case d.off > 0 && !d.whole && rangeTrouble(c):
-		return 0, d.useless("%w", newStatusError("range", r, ""))
+		return 0, d.useless("%w", newStatusError("range", r, d.head(maxHead)))
 	default:
-		return 0, newStatusError(fmt.Sprintf("%q", d.URLKey), r, "")
+		return 0, newStatusError(fmt.Sprintf("%q", d.URLKey), r, d.head(maxHead))
+	}
+	if at == 0 {
+		// An artifact begins with its member "version".
+		if head := d.head(8); isWebPage(r.Header, head) && !bytes.HasPrefix(head, []byte("version\x00")) {
+			return 0, withHint(d.useless("got a web page, %q, want an artifact", serverWords(d.head(maxHead))), "%s", hintPage)
+		}
 	}
 	if enc := strings.ToLower(r.Header.Get("Content-Encoding")); !harmlessEncoding[enc] {
 		return 0, withHint(d.useless("got Content-Encoding %q, want none", enc), "the server, or a proxy on the way, has to leave the file as it is")
@@ -383,6 +393,18 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 	}
 	d.ETag, d.LastModified = cmp.Or(etag, d.ETag), cmp.Or(modified, d.LastModified)
 	return at, nil
+}
+
+const maxHead = 2 << 10 // bytes of a page or an error that are looked at
+
+// head gives the first n bytes of the body, of which there may be fewer, without taking them.
+func (d *download) head(n int) []byte {
+	d.watch.Reset(d.o.stall)
+	defer d.watch.Stop()
+	in := bufio.NewReaderSize(d.body, n)
+	head, _ := in.Peek(n) // what is wrong will be met again
+	d.body = readCloser{in, d.body}
+	return head
 }
 
 // useless makes the error for an answer that cannot be used.

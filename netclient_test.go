@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -53,6 +54,20 @@ func TestRedirects(t *testing.T) {
 		t.Fatalf("loop: got %v", err)
 	}
 
+	away := newTestServer(t, false)
+	away.setFault(func(route string, w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Location", to)
+		w.WriteHeader(http.StatusFound)
+		return true
+	})
+	for _, to = range []string{"file:///etc/passwd", "ftp://h/a", "http:///a", "gopher:a", "javascript:alert(1)"} {
+		f := &fastSleep{}
+		_, err = openDownload(t.Context(), hc, away.link("a"), downloadOptions{sleep: f.sleep})
+		if err == nil || !strings.Contains(err.Error(), "want http or https") || exitCode(err) != exitFailed || len(f.slept) > 0 {
+			t.Errorf("to %q: got %v", to, err)
+		}
+	}
+
 	plain := newTestServer(t, false)
 	plain.setFault(func(route string, w http.ResponseWriter, r *http.Request) bool {
 		http.Redirect(w, r, other.link("a"), http.StatusTemporaryRedirect)
@@ -60,7 +75,7 @@ func TestRedirects(t *testing.T) {
 	})
 	a := apiFor(t, plain)
 	err = a.authenticate(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "another host") || header != nil {
+	if !isTemporary(err) || !strings.Contains(err.Error(), "another host") || !strings.Contains(hintOf(err), "portal") || header != nil {
 		t.Fatalf("auth to another host: got %v, header there %v", err, header)
 	}
 	// A GET follows, and takes nothing along that is for the first host only.
@@ -78,6 +93,34 @@ func TestRedirects(t *testing.T) {
 	}
 	if header.Get("User-Agent") != "mendlet/" {
 		t.Errorf("got User-Agent %q", header.Get("User-Agent"))
+	}
+}
+
+// What comes before the body is bounded, too.
+func TestEndlessHeader(t *testing.T) {
+	var sent atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
+		for line := []byte("X: " + strings.Repeat("x", 1000) + "\r\n"); sent.Load() < 100<<20; {
+			n, err := conn.Write(line)
+			if sent.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	}))
+	t.Cleanup(s.Close)
+	hc := testHTTPClient(t, testConfig(t), netOptions{})
+	if _, err := fetch(hc, s.URL); err == nil || !strings.Contains(err.Error(), "headers") {
+		t.Errorf("got %v", err)
+	}
+	s.Close()                         // waits for the handler
+	if n := sent.Load(); n > 20<<20 { // what the kernel's buffers take is sent, too
+		t.Errorf("%d bytes of header were taken", n)
 	}
 }
 
@@ -114,6 +157,7 @@ func TestTLSClock(t *testing.T) {
 		{"1970, certificate newer than the floor", time.Unix(0, 0), day(2019), exitTempFail, true},
 		{"2100", day(2100), day(2025), exitTempFail, false},
 		{"expired", day(2041), day(2039), exitFailed, false},
+		{"not valid yet, by a clock that may be right", day(2019), day(2018), exitTempFail, false},
 	} {
 		var said []string
 		lg := &logger{sinks: []logSink{func(_ logLevel, m string) { said = append(said, m) }}}
@@ -124,7 +168,7 @@ func TestTLSClock(t *testing.T) {
 		if exitCode(err) != c.code || (len(said) > 0) != c.warn {
 			t.Errorf("%s: got %v (exit code %d), said %q", c.name, err, exitCode(err), said)
 		}
-		if (hintOf(err) != "") != (c.code == exitTempFail) {
+		if (hintOf(err) != "") != (c.code != exitOK) {
 			t.Errorf("%s: got hint %q", c.name, hintOf(err))
 		}
 	}
@@ -184,16 +228,128 @@ func TestTLSTrust(t *testing.T) {
 			t.Errorf("%s: got %q, want HTTP/1.1", c.name, got)
 		}
 	}
-	// The right CA, another name.
 	cfg := testConfig(t)
-	cfg.ServerCertificate = ca.pem
-	if _, err := fetch(testHTTPClient(t, cfg, netOptions{}),
-		strings.Replace(s.URL, "127.0.0.1", "localhost", 1)); err == nil {
-		t.Error("a certificate for another name was accepted")
-	}
 	cfg.extraRoots = ca.pem + "x"
 	if _, err := newHTTPClient(cfg, netOptions{}); exitCode(err) != exitRefused {
 		t.Errorf("missing -E file: got %v", err)
+	}
+}
+
+// What waiting does not mend is told as that, with what does.
+func TestTLSRefusals(t *testing.T) {
+	ca := newTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	trusted := func(c *config) { c.ServerCertificate = ca.pem }
+	server := func(conf *tls.Config) string { return tlsServer(t, ca, conf).URL }
+	plain := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(plain.Close)
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.cert)
+	dir := t.TempDir()
+	file := func(name string, text []byte) string {
+		must(t, os.WriteFile(filepath.Join(dir, name), text, 0o600))
+		return filepath.Join(dir, name)
+	}
+	keyed := func(c *config) {
+		trusted(c)
+		stranger := newTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)).issue(t, false)
+		der, err := x509.MarshalPKCS8PrivateKey(stranger.key)
+		must(t, err)
+		c.HttpsClient.Certificate = file("client.pem", pemText("CERTIFICATE", stranger.cert.Raw))
+		c.HttpsClient.Key = file("client.key", pemText("PRIVATE KEY", der))
+	}
+	badRoots := func(name string, text []byte) func(*config) {
+		return func(c *config) { c.ServerCertificate = file(name, text) }
+	}
+	for _, c := range []struct {
+		name, url string
+		set       func(*config)
+		hints     string
+	}{
+		{"issuer not known", server(&tls.Config{}), func(*config) {}, `"test CA" ServerCertificate -E portal`},
+		{"ServerCertificate missing", server(&tls.Config{}), func(c *config) { c.ServerCertificate = "/nowhere.pem" }, `/nowhere.pem could not be used`},
+		{"ServerCertificate in DER", server(&tls.Config{}), badRoots("der", ca.cert.Raw), "DER openssl"},
+		{"ServerCertificate a key", server(&tls.Config{}), badRoots("key", pemText("PRIVATE KEY", nil)), "want a CERTIFICATE"},
+		{"ServerCertificate cut off", server(&tls.Config{}), badRoots("cut", pemText("CERTIFICATE", ca.cert.Raw[:99])), "x509:"},
+		{"ServerCertificate no PEM", server(&tls.Config{}), badRoots("text", []byte("text")), "no PEM certificate"},
+		{"another name", strings.Replace(server(&tls.Config{}), "127.0.0.1", "localhost", 1), trusted, `"device.test" "127.0.0.1" subjectAltName`},
+		{"an old server", server(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}), trusted, "TLS 1.1 or older"},
+		{"no encryption in common", server(&tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}}), trusted,
+			"in common"},
+		{"a client certificate is wanted", server(&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, MaxVersion: tls.VersionTLS12}), trusted,
+			"HttpsClient names"},
+		{"another client certificate is wanted", server(&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, MaxVersion: tls.VersionTLS12}), keyed,
+			"does not take HttpsClient"},
+		{"no TLS", strings.Replace(plain.URL, "http:", "https:", 1), trusted, "does not speak TLS"},
+	} {
+		cfg := testConfig(t)
+		c.set(cfg)
+		f := &fastSleep{}
+		_, err := openDownload(t.Context(), testHTTPClient(t, cfg, netOptions{}), c.url, downloadOptions{sleep: f.sleep})
+		if exitCode(err) != exitFailed || !isDistrust(err) || len(f.slept) != 0 {
+			t.Errorf("%s: got %v (exit code %d), %d more tries", c.name, err, exitCode(err), len(f.slept))
+		}
+		for _, word := range strings.Fields(c.hints) {
+			if !strings.Contains(hintOf(err), word) {
+				t.Errorf("%s: got hint %q, want %q in it", c.name, hintOf(err), word)
+			}
+		}
+		// Behind bytes that have come from there it can only be somebody in between.
+		_, err = openDownload(t.Context(), testHTTPClient(t, cfg, netOptions{}), c.url, downloadOptions{sleep: f.sleep, offset: 1, size: 2})
+		wantCode(t, err, exitTempFail)
+	}
+	// A certificate that names nobody but in its subject, as many that were made by hand.
+	nameless := *ca.issue(t, false).cert
+	if got := certificateNames(&x509.Certificate{Subject: nameless.Subject}); got != "no name" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// Error answers are quoted, in few words.
+func TestServerWords(t *testing.T) {
+	for body, want := range map[string]string{
+		``:                                   "",
+		`{"error":"dev auth: unauthorized"}`: "dev auth: unauthorized",
+		`{"error":"a","request_id":"b"}`:     "a",
+		`{"message":"other"}`:                "",
+		"not found\n":                        "not found",
+		"<html>\r\n<head><title>400 No required SSL\n certificate was sent</title></head><body>nginx</body>":                   "400 No required SSL certificate was sent",
+		"<!DOCTYPE html><H1>Not <b>Found</b></H1>":                                                                             "Not Found",
+		`<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message><Key>secret</Key></Error>`: "Request has expired",
+		"<<<>>":                      ">",
+		"<title>":                    "",
+		"\x7fELF\x00\x01":            "",
+		"caf\xe9":                    "caf",
+		strings.Repeat("word ", 100): strings.Repeat("word ", 32),
+	} {
+		if got := serverWords([]byte(body)); got != want {
+			t.Errorf("%q: got %q, want %q", body, got, want)
+		}
+	}
+	for _, c := range []struct {
+		code int
+		body string
+		exit int
+		hint string
+	}{
+		{400, "<title>400 No required SSL certificate was sent</title>", exitFailed, "HttpsClient"},
+		{403, "a certificate is needed", exitFailed, "HttpsClient"},
+		{400, "Client sent an HTTP request to an HTTPS server.\n", exitFailed, "https://"},
+		{407, "", exitFailed, "http_proxy"},
+		{400, "", exitFailed, ""}, {502, "Bad Gateway", exitTempFail, ""},
+		{600, "", exitFailed, ""}, {999, "Request denied", exitFailed, ""},
+	} {
+		f := newFlaky(t, 9000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(c.code)
+			io.WriteString(w, c.body)
+		})
+		_, _, err := f.get(t, downloadOptions{retries: 1})
+		if words := serverWords([]byte(c.body)); exitCode(err) != c.exit || !strings.Contains(err.Error(), words) || !strings.Contains(hintOf(err), c.hint) ||
+			(c.hint == "") != (hintOf(err) == "") {
+			t.Errorf("%d, %q: got %v (exit code %d), hint %q", c.code, c.body, err, exitCode(err), hintOf(err))
+		}
+		if want := map[int]int{exitFailed: 1, exitTempFail: 2}[c.exit]; len(f.ranges) != want {
+			t.Errorf("%d: got %d requests, want %d", c.code, len(f.ranges), want)
+		}
 	}
 }
 

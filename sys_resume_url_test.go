@@ -7,7 +7,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
+	"io"
 	"math/rand"
 	"net/http"
 	"net/http/httptest"
@@ -404,4 +406,34 @@ func TestResumedProgress(t *testing.T) {
 		t.Errorf("progress begins at %d %%, want %d %% or more", first, done*100/int64(len(image)))
 	}
 	b.holds(image)
+}
+
+// What answers in the artifact's place is no verdict on it: a page of a portal is for later, a server
+// that is not trusted for a person. Nothing is begun.
+func TestInstallFromSomebodyElse(t *testing.T) {
+	t.Parallel()
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "<!DOCTYPE html><title>Welcome to the hotel</title>")
+	}))
+	defer page.Close()
+	stranger := tlsServer(t, newTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)), &tls.Config{})
+	b := newBoard(t, 1<<20, "")
+	for _, c := range []struct {
+		url  string
+		exit int
+		says []string
+	}{
+		{page.URL + "/a.mender", exitTempFail, []string{"Welcome to the hotel", "hint: a portal", "System not modified."}},
+		{stranger.URL + "/a.mender", exitFailed, []string{"hint: the certificate was issued by", "ServerCertificate", "System not modified."}},
+	} {
+		exit, said := b.mendlet("--running", "A", "install", c.url)
+		if exit != c.exit || b.peek().Update != nil {
+			t.Errorf("%s: exit code %d, update %+v", c.url, exit, b.peek().Update)
+		}
+		for _, want := range c.says {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s: said nothing of %q", c.url, want)
+			}
+		}
+	}
 }

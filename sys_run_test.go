@@ -229,6 +229,31 @@ func TestRunOverBadDownloads(t *testing.T) {
 			}
 			return start(q) > 0
 		}},
+		{"a portal's page, for a while", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			if n <= 7 {
+				io.WriteString(w, "<html><title>Log in</title>")
+			}
+			return n <= 7
+		}},
+		{"a portal's page, in the middle", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			if n == 1 {
+				partly(w, text, someBytes)
+				hangUp()
+			}
+			if n <= 7 {
+				io.WriteString(w, "<html><title>Log in</title>")
+			}
+			return n <= 7
+		}},
+		{"an error page with status 200, for good", "failure", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, "Sorry")
+			return true
+		}},
+		{"an artifact that is called a page", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			w.Header().Set("Content-Type", "text/html")
+			return false
+		}},
 		// Replicas that know the same file under other tags, and connections that do not last.
 		{"replicas", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
 			raw(w, fmt.Sprintf("206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nETag: \"%d\"\r\nLast-Modified: %s",
@@ -350,6 +375,57 @@ func TestRunGoesOnBehindNewLink(t *testing.T) {
 	want := fmt.Sprintf("GET artifact bytes=%d-", someBytes)
 	if n := len(s.artifacts["new"]); !slices.Contains(s.log, want) || s.sent > int64(n-someBytes) {
 		t.Errorf("got requests %q and %d bytes, want %q and %d bytes", s.log, s.sent, want, n-someBytes)
+	}
+}
+
+// Somebody between the device and the server it knows, as a portal is: no verdict on the deployment,
+// as long as it is that server; an artifact on a server that is never trusted is given up.
+func TestRunUntrusted(t *testing.T) {
+	from, to := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	ours, other := newTestCA(t, from, to), newTestCA(t, from, to)
+	portal := false
+	config := func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		ca := ours
+		if portal {
+			ca = other
+		}
+		leaf := ca.issue(t, false)
+		return &tls.Config{SessionTicketsDisabled: true, Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}}}, nil
+	}
+	s := newManagedSetup(t)
+	s.server = startServer(t, &tls.Config{GetConfigForClient: config})
+	s.server.autoAccept = true
+	r := newRunning(t, s)
+	r.tune = func(a *app) { a.c.ServerCertificate, a.c.Connectivity.DisableKeepAlive = ours.pem, true }
+	r.downloads(func(n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+		if n == 1 {
+			partly(w, text, someBytes)
+			portal = true
+			hangUp()
+		}
+		return false
+	})
+	wantCode(t, r.once(), exitTempFail)
+	for range 15 { // more than downloads without progress
+		r.patience()
+		if wantCode(t, r.again(), exitTempFail); r.verdict() != nil {
+			t.Fatalf("the deployment has ended: %+v", r.verdict())
+		}
+	}
+	portal = false
+	r.patience()
+	r.end("success")
+
+	s = newManagedSetup(t)
+	r = newRunning(t, s)
+	away := tlsServer(t, other, &tls.Config{})
+	r.downloads(func(_ int, w http.ResponseWriter, q *http.Request, _ []byte) bool {
+		http.Redirect(w, q, away.URL, http.StatusFound)
+		return true
+	})
+	r.end("failure")
+	if !strings.Contains(strings.Join(*r.said, "\n"), "no progress in 10 downloads") {
+		t.Errorf("said %q", *r.said)
 	}
 }
 
