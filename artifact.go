@@ -277,8 +277,8 @@ func checkVersion(text []byte) error {
 		Format  string `json:"format"`
 		Version int    `json:"version"`
 	}
-	if err := json.Unmarshal(text, &v); err != nil {
-		return fmt.Errorf("version: %w", err)
+	if err := unmarshalObject("version", text, &v); err != nil {
+		return err
 	}
 	if v.Format != "mender" {
 		return fmt.Errorf("version: format %q, want %q", v.Format, "mender")
@@ -453,6 +453,13 @@ func unmarshalObject(name string, text []byte, to any) error {
 	}
 	if err := json.Unmarshal(text, to); err != nil {
 		return fmt.Errorf("%s: %w", name, atPlace(text, err))
+	}
+	fold := 1 // below are names of the artifact's own
+	if _, own := to.(*map[string]json.RawMessage); own {
+		fold = 0
+	}
+	if err := uniqueKeys(text, fold); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }

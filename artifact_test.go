@@ -328,6 +328,12 @@ func TestHeaderRefusals(t *testing.T) {
 		{"device type a string", "header-info", headerEdit(info, `["dev"]`, `"dev"`)},
 		{"types differ", "in type-info", headerEdit(typ, `"mod"`, `"other"`)},
 		{"data after header-info", "header-info", headerEdit(info, `}}`, `}} {}`)},
+		{"a key twice", `"type" for the second time`, headerEdit(typ, `"mod"`, `"mod","type":"mod"`)},
+		{"a key twice in two cases", `"TYPE" for the second time`, headerEdit(typ, `"mod"`, `"mod","TYPE":"mod"`)},
+		{"provides in two parts", "for the second time",
+			headerEdit(typ, `"mod"`, `"mod","artifact_provides":{"a":"1"},"artifact_provides":{"b":"2"}`)},
+		{"provided twice", "for the second time", headerEdit(typ, `"mod"`, `"mod","artifact_provides":{"a":"1","a":"2"}`)},
+		{"payloads twice", "for the second time", headerEdit(info, `[{"type":"mod"}]`, `[{"type":"mod","type":"mod"}]`)},
 		{"type-info a list", "not a JSON object", headerEdit(typ, `{"type":"mod"}`, `[]`)},
 		{"type-info null", "not a JSON object", headerEdit(typ, `{"type":"mod"}`, `null`)},
 		{"provides twice", "artifact_provides", headerEdit(typ, `"mod"`, `"mod","artifact_provides":{"artifact_name":"x"}`)},
@@ -348,7 +354,7 @@ func TestHeaderRefusals(t *testing.T) {
 	for _, typ := range []string{"", "..", ".", "../x", "/bin/sh", "a/b", "-x", "a b", "a\\u0000b"} {
 		list = append(list, refusal{"type " + typ, "payload type", headerEdit(info, `"mod"`, `"`+typ+`"`)})
 	}
-	for _, meta := range []string{"[]", "null", "1", "{", "{} {}", " "} {
+	for _, meta := range []string{"[]", "null", "1", "{", "{} {}", " ", `{"a":1,"a":2}`} {
 		list = append(list, refusal{"meta-data " + meta, "meta-data", func(k *kit) { k.header[2].body = []byte(meta) }})
 	}
 	checkRefusals(t, list)
@@ -383,6 +389,12 @@ func TestHeaderAccepted(t *testing.T) {
 	a, _, err := readAll(k.build(t), artifactOptions{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	own := newKit("mod", tarMember{name: "a", body: []byte("x")}) // names that are the artifact's own
+	replaceIn(own.header, "headers/0000/type-info", `"mod"`, `"mod","artifact_provides":{"a":"1","A":"2"}`)
+	own.header[2].body = []byte(`{"a":1,"A":2}`)
+	if a, _, err := readAll(own.build(t), artifactOptions{}); err != nil || len(a.Provides) != 2 {
+		t.Errorf("got %+v, %v", a, err)
 	}
 	if a.Name != "rel" || a.Group != "g" || a.MetaData != nil || a.Provides != nil || a.Clears == nil ||
 		fmt.Sprint(a.Depends) != "map[more:[1 2] one:[1]]" {

@@ -328,6 +328,49 @@ func atPlace(text []byte, err error) error {
 	return fmt.Errorf("line %d, column %d: %w", line, column, err)
 }
 
+// uniqueKeys refuses JSON with a key that an object has twice: encoding/json would merge the two, and
+// other programs take the first or the last. As it matches the names of fields without regard to case,
+// keys of one object that differ in case only count as the same here down to depth fold, of which 1 is
+// the outermost object. text is valid JSON.
+func uniqueKeys(text []byte, fold int) error {
+	type object struct {
+		keys map[string]bool // nil for a list
+		key  bool            // a key is next, or the end
+	}
+	var open []object
+	for d := json.NewDecoder(bytes.NewReader(text)); ; {
+		t, err := d.Token()
+		if err != nil { // the end
+			return nil
+		}
+		inner := len(open) - 1
+		switch {
+		case t == json.Delim('{'):
+			open = append(open, object{map[string]bool{}, true})
+			continue
+		case t == json.Delim('['):
+			open = append(open, object{})
+			continue
+		case t == json.Delim('}'), t == json.Delim(']'):
+			open = open[:inner]
+			inner--
+		case open != nil && open[inner].key:
+			key := t.(string)
+			if len(open) <= fold {
+				key = strings.ToLower(strings.ToUpper(key)) // for the two letters that have another to them
+			}
+			if open[inner].keys[key] {
+				return fmt.Errorf("key %q for the second time", t)
+			}
+			open[inner].keys[key], open[inner].key = true, false
+			continue
+		}
+		if inner >= 0 { // behind a value
+			open[inner].key = open[inner].keys != nil
+		}
+	}
+}
+
 // clip shortens what goes into a message.
 func clip(b []byte) []byte { return b[:min(len(b), 120)] }
 

@@ -302,7 +302,11 @@ func parseDeployment(text []byte) (*deployment, error) {
 			DeviceTypes []string                     `json:"device_types_compatible"`
 		} `json:"artifact"`
 	}
-	if err := json.Unmarshal(text, &r); err != nil {
+	err := json.Unmarshal(text, &r)
+	if err == nil {
+		err = uniqueKeys(text, 10)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("deployment from the server: %w", err)
 	}
 	if !validDeploymentID(r.ID) {

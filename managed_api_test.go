@@ -185,6 +185,15 @@ func TestParseDeploymentRefuses(t *testing.T) {
 			t.Errorf("%q: got %+v, want an error", c, d)
 		}
 	}
+	for _, twice := range []string{
+		`{"id":"a","id":"b","artifact":{"source":{"uri":"https://h/a"}}}`,
+		`{"id":"a","artifact":{"source":{"uri":"https://h/a"}},"artifact":{"artifact_name":"n"}}`,
+		`{"id":"a","artifact":{"source":{"uri":"https://h/a"},"Source":{"uri":"https://h/b"}}}`,
+	} {
+		if d, err := parseDeployment([]byte(twice)); err == nil || !strings.Contains(err.Error(), "for the second time") {
+			t.Errorf("%s: got %+v, %v", twice, d, err)
+		}
+	}
 	if _, err := parseDeployment([]byte(`[]`)); err == nil {
 		t.Error("a list was accepted")
 	}
