@@ -5,6 +5,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -260,6 +262,115 @@ func TestOwnDirectoryLeftOver(t *testing.T) {
 	m.mustCall(t, "ArtifactInstall", "ArtifactRollback", "Cleanup")
 	if got := o.look(base); got != o.want("one") {
 		t.Errorf("got %q, want %q", got, o.want("one"))
+	}
+}
+
+// What is in the place of what a module would replace, and is of another kind, is refused and kept.
+func TestOwnModulesKeepWhatIsThere(t *testing.T) {
+	t.Parallel()
+	box := busyboxOnly(t)
+	for i, place := range []struct{ path, link string }{
+		{"/etc/app.conf/mine", ""}, {"/opt/app", ""}, {"/srv/current", ""}, {"/compose/shop/compose.yaml/mine", ""},
+		{"/config/device-config.json/mine", ""}, {"/opt/app", "/nowhere"}, {"/srv/versions", ""},
+	} {
+		o := ownModules(t)[i%5]
+		if i == 6 {
+			o = ownModules(t)[2]
+		} else if i == 5 {
+			o = ownModules(t)[1]
+		}
+		m, base := setUpOwn(t, o.name, box+"/sh", box)
+		path := base + place.path
+		must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		if place.link != "" {
+			must(t, os.Symlink(place.link, path))
+		} else {
+			writeFile(t, path, "mine")
+		}
+		if o.name == "tar-app" && i == 2 { // by whoever has put current there as a directory or file
+			must(t, os.MkdirAll(base+"/srv/versions/v-theirs", 0o755))
+			writeFile(t, base+"/srv/versions/v-theirs/file", "theirs")
+		}
+		before := snapshot(t, base)
+		o.begin(t, m, base, "two")
+		if err := m.call(t.Context(), "ArtifactInstall"); err == nil {
+			t.Errorf("%s: installed over %s", o.name, place.path)
+		}
+		m.mustCall(t, "ArtifactRollback", "ArtifactFailure", "Cleanup")
+		if after := snapshot(t, base); after != before {
+			t.Errorf("%s:\nbefore %s\nafter  %s", o.name, before, after)
+		}
+	}
+	// Neither is a node of a device.
+	m, base := setUpOwn(t, "single-file", box+"/sh", box)
+	must(t, os.MkdirAll(base+"/etc", 0o755))
+	must(t, syscall.Mkfifo(base+"/etc/app.conf", 0o600))
+	ownModules(t)[0].begin(t, m, base, "two")
+	if err := m.call(t.Context(), "ArtifactInstall"); err == nil {
+		t.Error("single-file: installed over a pipe")
+	}
+	m.mustCall(t, "ArtifactRollback", "ArtifactFailure", "Cleanup")
+	if st, err := os.Lstat(base + "/etc/app.conf"); err != nil || st.Mode()&os.ModeNamedPipe == 0 {
+		t.Errorf("the pipe is gone: %v, %v", st, err)
+	}
+}
+
+// After a failed update the versions that were there are there: the one in use, and the one before.
+func TestTarAppKeepsVersions(t *testing.T) {
+	t.Parallel()
+	box := busyboxOnly(t)
+	o := ownModules(t)[2]
+	m, base := setUpOwn(t, o.name, box+"/sh", box)
+	versions := func() string {
+		list, _ := filepath.Glob(base + "/srv/versions/*")
+		for i := range list {
+			list[i] = look(list[i] + "/version")
+		}
+		return strings.Join(list, " ")
+	}
+	for _, v := range []string{"zero", "one", "two"} {
+		o.quickly(t, m, base, v)
+		m.mustCall(t, "ArtifactInstall", "ArtifactCommit", "Cleanup")
+	}
+	for _, broken := range []bool{true, false} {
+		o.quickly(t, m, base, "three")
+		if broken {
+			must(t, os.Remove(m.tree+"/files/app.tar"))
+		}
+		if err := m.call(t.Context(), "ArtifactInstall"); (err == nil) == broken {
+			t.Errorf("broken %v: got %v", broken, err)
+		}
+		m.mustCall(t, "ArtifactRollback", "ArtifactFailure", "Cleanup")
+		if got := versions(); got != "one two" || look(base+"/srv/current/version") != "two" {
+			t.Errorf("broken %v: got versions %q, in use %q", broken, got, look(base+"/srv/current/version"))
+		}
+	}
+}
+
+// The exit code of a program that fails is the module's, and a link is not taken for the configuration.
+func TestConfigureExitCode(t *testing.T) {
+	t.Parallel()
+	box := busyboxOnly(t)
+	o := ownModules(t)[4]
+	m, base := setUpOwn(t, o.name, box+"/sh", box)
+	must(t, os.MkdirAll(base+"/config", 0o755))
+	must(t, os.MkdirAll(base+"/data", 0o755))
+	must(t, os.Symlink("../data/kept.json", base+"/config/device-config.json"))
+	o.begin(t, m, base, "one")
+	m.mustCall(t, "ArtifactInstall", "ArtifactCommit", "Cleanup")
+	if got := look(base + "/data/kept.json"); got != `{"version":"one"}` || look(base+"/config/device-config.json") != got {
+		t.Errorf("behind the link: got %q", got)
+	}
+	putScript(t, base+"/apply.d", "fails", "#!/bin/sh\nexit 42\n", 0o755)
+	o.begin(t, m, base, "two")
+	var exit *exec.ExitError
+	if err := m.call(t.Context(), "ArtifactInstall"); !errors.As(err, &exit) || exit.ExitCode() != 42 {
+		t.Errorf("got %v, want exit code 42", err)
+	}
+	must(t, os.Remove(base+"/apply.d/fails"))
+	m.mustCall(t, "ArtifactRollback", "Cleanup")
+	if got := look(base + "/data/kept.json"); got != `{"version":"one"}` {
+		t.Errorf("after the rollback: got %q", got)
 	}
 }
 
