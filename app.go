@@ -5,10 +5,12 @@ package main
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -115,8 +117,9 @@ type app struct {
 	wrapHandler func(payloadHandler) payloadHandler // for tests of the tests
 	rebootHook  func(context.Context) error         // restarts the machine; nil: really
 	urlSource   func(a *app, url string) *source
-	src         *source      // of the artifact being installed
-	fetched     atomic.Int64 // bytes of it that came over the network, managed
+	inherit     func(a *app, ds *dir) (changed bool, err error) // puts into rec what another client left; nil: nothing
+	src         *source                                         // of the artifact being installed
+	fetched     atomic.Int64                                    // bytes of it that came over the network, managed
 	j           *journalFile
 	rec         *record
 	before      *verdict // the last one as this run found it
@@ -173,15 +176,24 @@ func (a *app) closeState() {
 // unknownName is the artifact name of a device that nothing is known about.
 const unknownName = "unknown"
 
-// nameDevice gives a device without a stored artifact name one: from the bootstrap
-// artifact, else from the artifact_info file of old clients, else "unknown". The bootstrap
-// file is used once and removed in any case.
+// nameDevice gives a device without a stored artifact name one: from what another client left, else
+// from the bootstrap artifact, else from the artifact_info file of old clients, else "unknown". The
+// bootstrap file is used once and removed in any case.
 func (a *app) nameDevice() error {
 	d, err := openDir(a.c.paths.ds)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if a.inherit != nil {
+		changed, err := a.inherit(a, d)
+		if err == nil && changed {
+			err = a.j.save(a.rec)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if a.rec.Provides["artifact_name"] == "" {
 		provides, err := a.readBootstrap(d)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -237,6 +249,31 @@ func (a *app) nameFromInfo() string {
 		}
 	}
 	return unknownName
+}
+
+// guessedName tells whether the device has no name, or one that no program has stored before.
+func (a *app) guessedName() bool {
+	p, last := a.rec.Provides, a.rec.Last
+	switch name := p["artifact_name"]; {
+	case name == "", name == unknownName:
+		return true
+	case len(p) > 1 || last != nil && last.Result == "committed":
+		return false
+	default:
+		return name == a.nameFromInfo()
+	}
+}
+
+// nextBody is the question for a deployment, as a device with these provides asks it.
+func (a *app) nextBody(provides map[string]string) ([]byte, error) {
+	t, err := a.c.deviceType()
+	if err != nil {
+		return nil, err
+	}
+	p := map[string]string{}
+	maps.Copy(p, provides)
+	p["device_type"] = t // no artifact's to say
+	return json.Marshal(map[string]any{"device_provides": p})
 }
 
 func (a *app) checkCompatible(art *artifact) error {
@@ -361,14 +398,22 @@ func (a *app) source(name string) *source {
 	}}
 }
 
-// nameUnsaved gives a device without a stored name the one that install would give it.
+// nameUnsaved is nameDevice for a verb that only looks: nothing is saved.
 func (a *app) nameUnsaved() {
+	d, err := openDir(a.c.paths.ds)
+	if err == nil {
+		defer d.Close()
+		if a.inherit != nil {
+			if _, err := a.inherit(a, d); err != nil {
+				a.lg.warnf("%v", err)
+			}
+		}
+	}
 	if a.rec.Provides["artifact_name"] != "" {
 		return
 	}
 	a.rec.Provides = map[string]string{"artifact_name": a.nameFromInfo()}
-	if d, err := openDir(a.c.paths.ds); err == nil {
-		defer d.Close()
+	if err == nil {
 		if provides, err := a.readBootstrap(d); err == nil {
 			a.rec.Provides = provides
 		}
@@ -608,11 +653,10 @@ func (a *app) provides() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if rec.Provides["artifact_name"] != "" {
-		return rec.Provides, nil
+	_, serr := os.Stat(filepath.Join(a.c.paths.ds, bootstrapName))
+	if rec.Provides["artifact_name"] != "" || serr != nil || a.openState() != nil {
+		a.rec = rec
+		a.nameUnsaved()
 	}
-	if _, serr := os.Stat(filepath.Join(a.c.paths.ds, bootstrapName)); serr == nil && a.openState() == nil {
-		return a.rec.Provides, nil
-	}
-	return map[string]string{"artifact_name": a.nameFromInfo()}, nil
+	return a.rec.Provides, nil
 }

@@ -30,6 +30,7 @@ type report struct {
 	Update   *updateReport     `json:"update"`         // null: nothing in progress
 	Next     string            `json:"next,omitempty"` // what a person does now, in words
 	Last     *verdict          `json:"last"`
+	Mender   *inheritance      `json:"taken_over,omitempty"` // from the store of Mender's client
 }
 
 type updateReport struct {
@@ -92,7 +93,10 @@ func (a inspector) status(ctx context.Context) error {
 	}
 	a.rec = rec
 	a.nameUnsaved()
-	r := &report{Provides: rec.Provides, Last: rec.Last}
+	r := &report{Provides: rec.Provides, Last: rec.Last, Mender: rec.Mender}
+	if rec.Mender != nil {
+		r.Notes = append(r.Notes, rec.Mender.String())
+	}
 	if u := rec.Update; u != nil {
 		r.Update = &updateReport{Artifact: u.Artifact, ID: u.ID, Type: u.Type, Step: u.Step, Managed: u.Managed, Failed: u.Outcome.bad(), Cause: u.Cause}
 		if c := u.Checkpoint; c != nil {

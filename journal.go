@@ -41,6 +41,30 @@ type record struct {
 	Last     *verdict          `json:"last,omitempty"`
 	Time     time.Time         `json:"time"` // of the save: a floor for a clock that is not set
 	Net      *netState         `json:"net,omitempty"`
+	Mender   *inheritance      `json:"mender,omitempty"`
+}
+
+// inheritance is what was taken over from the store of Mender's client. Txn and Sum tell a store that it has
+// written since.
+type inheritance struct {
+	File    string    `json:"file"` // in the datastore
+	Txn     uint64    `json:"txn"`  // LMDB's number of the transaction that wrote it
+	Sum     uint32    `json:"sum"`  // CRC-32 of the file
+	Time    time.Time `json:"time"` // of the file's last change
+	Name    string    `json:"artifact_name"`
+	Update  string    `json:"update,omitempty"`  // in progress then: its artifact, and the client's name for its state
+	Ignored string    `json:"ignored,omitempty"` // the artifact name in a newer store, of Txn, Sum and Time, that was left
+}
+
+func (i *inheritance) String() string {
+	text := fmt.Sprintf("taken over from Mender's client: artifact %q", i.Name)
+	if i.Update != "" {
+		text += ", and its update " + i.Update
+	}
+	if i.Ignored != "" {
+		text += fmt.Sprintf("; not its artifact %q: it has written its store since", i.Ignored)
+	}
+	return fmt.Sprintf("%s (%q, transaction %d, of %s)", text, i.File, i.Txn, i.Time.Format(time.RFC3339))
 }
 
 // verdict is how an update ended.

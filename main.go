@@ -240,6 +240,7 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 	}
 	a, err := newApp(o, lg, in, out, urlSource)
 	if err == nil {
+		a.inherit = inheritMender
 		defer a.closeState()
 		err = a.c.paths.explainFull(v.run(ctx, a, words))
 	}

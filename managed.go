@@ -12,7 +12,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"os/signal"
@@ -340,7 +339,7 @@ func (s *session) exchange(ctx context.Context, poll bool) (*deployment, []byte,
 	if err := s.inventory(ctx, false); err != nil || !poll {
 		return nil, nil, err
 	}
-	body, err := s.provides()
+	body, err := s.a.nextBody(s.a.rec.Provides)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -353,17 +352,6 @@ func (s *session) exchange(ctx context.Context, poll bool) (*deployment, []byte,
 		s.a.lg.infof("nothing is deployed for this device")
 	}
 	return dep, body, err
-}
-
-// provides is the body of the question for a deployment.
-func (s *session) provides() ([]byte, error) {
-	t, err := s.a.c.deviceType()
-	if err != nil {
-		return nil, err
-	}
-	p := maps.Clone(s.a.rec.Provides)
-	p["device_type"] = t // no artifact's to say
-	return json.Marshal(map[string]any{"device_provides": p})
 }
 
 // deploy begins what the server has deployed. A deployment that has its verdict already is
@@ -778,7 +766,7 @@ func checkUpdate(ctx context.Context, a *app) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
-	body, err := s.provides()
+	body, err := a.nextBody(a.rec.Provides)
 	if u := a.rec.Update; u != nil && u.Managed {
 		body = u.Request
 	}

@@ -80,7 +80,7 @@ func TestPollKeepsDeviceType(t *testing.T) {
 	c := modulePaths(t)
 	writeFile(t, c.DeviceTypeFile, "device_type=real\n")
 	s := &session{a: &app{c: c, rec: &record{Provides: map[string]string{"artifact_name": "a", "device_type": "forged", "app.version": "1"}}}}
-	body, err := s.provides()
+	body, err := s.a.nextBody(s.a.rec.Provides)
 	must(t, err)
 	if want := `{"device_provides":{"app.version":"1","artifact_name":"a","device_type":"real"}}`; string(body) != want {
 		t.Errorf("got %s, want %s", body, want)
