@@ -287,7 +287,8 @@ func (a *app) checkCompatible(art *artifact) error {
 func (a *app) checkScripts(art *artifact) error { return newScripts(a.c, a.lg).check(art.Scripts) }
 
 func newRootfs(a *app, u *update) *rootfs {
-	return &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src, save: func() error { return a.j.save(a.rec) }}
+	return &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src,
+		save: func() error { return a.j.save(a.rec) }}
 }
 
 // newHandler is the handler of a payload type. rootfs-image is built in, and a module of
@@ -350,7 +351,8 @@ func (a *app) newFlow() (*flow, error) {
 // openArtifact reads the artifact's header and verifies it.
 func (a *app) openArtifact(r io.Reader) (*artifact, error) {
 	if a.c.broken != nil { // it may name keys that artifacts must be signed with
-		return nil, withHint(refuse("no artifact is opened: %w", a.c.broken), "mend the file, or name another one with -c and -b")
+		return nil, withHint(refuse("no artifact is opened: %w", a.c.broken),
+			"mend the file, or name another one with -c and -b")
 	}
 	keys, err := loadVerifyKeys(a.c.verifyKeys(), a.lg)
 	if err != nil {
@@ -421,7 +423,8 @@ func (a *app) nameUnsaved() {
 }
 
 func progressFlag(fs *flag.FlagSet, o *options) {
-	fs.StringVar(&o.progress, "progress", "", "`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
+	fs.StringVar(&o.progress, "progress", "",
+		"`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
 }
 
 // unknownOption is what to say of an error from parsing the options of a verb, or before one.
@@ -491,7 +494,8 @@ func newApp(o *options, lg *logger, in io.Reader, out io.Writer,
 	if err := setUpLog(o, lg); err != nil {
 		return nil, err
 	}
-	c, err := loadConfig(o.paths, configFile{o.mainConfig(), o.config != ""}, configFile{o.fallbackConfig(), o.fallback != ""}, lg)
+	c, err := loadConfig(o.paths, configFile{o.mainConfig(), o.config != ""},
+		configFile{o.fallbackConfig(), o.fallback != ""}, lg)
 	if err != nil {
 		return nil, err
 	}

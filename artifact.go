@@ -216,7 +216,8 @@ func (a *artifact) openHeader(manifest []byte) error {
 		}
 	}
 	if a.opt.keys != nil && !a.Signed {
-		return withHint(refuse("artifact: not signed, and a signature is demanded by key %q", a.opt.keys[0].path), "sign it: mender-artifact sign, or mendlet pack --key")
+		return withHint(refuse("artifact: not signed, and a signature is demanded by key %q", a.opt.keys[0].path),
+			"sign it: mender-artifact sign, or mendlet pack --key")
 	}
 	if strings.HasPrefix(h.Name, "manifest-augment") || strings.HasPrefix(h.Name, "header-augment") {
 		return fmt.Errorf("member %q: augmented artifacts are not supported", h.Name)
@@ -284,7 +285,8 @@ func checkVersion(text []byte) error {
 		return fmt.Errorf("version: format %q, want %q", v.Format, "mender")
 	}
 	if v.Version != 3 {
-		return withHint(refuse("artifact: format version %d, want 3", v.Version), "write it again with mender-artifact write … -v 3, or with mendlet pack")
+		return withHint(refuse("artifact: format version %d, want 3", v.Version),
+			"write it again with mender-artifact write … -v 3, or with mendlet pack")
 	}
 	return nil
 }
@@ -300,10 +302,12 @@ func parseManifest(text []byte) (map[string][32]byte, error) {
 		if ok = ok && len(line) > 66 && len(line) <= 66+maxName; ok {
 			_, err := hex.Decode(sum[:], line[:64])
 			name = string(line[66:])
-			ok = err == nil && bytes.Equal(bytes.ToLower(line[:64]), line[:64]) && string(line[64:66]) == "  " && !strings.ContainsFunc(name, unprintable)
+			ok = err == nil && bytes.Equal(bytes.ToLower(line[:64]), line[:64]) && string(line[64:66]) == "  " &&
+				!strings.ContainsFunc(name, unprintable)
 		}
 		if !ok {
-			return nil, fmt.Errorf("manifest line %d: %q, want 64 hex digits, two spaces, a name of at most %d bytes, line feed", n, clip(line), maxName)
+			return nil, fmt.Errorf("manifest line %d: %q, want 64 hex digits, two spaces, a name of at most %d bytes, line "+
+				"feed", n, clip(line), maxName)
 		}
 		if _, twice := m[name]; twice {
 			return nil, fmt.Errorf("manifest line %d: %q for the second time", n, name)
@@ -359,7 +363,8 @@ func (a *artifact) headerMembers(t *tarStream) error {
 			return fmt.Errorf("member %q: artifacts with more than one payload are not supported", h.Name)
 		default:
 			return fmt.Errorf("member %q at offset %d: want %s", h.Name, t.r.n,
-				[]string{"header-info", "scripts/… or headers/0000/type-info", "headers/0000/meta-data or the end", "the end"}[want])
+				[]string{"header-info", "scripts/… or headers/0000/type-info", "headers/0000/meta-data or the end",
+					"the end"}[want])
 		}
 		if *into, err = t.all(h, maxInfo); err != nil {
 			return err
@@ -382,7 +387,8 @@ func isScriptName(name string) bool {
 	state, rest, _ := strings.Cut(name, "_")
 	action, order, _ := strings.Cut(rest, "_")
 	switch state {
-	case "ArtifactInstall", "ArtifactReboot", "ArtifactRollback", "ArtifactRollbackReboot", "ArtifactCommit", "ArtifactFailure":
+	case "ArtifactInstall", "ArtifactReboot", "ArtifactCommit",
+		"ArtifactRollback", "ArtifactRollbackReboot", "ArtifactFailure":
 		return (action == "Enter" || action == "Leave" || action == "Error") && isScriptOrder(order)
 	}
 	return false
@@ -486,7 +492,8 @@ func (a *artifact) parseInfo() error {
 	}
 	a.Name, a.Group, a.DeviceTypes = h.Provides.Name, h.Provides.Group, h.Depends.DeviceType
 	if a.Name == "" || strings.ContainsFunc(a.Name+a.Group, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return fmt.Errorf("header-info: artifact_name %q, artifact_group %q: want a name, and no control characters", a.Name, a.Group)
+		return fmt.Errorf("header-info: artifact_name %q, artifact_group %q: want a name, and no control characters", a.Name,
+			a.Group)
 	}
 	if len(a.DeviceTypes) == 0 {
 		return errors.New("header-info: artifact_depends has no device_type")
@@ -509,7 +516,8 @@ func (a *artifact) setType(header, info *string) error {
 	}
 	a.PayloadType = *header
 	// The type becomes the name of a program (MEN-9027) and an argument.
-	if t := *header; t == "" || t == "." || t == ".." || t[0] == '-' || strings.ContainsFunc(t, func(r rune) bool { return r == '/' || unprintable(r) }) {
+	if t := *header; t == "" || t == "." || t == ".." || t[0] == '-' ||
+		strings.ContainsFunc(t, func(r rune) bool { return r == '/' || unprintable(r) }) {
 		return fmt.Errorf("header-info: payload type %q: want a plain file name", t)
 	}
 	if info != nil && *info != "" && *info != *header {
@@ -639,7 +647,8 @@ func (a *artifact) newFile(h *tar.Header) (*payloadFile, error) {
 // end checks what follows the data tar.
 func (a *artifact) end() error {
 	if a.in.offset() != a.dataEnd {
-		return fmt.Errorf("%s: data after the end of the %s stream, at offset %d of the artifact", a.data.name, a.Compression, a.in.offset())
+		return fmt.Errorf("%s: data after the end of the %s stream, at offset %d of the artifact", a.data.name,
+			a.Compression, a.in.offset())
 	}
 	a.in.section(-1)
 	a.outer.left, a.outer.r.n = 0, a.dataEnd
@@ -649,7 +658,8 @@ func (a *artifact) end() error {
 		a.ended = true
 		return nil
 	case err == nil:
-		err = fmt.Errorf("member %q at offset %d: want the end (more than one payload is not supported)", h.Name, a.in.offset())
+		err = fmt.Errorf("member %q at offset %d: want the end (more than one payload is not supported)", h.Name,
+			a.in.offset())
 	}
 	return err
 }
@@ -669,7 +679,8 @@ func (f *payloadFile) Read(p []byte) (int, error) {
 func (f *payloadFile) read(p []byte) (int, error) {
 	n, err := f.a.data.Read(p)
 	if err != nil && err != io.EOF {
-		err = f.a.fail(fmt.Errorf("%s: payload file %q at offset %d: %w", f.a.data.name, f.Name, f.a.data.r.n-f.TarOffset, err))
+		err = f.a.fail(fmt.Errorf("%s: payload file %q at offset %d: %w", f.a.data.name, f.Name, f.a.data.r.n-f.TarOffset,
+			err))
 	}
 	return n, err
 }
@@ -716,11 +727,13 @@ func (a *artifact) latestRestart() (restartPoint, bool) {
 // fileOff of it. r stands at p.File of the same artifact. window is the 32 KiB of the file
 // before p.Out, which gzip needs unless p.Fresh. The caller knows the hash of the bytes
 // before fileOff: it reads on with unhashed and calls verify.
-func (a *artifact) resumePayload(p restartPoint, window []byte, r io.Reader, name string, fileOff int64) (*payloadFile, error) {
+func (a *artifact) resumePayload(p restartPoint, window []byte, r io.Reader, name string,
+	fileOff int64) (*payloadFile, error) {
 	f := a.file
 	if f == nil || f.done || f.Name != name || p.Kind != a.Compression || p.File > a.dataEnd ||
 		p.Out < f.TarOffset || p.Out > f.TarOffset+fileOff || fileOff > f.Size {
-		return nil, a.fail(fmt.Errorf("cannot go on with payload file %q of %s data at byte %d, from %+v", name, a.Compression, fileOff, p))
+		return nil, a.fail(fmt.Errorf("cannot go on with payload file %q of %s data at byte %d, from %+v", name,
+			a.Compression, fileOff, p))
 	}
 	a.in = newInput(r, p.File, a.opt.buffer)
 	a.in.section(a.dataEnd - p.File)
@@ -729,7 +742,8 @@ func (a *artifact) resumePayload(p restartPoint, window []byte, r io.Reader, nam
 	if a.un, err = resumeUnpacker(a.in, p, window, a.limits()); err != nil {
 		return nil, a.fail(err)
 	}
-	a.data = &tarStream{name: a.data.name, r: counter{r: a.un, n: p.Out}, left: f.TarOffset + f.Size - p.Out, members: a.data.members}
+	a.data = &tarStream{name: a.data.name, r: counter{r: a.un, n: p.Out}, left: f.TarOffset + f.Size - p.Out,
+		members: a.data.members}
 	if _, err := io.CopyN(io.Discard, f.unhashed(), f.TarOffset+fileOff-p.Out); err != nil {
 		return nil, a.fail(noEOF(err))
 	}
@@ -766,7 +780,8 @@ func (a *artifact) drain() error {
 // has stored, artifact_name and artifact_group among it.
 func (a *artifact) checkDepends(deviceType string, provides map[string]string) error {
 	if !slices.Contains(a.DeviceTypes, deviceType) {
-		return refuse("artifact %q is for device type %q; this device is %q", a.Name, strings.Join(a.DeviceTypes, ", "), deviceType)
+		return refuse("artifact %q is for device type %q; this device is %q", a.Name, strings.Join(a.DeviceTypes, ", "),
+			deviceType)
 	}
 	for _, key := range slices.Sorted(maps.Keys(a.Depends)) {
 		got, ok := provides[key]

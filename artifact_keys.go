@@ -62,7 +62,8 @@ func loadVerifyKey(path string) (crypto.PublicKey, error) {
 	}
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != "PUBLIC KEY" {
-		return nil, withHint(fmt.Errorf("key %q: want PEM of type PUBLIC KEY", path), "openssl pkey -in PRIVATE -pubout writes one")
+		return nil, withHint(fmt.Errorf("key %q: want PEM of type PUBLIC KEY", path),
+			"openssl pkey -in PRIVATE -pubout writes one")
 	}
 	key, err := parsePublicKey(block.Bytes)
 	if err != nil {

@@ -375,7 +375,8 @@ func (s *setupFlags) write(path string, c *config) error {
 	if s.hosted {
 		s.serverURL = "https://hosted.mender.io"
 	}
-	for name, v := range map[string]string{"ServerURL": s.serverURL, "ServerCertificate": s.serverCert, "TenantToken": s.tenantToken,
+	for name, v := range map[string]string{"ServerURL": s.serverURL,
+		"ServerCertificate": s.serverCert, "TenantToken": s.tenantToken,
 		"RootfsPartA": s.partA, "RootfsPartB": s.partB} {
 		if v != "" {
 			keys[name] = v
@@ -384,8 +385,9 @@ func (s *setupFlags) write(path string, c *config) error {
 	if s.serverURL != "" {
 		delete(keys, "Servers")
 	}
-	for name, v := range map[string]int{"UpdatePollIntervalSeconds": s.updatePoll, "InventoryPollIntervalSeconds": s.inventoryPoll,
-		"RetryPollIntervalSeconds": s.retryPoll} {
+	for name, v := range map[string]int{"UpdatePollIntervalSeconds": s.updatePoll,
+		"InventoryPollIntervalSeconds": s.inventoryPoll,
+		"RetryPollIntervalSeconds":     s.retryPoll} {
 		if v > 0 {
 			keys[name] = v
 		}

@@ -150,7 +150,8 @@ type targetError struct{ error }
 func (e *targetError) Unwrap() error { return e.error }
 
 // readBlocks fills free blocks from src; they end at multiples of the block size.
-func (w *slotWriter) readBlocks(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64, free <-chan *block) <-chan *block {
+func (w *slotWriter) readBlocks(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64,
+	free <-chan *block) <-chan *block {
 	out, hash := make(chan *block), make(chan *block, blocksInFlight)
 	go w.hashBlocks(hash)
 	go func() {
@@ -268,7 +269,8 @@ func (w *slotWriter) report(p phase, done, total int64) {
 // keeps one though little has come.
 func (w *slotWriter) checkpointDue() bool {
 	far, since := w.last.Offset-w.kept, time.Since(w.keptAt)
-	return far >= w.opt.keepEvery && (since >= w.opt.keepPause || far >= 4*w.opt.keepEvery) || far > 0 && since >= keepAfter
+	return far >= w.opt.keepEvery && (since >= w.opt.keepPause || far >= 4*w.opt.keepEvery) || far > 0 &&
+		since >= keepAfter
 }
 
 // keepCheckpoint hands the latest checkpoint on. It promises that all before it is durable, also
@@ -401,7 +403,8 @@ func (w *slotWriter) finish() error {
 		return errors.Join(fmt.Errorf("reading slot %s back at 0: %w", w.name, noEOF(err)), w.invalidate())
 	}
 	if !w.opt.noReadBack && !bytes.Equal(back, w.head) {
-		return errors.Join(fmt.Errorf("slot %s: its first %d bytes read back differently from what was written: the storage is failing", w.name, len(back)), w.invalidate())
+		return errors.Join(fmt.Errorf("slot %s: its first %d bytes read back differently from what was written: the "+
+			"storage is failing", w.name, len(back)), w.invalidate())
 	}
 	return nil
 }

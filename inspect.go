@@ -98,7 +98,8 @@ func (a inspector) status(ctx context.Context) error {
 		r.Notes = append(r.Notes, rec.Mender.String())
 	}
 	if u := rec.Update; u != nil {
-		r.Update = &updateReport{Artifact: u.Artifact, ID: u.ID, Type: u.Type, Step: u.Step, Managed: u.Managed, Failed: u.Outcome.bad(), Cause: u.Cause}
+		r.Update = &updateReport{Artifact: u.Artifact, ID: u.ID, Type: u.Type, Step: u.Step, Managed: u.Managed,
+			Failed: u.Outcome.bad(), Cause: u.Cause}
 		if c := u.Checkpoint; c != nil {
 			r.Update.Done, r.Update.Left = c.Offset, c.Total-c.Offset
 		}

@@ -36,7 +36,8 @@ const (
 
 // record is all that outlives a run.
 type record struct {
-	Provides map[string]string `json:"provides"` // with artifact_name and artifact_group; without artifact_name nothing was ever installed here
+	// with artifact_name and artifact_group; without artifact_name nothing was ever installed here
+	Provides map[string]string `json:"provides"`
 	Update   *update           `json:"update,omitempty"`
 	Last     *verdict          `json:"last,omitempty"`
 	Time     time.Time         `json:"time"` // of the save: a floor for a clock that is not set
@@ -160,8 +161,10 @@ func readJournal(st storage) (j *journalFile, rec *record, damaged error, raw []
 	for i := range 2 {
 		b := raw[i*journalCopySize : (i+1)*journalCopySize]
 		if err := readCopy(st, b, int64(i)*journalCopySize); err != nil {
-			return nil, nil, nil, nil, withHint(tryLater("journal: copy %d cannot be read, and may be the newer one: %w", i+1, err),
-				"if its medium is failing for good, move the journal aside: an update in progress is lost with it, and what is installed counts as unknown")
+			return nil, nil, nil, nil, withHint(tryLater("journal: copy %d cannot be read, and may be the newer one: %w", i+1,
+				err),
+				"if its medium is failing for good, move the journal aside: an update in progress is lost with it, and what is "+
+					"installed counts as unknown")
 		}
 		seq, format, body, err := parseJournalCopy(b)
 		var r record
@@ -268,7 +271,8 @@ func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 	case mayPass(err):
 		return nil, nil, tryLater("journal: %w", err)
 	case err != nil:
-		return nil, nil, withHint(fmt.Errorf("journal: %w", err), "mendlet keeps its state in %q: it has to be writable by this user alone; -d names another place", ds)
+		return nil, nil, withHint(fmt.Errorf("journal: %w", err),
+			"mendlet keeps its state in %q: it has to be writable by this user alone; -d names another place", ds)
 	}
 	j, rec, damaged, raw, err := readJournal(st)
 	if err != nil {
@@ -284,7 +288,8 @@ func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 		}
 	}
 	if j.format > journalFormat {
-		lg.warnf("journal %q was written by a newer mendlet (format %d): what this one does not know is ignored", path, j.format)
+		lg.warnf("journal %q was written by a newer mendlet (format %d): what this one does not know is ignored", path,
+			j.format)
 	}
 	return j, rec, nil
 }
@@ -427,8 +432,9 @@ type update struct {
 	Known   bool    `json:"-"`                // whoever waits for the exit code asked for the rollback, or has been told
 	Parked  bool    `json:"parked,omitempty"` // the step paused by itself and was not cut off
 	Saves   int     `json:"saves,omitempty"`
-	Tries   int     `json:"tries,omitempty"`   // of what is tried again: the download, or the report before the commit or at the end
-	Reached int64   `json:"reached,omitempty"` // bytes of the image at the last try of the download
+	// of what is tried again: the download, or the report before the commit or at the end
+	Tries   int   `json:"tries,omitempty"`
+	Reached int64 `json:"reached,omitempty"` // bytes of the image at the last try of the download
 
 	Request    json.RawMessage `json:"request,omitempty"` // body of deployments/next, to be repeated
 	Checkpoint *checkpoint     `json:"checkpoint,omitempty"`

@@ -173,7 +173,8 @@ func (m *machine) resolveLink(link, tag string) (string, error) {
 func unescapeUdev(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
-		if n, err := strconv.ParseUint(s[min(i+2, len(s)):min(i+4, len(s))], 16, 8); s[i] == '\\' && strings.HasPrefix(s[i:], `\x`) && err == nil {
+		if n, err := strconv.ParseUint(s[min(i+2, len(s)):min(i+4, len(s))], 16, 8); s[i] == '\\' &&
+			strings.HasPrefix(s[i:], `\x`) && err == nil {
 			b.WriteByte(byte(n))
 			i += 3
 			continue
@@ -346,7 +347,8 @@ var netRoot = map[string]bool{"nfs": true, "nfs4": true, "cifs": true, "smb3": t
 func unescapeMount(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
-		if n, err := strconv.ParseUint(s[min(i+1, len(s)):min(i+4, len(s))], 8, 8); s[i] == '\\' && i+4 <= len(s) && err == nil {
+		if n, err := strconv.ParseUint(s[min(i+1, len(s)):min(i+4, len(s))], 8, 8); s[i] == '\\' && i+4 <= len(s) &&
+			err == nil {
 			b.WriteByte(byte(n))
 			i += 3
 			continue

@@ -94,7 +94,8 @@ func stopFlags(fs *flag.FlagSet, o *options) {
 	for _, s := range stopPoints {
 		states = append(states, string(s))
 	}
-	fs.Func("stop-before", "stop before this `STATE`, for 'mendlet resume' to go on; repeatable: "+strings.Join(states, ", "), func(s string) error {
+	usage := "stop before this `STATE`, for 'mendlet resume' to go on; repeatable: " + strings.Join(states, ", ")
+	fs.Func("stop-before", usage, func(s string) error {
 		o.stopBefore = append(o.stopBefore, s)
 		return nil
 	})
@@ -335,7 +336,8 @@ func parseVerb(v verb, args []string, o *options) ([]string, error) {
 }
 
 // prepareProcess sets what children inherit and what cannot be set for a child alone
-// without a race between threads: the umask, and the PATH; and how a crash ends. It must run once, before anything else.
+// without a race between threads: the umask, and the PATH; and how a crash ends. It must run once, before
+// anything else.
 func prepareProcess() {
 	// Else a crash in a goroutine, or of the runtime itself, ends with exit code 2, which has a meaning:
 	// it gets SIGABRT (GOTRACEBACK=crash of package runtime).

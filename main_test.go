@@ -60,7 +60,8 @@ func TestHelpAndVersion(t *testing.T) {
 	b := newImageBoard(t)
 	for words, want := range map[string]string{
 		"--help": "Exit codes:", "-h": "Exit codes:", "--help install": "Exit codes:",
-		"install --help": "stop-before", "install x -h": "stop-before", "status -h": "json", "commit --help": "reboot-exit-code",
+		"install --help": "stop-before", "install x -h": "stop-before", "status -h": "json",
+		"commit --help":        "reboot-exit-code",
 		"show-artifact --help": "usage: mendlet show-artifact", "env --help": "env print", "pack --help": "",
 		"--version": versionString(), "-v": versionString(),
 	} {
@@ -84,7 +85,8 @@ func TestOptionPlaces(t *testing.T) {
 	b := newImageBoard(t)
 	art := b.pack(t, "release-2", testBlocks(1000))
 	for _, words := range [][]string{
-		{"plan", art, "--json"}, {"plan", "--json", art}, {"-q", "plan", "-json", art}, {"plan", "--json=true", "--", art}, {"--", "plan", "--json", art},
+		{"plan", art, "--json"}, {"plan", "--json", art}, {"-q", "plan", "-json", art}, {"plan", "--json=true", "--", art},
+		{"--", "plan", "--json", art},
 		{"plan", "-q", art, "--json", "--running=A"},
 	} {
 		out, _ := b.must(t, exitOK, words...)
@@ -93,7 +95,8 @@ func TestOptionPlaces(t *testing.T) {
 		}
 	}
 	other := filepath.Join(b.dir, "other")
-	for _, words := range [][]string{{"-d", other}, {"--data=" + other}, {"--datastore", other}, {"status", "-d=" + other}} {
+	for _, words := range [][]string{{"-d", other}, {"--data=" + other}, {"--datastore", other},
+		{"status", "-d=" + other}} {
 		if words[0] != "status" {
 			words = append(words, "show-artifact")
 		}
@@ -113,7 +116,8 @@ func TestOtherNames(t *testing.T) {
 		var out, errs bytes.Buffer
 		args := b.args(t, "show-artifact")
 		args[0] = name
-		if code := runProgram(t.Context(), args, nil, &out, &errs); code != 0 || out.String() != "unknown\n" || errs.Len() > 0 {
+		if code := runProgram(t.Context(), args, nil, &out, &errs); code != 0 || out.String() != "unknown\n" ||
+			errs.Len() > 0 {
 			t.Errorf("%s: exit %d, %q, %q", name, code, &out, &errs)
 		}
 	}
@@ -128,7 +132,8 @@ func (badWriter) Write([]byte) (int, error) { panic("a fault in the main gorouti
 func TestCrash(t *testing.T) {
 	var said strings.Builder
 	code := runProgram(t.Context(), []string{"mendlet", "version"}, nil, badWriter{}, &said)
-	if code != exitFailed || !strings.Contains(said.String(), "internal error: a fault in the main") || !strings.Contains(said.String(), "main_test.go") {
+	if code != exitFailed || !strings.Contains(said.String(), "internal error: a fault in the main") ||
+		!strings.Contains(said.String(), "main_test.go") {
 		t.Errorf("got exit code %d, said %q", code, said.String())
 	}
 	self, err := os.Executable()
@@ -138,7 +143,8 @@ func TestCrash(t *testing.T) {
 	cmd.Dir = t.TempDir() // for a core file
 	out, _ := cmd.CombinedOutput()
 	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if !ok || !status.Signaled() || status.Signal() != syscall.SIGABRT || !strings.Contains(string(out), "a fault beside") {
+	if !ok || !status.Signaled() || status.Signal() != syscall.SIGABRT ||
+		!strings.Contains(string(out), "a fault beside") {
 		t.Errorf("got %v, said %q", cmd.ProcessState, out)
 	}
 	if !strings.Contains(readText(t, "packaging/mendlet.service"), "\nSuccessExitStatus=4 75\n") {

@@ -88,7 +88,8 @@ func (m *module) parent(create bool) (*dir, error) {
 // checkFileName refuses a name from an artifact that would not be one entry of the directory
 // it is meant for (MEN-9027, MEN-9057).
 func checkFileName(name string) error {
-	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.Contains(name, "/") || strings.ContainsFunc(name, unprintable) {
+	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.Contains(name, "/") ||
+		strings.ContainsFunc(name, unprintable) {
 		return fmt.Errorf("%q: want a plain file name of 1 to 255 bytes without blanks", name)
 	}
 	return nil
@@ -981,7 +982,8 @@ func startable(head []byte) error {
 	case !script || len(words) == 0:
 		return withHint(errors.New("has no #! line, which names the interpreter"), "begin it with a line #!/bin/sh")
 	case bytes.HasSuffix(line, []byte("\r")):
-		return withHint(fmt.Errorf("has DOS line ends: its #! line is %q", "#!"+string(line)), `sed -i 's/\r$//' FILE takes them out`)
+		return withHint(fmt.Errorf("has DOS line ends: its #! line is %q", "#!"+string(line)),
+			`sed -i 's/\r$//' FILE takes them out`)
 	}
 	if st, err := os.Stat(words[0]); err != nil || !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
 		return fmt.Errorf("its interpreter %q %w", words[0], errNoInterpreter)

@@ -59,11 +59,13 @@ func (r *rootfs) survey(ctx context.Context) (bootEnv, map[string]string, *slots
 // checkBootEnv refuses what an install must not start on.
 func checkBootEnv(vars map[string]string) error {
 	if vars[varCanaryCheck] == "1" && vars[varCanary] != "1" {
-		return withHint(refuse("%s is 1 but %s is not: the bootloader has never saved its environment", varCanaryCheck, varCanary),
+		return withHint(refuse("%s is 1 but %s is not: the bootloader has never saved its environment", varCanaryCheck,
+			varCanary),
 			"the bootloader integration is broken: it reads its environment from elsewhere, or cannot write it")
 	}
 	if v := vars[varUpgrade]; v != "" && v != "0" {
-		return withHint(refuse("%s is already %q in the boot environment: another update waits for its verdict", varUpgrade, v),
+		return withHint(refuse("%s is already %q in the boot environment: another update waits for its verdict", varUpgrade,
+			v),
 			"commit it, roll it back or, if no updater knows of it, set %s=0", varUpgrade)
 	}
 	return nil
@@ -83,7 +85,8 @@ func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
 
 // refusals are all reasons not to install an image, in the order in which they are looked for. On
 // the way they find the target, its size and the image's file.
-func (r *rootfs) refusals(ctx context.Context, a *artifact, env bootEnv, vars map[string]string, s *slots) iter.Seq[error] {
+func (r *rootfs) refusals(ctx context.Context, a *artifact, env bootEnv, vars map[string]string,
+	s *slots) iter.Seq[error] {
 	return func(yield func(error) bool) {
 		fine := func(err error) bool { return err == nil || yield(err) }
 		if !fine(checkBootEnv(vars)) || !fine(s.agree(vars)) {
@@ -126,7 +129,8 @@ func forgetful(c *config, m *machine) (string, error) {
 	if why == "" || err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("the datastore %q may not outlive a reboot: %s. What boots next would know of no update, and nothing would commit it; "+
+	return fmt.Sprintf("the datastore %q may not outlive a reboot: %s. What boots next would know of no update, and "+
+		"nothing would commit it; "+
 		"put the datastore on a partition that stays (-d, MENDER_DATASTORE_DIR)", c.paths.ds, why), nil
 }
 
@@ -138,15 +142,18 @@ func strayTrial(vars map[string]string, s *slots) string {
 		return ""
 	}
 	to := s.byNum(vars[varBootPart])
-	text := fmt.Sprintf("%s is %q in the boot environment, so that the bootloader is trying %s, but the journal knows of no update", varUpgrade, up, nameOf(to))
+	text := fmt.Sprintf("%s is %q in the boot environment, so that the bootloader is trying %s, but the journal knows "+
+		"of no update", varUpgrade, up, nameOf(to))
 	switch {
 	case to == nil:
 		return text
 	case s.mayRun(to.num):
-		return text + fmt.Sprintf(": it may have been lost, or another program installed what runs. At the next boot the bootloader goes back to slot %s. "+
+		return text + fmt.Sprintf(": it may have been lost, or another program installed what runs. At the next boot the "+
+			"bootloader goes back to slot %s. "+
 			"To keep what runs now: mendlet env set %s=0", s.other(to), varUpgrade)
 	}
-	return text + fmt.Sprintf(": it may have been lost, or another program installed what is there. The next boot tries it. "+
+	return text + fmt.Sprintf(": it may have been lost, or another program installed what is there. The next boot "+
+		"tries it. "+
 		"To stay with what runs now: mendlet env set %s=%d %s=%x %s=0", varBootPart, s.other(to).num, varBootPartHex, s.other(to).num, varUpgrade)
 }
 
@@ -206,7 +213,8 @@ func (r *rootfs) download(ctx context.Context, a *artifact) error {
 	if err != nil {
 		return err
 	}
-	r.lg.infof("slot %s: %d bytes in place, of which %d written and %d already there, SHA-256 %x", r.to, w.size, w.stats.Written, w.stats.Same, r.file.Sum)
+	r.lg.infof("slot %s: %d bytes in place, of which %d written and %d already there, SHA-256 %x", r.to, w.size,
+		w.stats.Written, w.stats.Same, r.file.Sum)
 	return nil
 }
 
@@ -363,7 +371,8 @@ func (r *rootfs) install(ctx context.Context) error {
 		return err
 	}
 	if vars[varBootPart] != strconv.Itoa(r.u.From) {
-		return fmt.Errorf("%s is %q, want %d: the boot environment was changed since the image was written", varBootPart, vars[varBootPart], r.u.From)
+		return fmt.Errorf("%s is %q, want %d: the boot environment was changed since the image was written", varBootPart,
+			vars[varBootPart], r.u.From)
 	}
 	return env.set(ctx, tryOnce(r.u.To))
 }
@@ -466,19 +475,22 @@ func (r *rootfs) resume(ctx context.Context, w *slotWriter, a *artifact) (int64,
 	switch {
 	case c == nil:
 		if r.u.Tries > 1 {
-			r.lg.warnf("no place is known where to go on: the artifact is read again from its start, which costs network traffic but no writes")
+			r.lg.warnf("no place is known where to go on: the artifact is read again from its start, which costs network " +
+				"traffic but no writes")
 		}
 		return 0, nil
 	case !r.reopenable() || w.sequential:
 		return 0, nil
 	case c.Slot != r.to.path, c.Total != w.size, c.Offset < min(r.opt.head, w.size), c.Offset > w.size,
 		c.From.File < 0, c.From.Bit > 7:
-		r.lg.warnf("the journal tells of a write of %d bytes to %q, and this one is of %d to slot %s: the install starts over",
+		r.lg.warnf("the journal tells of a write of %d bytes to %q, and this one is of %d to slot %s: the install starts "+
+			"over",
 			c.Total, c.Slot, w.size, w.name)
 		return 0, nil
 	case c.Source.Size >= 0 && r.src.id.Size >= 0 && c.Source.Size != r.src.id.Size:
 		// Its tag does not count: replicas of a server give the same file others.
-		r.lg.warnf("the artifact's file has %d bytes, and had %d before: the install starts over", r.src.id.Size, c.Source.Size)
+		r.lg.warnf("the artifact's file has %d bytes, and had %d before: the install starts over", r.src.id.Size,
+			c.Source.Size)
 		return 0, nil
 	}
 	if err := r.reenter(ctx, w, a, c); err != nil {

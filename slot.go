@@ -67,7 +67,8 @@ func findSlots(c *config, m *machine, env map[string]string) (*slots, error) {
 	}{{"A", "RootfsPartA", c.RootfsPartA, &s.a}, {"B", "RootfsPartB", c.RootfsPartB, &s.b}} {
 		if x.conf == "" {
 			return nil, withHint(refuse("%s is not set in the configuration", x.key),
-				"set RootfsPartA and RootfsPartB to the two root partitions in %q", m.path(filepath.Join(c.paths.conf, "mender.conf")))
+				"set RootfsPartA and RootfsPartB to the two root partitions in %q", m.path(filepath.Join(c.paths.conf,
+					"mender.conf")))
 		}
 		one, err := m.resolveSlot(x.letter, x.conf)
 		if err != nil {
@@ -104,7 +105,8 @@ func (s *slots) oneDisk(m *machine, all []mount) error {
 	if len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(disk string) bool { return slices.Contains(b, disk) }) {
 		return nil
 	}
-	return withHint(refuse("slot %s is on disk %s, and slot %s on %s", s.a, strings.Join(a, ", "), s.b, strings.Join(b, ", ")),
+	return withHint(refuse("slot %s is on disk %s, and slot %s on %s", s.a, strings.Join(a, ", "), s.b,
+		strings.Join(b, ", ")),
 		"both must be on the disk that the bootloader boots from; a copy of a disk has the same UUIDs, take it away")
 }
 
@@ -132,7 +134,8 @@ func (s *slots) on(t *trail) (found []*slot) {
 // they must not speak against each other. Nothing is guessed: what runs is what is not written to.
 func (s *slots) findRunning(m *machine, env map[string]string, all []mount) error {
 	byEnv := s.byNum(env["mender_boot_part"])
-	s.why = append(s.why, fmt.Sprintf("boot environment: mender_boot_part=%s is %s", env["mender_boot_part"], nameOf(byEnv)))
+	s.why = append(s.why, fmt.Sprintf("boot environment: mender_boot_part=%s is %s", env["mender_boot_part"],
+		nameOf(byEnv)))
 	switch strings.ToLower(m.running) {
 	case "a", "b":
 		s.running = map[string]*slot{"a": s.a, "b": s.b}[strings.ToLower(m.running)]
@@ -163,7 +166,8 @@ func (s *slots) findRunning(m *machine, env map[string]string, all []mount) erro
 	case len(byRoot) == 1 && (root.fstype != "overlay" || byCmd == nil || byCmd == byRoot[0]):
 		s.running = byRoot[0]
 		return nil
-	case len(byRoot) == 0 && ramRoot[root.fstype], len(byRoot) == 0 && len(t.lost) == 0 && slices.Equal(t.ends, []string{"memory"}):
+	case len(byRoot) == 0 && ramRoot[root.fstype], len(byRoot) == 0 && len(t.lost) == 0 &&
+		slices.Equal(t.ends, []string{"memory"}):
 		s.started = byCmd
 		return nil
 	case len(byRoot) == 0 && len(t.lost) > 0:
@@ -171,7 +175,8 @@ func (s *slots) findRunning(m *machine, env map[string]string, all []mount) erro
 			return err
 		}
 	}
-	return withHint(refuse("which slot runs: the mounted root is not known to be on one of RootfsPartA and RootfsPartB (%s)", strings.Join(s.why, "; ")),
+	return withHint(refuse("which slot runs: the mounted root is not known to be on one of RootfsPartA and RootfsPartB "+
+		"(%s)", strings.Join(s.why, "; ")),
 		"set RootfsPartA and RootfsPartB to the two root partitions, or say --running A, B or none")
 }
 

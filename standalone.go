@@ -117,7 +117,8 @@ func (a standalone) pending(ctx context.Context) (*flow, *update, error) {
 		return nil, nil, told(errNothing())
 	}
 	if u.Managed {
-		return nil, nil, withHint(fmt.Errorf("the update in progress, %q, is a deployment of the server's", u.Artifact), "'mendlet run' ends it")
+		return nil, nil, withHint(fmt.Errorf("the update in progress, %q, is a deployment of the server's", u.Artifact),
+			"'mendlet run' ends it")
 	}
 	f, err := a.newFlow()
 	return f, u, err

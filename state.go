@@ -181,10 +181,11 @@ type stepDef struct {
 }
 
 var stepDefs = map[step]stepDef{
-	stepDownload:             {run: (*flow).download, status: "downloading", state: "Download", network: true},
-	stepInstallWait:          {run: (*flow).pass},
-	stepInstall:              {run: (*flow).install, status: "installing", state: "ArtifactInstall"},
-	stepReboot:               {run: (*flow).rebootForward, status: "rebooting", journal: (*flow).markBoot, state: "ArtifactReboot"},
+	stepDownload:    {run: (*flow).download, status: "downloading", state: "Download", network: true},
+	stepInstallWait: {run: (*flow).pass},
+	stepInstall:     {run: (*flow).install, status: "installing", state: "ArtifactInstall"},
+	stepReboot: {run: (*flow).rebootForward, status: "rebooting", journal: (*flow).markBoot,
+		state: "ArtifactReboot"},
 	stepVerifyReboot:         {run: (*flow).verifyReboot, state: "ArtifactReboot"},
 	stepCommitWait:           {run: (*flow).beforeCommit, state: "ArtifactInstall", network: true},
 	stepCommit:               {run: (*flow).commit, state: "ArtifactCommit"},
@@ -266,7 +267,8 @@ func (f *flow) run(ctx context.Context, s step) (result, *pause) {
 
 // waits are the names under which an update is saved that has not begun a step; to be in
 // the step itself at start means that it was cut short.
-var waits = map[step]step{stepInstall: stepInstallWait, stepCommit: stepCommitWait, stepCommitLeave: stepCommitLeaveWait}
+var waits = map[step]step{stepInstall: stepInstallWait, stepCommit: stepCommitWait,
+	stepCommitLeave: stepCommitLeaveWait}
 
 // stop ends the run before a step that --stop-before names, or at a safe place when the
 // process was told to end.
@@ -939,7 +941,8 @@ func (f *flow) fits(art *artifact) error {
 	worst.Last = &verdict{Artifact: art.Name, Cause: strings.Repeat("x", maxCause)}
 	text, err := json.Marshal(worst)
 	if room := journalMax - 4*maxCause; err == nil && len(text) > room { // for a checkpoint and the like
-		err = refuse("the update to %q keeps more than the journal can hold: %d bytes, want %d at most", art.Name, len(text), room)
+		err = refuse("the update to %q keeps more than the journal can hold: %d bytes, want %d at most", art.Name, len(text),
+			room)
 	}
 	return err
 }

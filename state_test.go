@@ -327,15 +327,20 @@ func TestJournalHoldsAnyUpdate(t *testing.T) {
 	request, err := json.Marshal(map[string]any{"device_provides": provides})
 	must(t, err)
 	cause := strings.Repeat("\x01", maxCause) // six bytes each
-	v := verdict{Artifact: provides["artifact_name"] + "_INCONSISTENT", ID: strings.Repeat("i", 64), Sum: strings.Repeat("5", 64),
+	v := verdict{Artifact: provides["artifact_name"] + "_INCONSISTENT", ID: strings.Repeat("i", 64),
+		Sum:    strings.Repeat("5", 64),
 		Result: "inconsistent", Cause: cause, Time: time.Now()}
 	source := sourceID{Name: "https://" + strings.Repeat("s", 1000), Size: 1 << 60, Tag: strings.Repeat("t", 200)}
-	rec := &record{Provides: provides, Last: &v, Time: time.Now(), Net: &netState{Untold: &v, NextTry: time.Now(), V1Only: strings.Repeat("u", 200),
+	rec := &record{Provides: provides, Last: &v, Time: time.Now(), Net: &netState{Untold: &v, NextTry: time.Now(),
+		V1Only:        strings.Repeat("u", 200),
 		InventoryHash: v.Sum, ConfigHash: v.Sum, InventoryTime: time.Now()}}
-	rec.Update = &update{Step: stepVerifyRollbackReboot, Managed: true, ID: v.ID, Source: source.Name, Artifact: v.Artifact,
-		Group: provides["artifact_group"], Sum: v.Sum, Type: strings.Repeat("t", 255), Provides: provides,
+	rec.Update = &update{Step: stepVerifyRollbackReboot, Managed: true, ID: v.ID,
+		Source:   source.Name,
+		Artifact: v.Artifact,
+		Group:    provides["artifact_group"], Sum: v.Sum, Type: strings.Repeat("t", 255), Provides: provides,
 		Clears: []string{strings.Repeat("c", maxClears)}, Scripts: true, Reboot: "Automatic", BootID: strings.Repeat("b", 40),
-		Cause: cause, Saves: 28, Tries: 10, Reached: 1 << 60, Request: request, Checkpoint: &checkpoint{Slot: strings.Repeat("d", 200), Source: source}}
+		Cause: cause, Saves: 28, Tries: 10, Reached: 1 << 60, Request: request, Checkpoint: &checkpoint{Slot: strings.Repeat("d", 200),
+			Source: source}}
 	d := blankJournal()
 	j, _ := mustRead(t, d)
 	must(t, j.save(rec))

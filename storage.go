@@ -37,7 +37,8 @@ type openMode int
 const (
 	openRead  openMode = iota
 	openWrite          // an existing file or device, for reading and writing
-	openSlot           // as openWrite, and a block device is claimed: EBUSY while it is mounted or claimed (open(2), O_EXCL)
+	// as openWrite, and a block device is claimed: EBUSY while it is mounted or claimed (open(2), O_EXCL)
+	openSlot
 )
 
 // headway is how far the writing of an image has come. All sizes are in bytes.

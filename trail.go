@@ -205,7 +205,9 @@ func (m *machine) overlayForgets(x mount, all []mount) (string, error) {
 	}
 	on := mountOf(all, upper[0])
 	if on == nil || on.fstype == "overlay" || on.point == "/" && x.point == "/" {
-		return fmt.Sprintf("%q is an overlay, and where its changes go, %q, is not to be seen: perhaps into memory", x.point, upper[0]), nil
+		return fmt.Sprintf("%q is an overlay, and where its changes go, %q, is not to be seen: perhaps into memory", x.point,
+			upper[0]), nil
 	}
-	return m.inMemory(*on, all, fmt.Sprintf("%q is an overlay whose changes go into memory (%q, %s)", x.point, on.point, on.fstype))
+	return m.inMemory(*on, all, fmt.Sprintf("%q is an overlay whose changes go into memory (%q, %s)", x.point, on.point,
+		on.fstype))
 }
