@@ -383,6 +383,9 @@ var errChanged = errors.New("the artifact at the source has changed")
 // errStartOver: what an interrupted install left cannot be gone on with.
 var errStartOver = errors.New("the install starts over")
 
+// errNoTree: what an update module keeps between its states is gone, so none of them can be run.
+var errNoTree = errors.New("its work tree is gone")
+
 // errAborted: the server says that the deployment was aborted (409).
 var errAborted = errors.New("the deployment was aborted on the server")
 

@@ -117,6 +117,7 @@ type chainDevice struct {
 	readOnly bool   // the journal cannot be written
 	roAt     string // status with which that begins
 	retries  int    // runs that ended with "try later"
+	said     string // on standard error, by program
 
 	stops     map[string]bool // calls in which the program is told to end
 	stop      context.CancelFunc
@@ -449,5 +450,6 @@ func (d *chainDevice) program(args ...string) (exit int, stdout string) {
 		d.t.Fatal(err)
 	}
 	d.t.Logf("%s: exit code %d\n%s%s", strings.Join(args, " "), cmd.ProcessState.ExitCode(), out.String(), log.String())
+	d.said = log.String()
 	return cmd.ProcessState.ExitCode(), out.String()
 }

@@ -281,8 +281,13 @@ func (m *module) call(ctx context.Context, state string) error {
 }
 
 func (m *module) runProgram(ctx context.Context, c child) error {
-	if !m.hasTree() {
-		return fmt.Errorf("%s: no file tree %q", c.what, m.tree)
+	switch d, err := m.openTree(); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: %w: no directory %q", c.what, errNoTree, m.tree)
+	case err != nil:
+		return fmt.Errorf("%s: %w", c.what, err)
+	default:
+		d.Close()
 	}
 	return runChild(ctx, c)
 }

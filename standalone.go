@@ -163,6 +163,9 @@ func (a standalone) rollback(ctx context.Context) error {
 	switch u.Step {
 	case stepInstallWait, stepCommitWait, stepCommitLeaveWait:
 		can, err := f.query(ctx, "SupportsRollback")
+		if errors.Is(err, errNoTree) || f.handler == nil { // it will fail, and that ends the update
+			break
+		}
 		if err != nil {
 			return fmt.Errorf("whether %q can be rolled back is not known: %w", u.Artifact, err)
 		}

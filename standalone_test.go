@@ -331,6 +331,43 @@ func (row standaloneRow) check(t *testing.T, artifacts chainArtifacts) {
 	}
 }
 
+// What a module had between its states is gone, or the module is: that is what is said, and each verb
+// ends the update.
+func TestStandaloneTreeGone(t *testing.T) {
+	artifacts := newChainArtifacts(t)
+	for _, gone := range []string{"var/modules/v3/payloads/0000/tree", "share/modules/v3/actor"} {
+		for _, row := range []struct{ verb, stop string }{
+			{"rollback", ""}, {"rollback", "ArtifactInstall_Enter"}, {"resume", ""}, {"commit", ""},
+		} {
+			t.Run(filepath.Base(gone)+" "+row.verb+" "+row.stop, func(t *testing.T) {
+				t.Parallel()
+				d := newChainDevice(t, artifacts.full)
+				d.arrange("answer NR No")
+				install := []string{"install", d.artifact}
+				if row.stop != "" {
+					install = append(install, "--stop-before", row.stop)
+				}
+				if exit, _ := d.program(install...); exit != 0 {
+					t.Fatalf("install: exit code %d", exit)
+				}
+				must(t, os.RemoveAll(filepath.Join(d.dir, gone)))
+				exit, says := d.program(row.verb)
+				if exit != exitFailed || !strings.Contains(says, "Rollback failed. System may be in an inconsistent state.\n") {
+					t.Errorf("exit code %d, %q", exit, says)
+				}
+				want := "its work tree is gone"
+				if strings.HasPrefix(gone, "share") {
+					want = `no update module for payload type "actor"`
+				}
+				if !strings.Contains(d.said, want) || strings.Contains(d.said+says, "not support rollback") {
+					t.Errorf("want %q in %q", want, d.said)
+				}
+				d.checkStored("INC+", "", false)
+			})
+		}
+	}
+}
+
 // A deployment of the server's is not for the standalone verbs.
 func TestStandaloneManagedInProgress(t *testing.T) {
 	artifacts := newChainArtifacts(t)
