@@ -151,7 +151,7 @@ type configFile struct {
 func loadConfig(p paths, main, fallback configFile, lg *logger) (*config, error) {
 	c := defaultConfig(p)
 	for _, f := range []configFile{fallback, main} {
-		if err := c.readFile(f.path, lg); err != nil {
+		if err := c.readFile(f, lg); err != nil {
 			if !f.explicit && errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
@@ -178,8 +178,12 @@ func (c *config) tierErr() error {
 }
 
 // readFile lays the file's keys over c. Keys that came before an error stay in force.
-func (c *config) readFile(path string, lg *logger) error {
-	text, err := os.ReadFile(path)
+func (c *config) readFile(f configFile, lg *logger) error {
+	path, read := f.path, readPlain
+	if f.explicit { // a shell's <(…) is a pipe
+		read = os.ReadFile
+	}
+	text, err := read(path)
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -314,7 +318,7 @@ func (c *config) verifyKeys() []string {
 
 // deviceType reads the file of one line "device_type=NAME". Comment lines are skipped.
 func (c *config) deviceType() (string, error) {
-	text, err := os.ReadFile(c.DeviceTypeFile)
+	text, err := readPlain(c.DeviceTypeFile)
 	if err != nil {
 		return "", withHint(refuse("device type: %w", err),
 			"write device_type=NAME into %q; NAME is what artifacts for this board are made with", c.DeviceTypeFile)

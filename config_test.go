@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -342,4 +343,28 @@ func TestConfigByteOrderMark(t *testing.T) {
 		!strings.Contains(string(text), `"TenantToken": "t"`) {
 		t.Errorf("setup made %q of it, %v", text, err)
 	}
+}
+
+// Whoever may write to the datastore can put a pipe there, which nobody writes to: it is not waited for.
+// A file that a person names may be one.
+func TestConfigDoesNotWait(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	must(t, syscall.Mkfifo(pipe, 0o666))
+	c, err := loadConfig(testPaths, configFile{path: filepath.Join(dir, "none")}, configFile{path: pipe}, nil)
+	if err != nil || !errors.Is(c.broken, errNotPlain) {
+		t.Errorf("got %v, %v", c, err)
+	}
+	c = defaultConfig(paths{ds: dir})
+	c.DeviceTypeFile = pipe
+	if _, err := c.deviceType(); !errors.Is(err, errNotPlain) || exitCode(err) != exitRefused {
+		t.Errorf("device type: got %v", err)
+	}
+	written := make(chan error)
+	go func() { written <- os.WriteFile(pipe, []byte(`{"RootfsPartA":"/dev/a"}`), 0) }()
+	c, err = loadConfig(testPaths, configFile{path: pipe, explicit: true}, configFile{path: filepath.Join(dir, "none")}, nil)
+	if err != nil || c.RootfsPartA != "/dev/a" {
+		t.Errorf("named: got %v, %v", c, err)
+	}
+	must(t, <-written)
 }
