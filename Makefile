@@ -3,8 +3,15 @@ GO ?= go
 DESTDIR ?=
 PREFIX ?= /usr
 SBINDIR ?= $(PREFIX)/sbin
+BINDIR ?= $(PREFIX)/bin
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+DBUSDIR ?= $(PREFIX)/share/dbus-1
 MANDIR ?= $(PREFIX)/share/man
+DOCDIR ?= $(PREFIX)/share/doc/mendlet
 DATADIR ?= $(PREFIX)/share/mender
+# Whose files to install that start it: systemd, openrc, procd, sysv or none.
+INIT ?= none
 TAGS ?= nethttpomithttp2
 # VERSION, and the commit behind it unless that is tagged; a tarball has both in the file, and its time.
 VERSION ?= $(shell sh rig/version.sh)
@@ -21,7 +28,8 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench test-cross demo session bench \
-	bench-peers corpus install install-modules cross nonet size fuzz release reproducible packages rig clean
+	bench-peers corpus install install-init install-mender install-modules cross nonet size fuzz release reproducible \
+	packages packaging rig clean
 
 all: mendlet
 
@@ -93,10 +101,40 @@ bench-peers: mendlet
 test-cross:
 	@sh rig/test-cross.sh '$(GO)'
 
-install: mendlet
+# A script that says who this device is stays: with another it would be another device to the server.
+IDENTITY = $(DESTDIR)$(DATADIR)/identity/mender-device-identity
+install: mendlet install-init
 	install -D -m 0755 mendlet $(DESTDIR)$(SBINDIR)/mendlet
 	install -D -m 0644 doc/mendlet.8 $(DESTDIR)$(MANDIR)/man8/mendlet.8
 	install -D -m 0644 doc/mender.conf.5 $(DESTDIR)$(MANDIR)/man5/mender.conf.5
+	install -D -m 0644 packaging/mender.conf.example $(DESTDIR)$(DOCDIR)/examples/mender.conf
+	install -D -m 0644 packaging/crontab $(DESTDIR)$(DOCDIR)/examples/crontab
+	if [ -e $(IDENTITY) ] && ! cmp -s support/identity/mender-device-identity $(IDENTITY); then \
+		echo "$(IDENTITY) is another and stays"; \
+	else install -D -m 0755 support/identity/mender-device-identity $(IDENTITY); fi
+	install -d $(DESTDIR)$(DATADIR)/inventory
+	install -m 0755 support/inventory/* $(DESTDIR)$(DATADIR)/inventory/
+
+install-init:
+	case '$(INIT)' in \
+	none) ;; \
+	systemd) install -d $(DESTDIR)$(UNITDIR) && \
+		install -m 0644 packaging/mendlet.service packaging/mendlet.timer $(DESTDIR)$(UNITDIR)/ ;; \
+	openrc | procd | sysv) install -D -m 0755 packaging/mendlet.$(INIT) $(DESTDIR)$(SYSCONFDIR)/init.d/mendlet ;; \
+	*) echo "INIT=$(INIT): want systemd, openrc, procd, sysv or none" >&2; exit 1 ;; \
+	esac
+
+# The names of Mender's client. Under other inits than systemd the daemon of "make install" is enough.
+install-mender:
+	install -d $(DESTDIR)$(BINDIR)
+	for name in mender mender-update mender-auth mender-setup mender-snapshot; do \
+		ln -sf $(SBINDIR)/mendlet $(DESTDIR)$(BINDIR)/$$name || exit 1; done
+	[ '$(INIT)' != systemd ] || { install -d $(DESTDIR)$(UNITDIR) && \
+		install -m 0644 packaging/mender-updated.service packaging/mender-authd.service $(DESTDIR)$(UNITDIR)/; }
+	for f in $(wildcard packaging/io.mender.*.conf packaging/*/io.mender.*.conf); do \
+		install -D -m 0644 $$f $(DESTDIR)$(DBUSDIR)/system.d/$${f##*/} || exit 1; done
+	for f in $(wildcard packaging/io.mender.*.service packaging/*/io.mender.*.service); do \
+		install -D -m 0644 $$f $(DESTDIR)$(DBUSDIR)/system-services/$${f##*/} || exit 1; done
 
 install-modules:
 	install -d $(DESTDIR)$(DATADIR)/modules/v3
@@ -140,6 +178,10 @@ corpus:
 # Debian packages that the tests want; needs root. Tests say what they skip without them.
 packages:
 	@sh rig/packages.sh
+
+# What is in packaging/ and support/, as far as it can be tried here.
+packaging: mendlet
+	sh rig/packaging.sh
 
 # A/B device in QEMU with real U-Boot and kernel; needs root and Debian.
 rig:

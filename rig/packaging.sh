@@ -1,0 +1,80 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Tries what is in packaging/ and support/, as far as that goes without the systems that it is for: shells and
+# shellcheck read each script, and "make install" must put for each init what it should.
+# What cannot be tried for want of a program is said.
+set -eu
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' INT TERM HUP
+fail() {
+	echo "packaging: $*" >&2
+	exit 1
+}
+have() {
+	command -v "$1" > /dev/null || {
+		echo "skipped, no $1: $2"
+		return 1
+	}
+}
+
+# Every script, by its first line.
+scripts=$(grep -rlE '^#!' packaging support modules | sort)
+[ "$(echo "$scripts" | wc -l)" -ge 18 ] || fail "found only these scripts: $scripts"
+for shell in dash 'busybox sh'; do
+	have "${shell%% *}" "scripts are not read by it" || continue
+	for f in $scripts; do
+		head -n 1 "$f" | grep -q bash || $shell -n "$f" || fail "$shell does not read $f"
+	done
+done
+if have shellcheck "scripts are not checked"; then
+	for f in $scripts; do
+		kind=sh
+		! head -n 1 "$f" | grep -q bash || kind=bash
+		# Variables that openrc-run and rc.common use, and files that are not here.
+		shellcheck -s "$kind" -e SC2034,SC1090,SC1091 "$f" || fail "shellcheck does not like $f"
+	done
+fi
+
+# What is installed for each init, and that a script of the device's own that says who it is stays.
+base='usr/sbin/mendlet usr/share/man/man8/mendlet.8 usr/share/man/man5/mender.conf.5
+usr/share/doc/mendlet/examples/mender.conf usr/share/doc/mendlet/examples/crontab
+usr/share/mender/identity/mender-device-identity'
+for f in support/inventory/* modules/*; do
+	case $f in
+	modules/*) base="$base usr/share/mender/modules/v3/${f#modules/}" ;;
+	*) base="$base usr/share/mender/inventory/${f##*/}" ;;
+	esac
+done
+names='usr/bin/mender usr/bin/mender-update usr/bin/mender-auth usr/bin/mender-setup usr/bin/mender-snapshot'
+units=usr/lib/systemd/system
+bus=usr/share/dbus-1
+for f in packaging/io.mender.*.conf packaging/*/io.mender.*.conf; do
+	[ ! -e "$f" ] || names="$names $bus/system.d/${f##*/}"
+done
+for f in packaging/io.mender.*.service packaging/*/io.mender.*.service; do
+	[ ! -e "$f" ] || names="$names $bus/system-services/${f##*/}"
+done
+for init in none systemd openrc procd sysv; do
+	want="$base $names"
+	case $init in
+	none) ;;
+	systemd) want="$want $units/mendlet.service $units/mendlet.timer $units/mender-updated.service
+			$units/mender-authd.service" ;;
+	*) want="$want etc/init.d/mendlet" ;;
+	esac
+	make -s -o mendlet INIT=$init DESTDIR="$dir/$init" install install-modules install-mender
+	echo "$want" | tr -s ' \t\n' '\n' | sort > "$dir/want"
+	(cd "$dir/$init" && find . ! -type d | sed 's|^\./||' | sort) > "$dir/got"
+	diff "$dir/want" "$dir/got" || fail "INIT=$init does not install that"
+	[ "$(readlink "$dir/$init/usr/bin/mender-update")" = /usr/sbin/mendlet ] || fail "mender-update is no link to it"
+done
+! make -s -o mendlet INIT=upstart DESTDIR="$dir/upstart" install 2> /dev/null || fail "INIT=upstart was taken"
+echo 'echo serial=7' > "$dir/none/usr/share/mender/identity/mender-device-identity"
+make -s -o mendlet DESTDIR="$dir/none" install | grep -q 'is another and stays' || fail "nothing said of the identity"
+grep -q serial=7 "$dir/none/usr/share/mender/identity/mender-device-identity" || fail "the identity was replaced"
+if have systemd-analyze "units are not checked"; then
+	systemd-analyze verify --man=no packaging/*.service packaging/*.timer 2> "$dir/verify" || true
+	! grep -v ' is not executable: No such file' "$dir/verify" || fail "systemd does not like a unit"
+fi
+echo "packaging: scripts are read by the shells, and make install does as it should"
