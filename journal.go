@@ -253,6 +253,56 @@ func (j *journalFile) save(rec *record) error {
 
 func (j *journalFile) close() error { return j.st.Close() }
 
+// A daemon that heeds SIGUSR1 and SIGUSR2 has a lock on one byte of the journal, far behind its end, which
+// nothing else has. It is a lock of the process and not of the open file, so that the kernel says whose it is,
+// and gives it up with the process (F_SETLK and F_GETLK of fcntl(2)).
+const daemonMark = 1 << 40
+
+// markDaemon says to daemonOf that this process is a daemon. Closing any descriptor of the journal takes
+// that back.
+func (j *journalFile) markDaemon() error {
+	d, ok := j.st.(*device)
+	if !ok {
+		return nil
+	}
+	_, err := daemonLock(d.f, syscall.F_SETLK)
+	return err
+}
+
+// daemonOf gives the process of the daemon that has the journal in ds; 0: there is none.
+func daemonOf(ds string) (pid int, err error) {
+	d, err := openDir(ds)
+	var f *os.File
+	if err == nil {
+		defer d.Close()
+		f, err = journalIn(d, os.O_RDONLY)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("journal: %w", err)
+	}
+	defer f.Close()
+	lock, err := daemonLock(f, syscall.F_GETLK)
+	switch {
+	case err != nil:
+		return 0, err
+	case lock.Type == syscall.F_UNLCK:
+		return 0, nil
+	case lock.Start != daemonMark || lock.Len != 1 || lock.Pid <= 0: // of a lock of the whole file, or from another PID namespace
+		return 0, fmt.Errorf("journal %q: process %d has bytes %d, %d long, locked, and is no daemon that can be seen from here",
+			f.Name(), lock.Pid, lock.Start, lock.Len)
+	}
+	return int(lock.Pid), nil
+}
+
+func daemonLock(f *os.File, how int) (*syscall.Flock_t, error) {
+	lock := &syscall.Flock_t{Type: syscall.F_WRLCK, Whence: io.SeekStart, Start: daemonMark, Len: 1}
+	err := uninterrupted("lock", f.Name(), func() error { return syscall.FcntlFlock(f.Fd(), how, lock) })
+	return lock, err
+}
+
 const journalName = "mendlet.state"
 
 // openJournal opens DS/mendlet.state for this process alone, making it when it is absent.

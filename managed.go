@@ -7,6 +7,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -77,6 +78,7 @@ type session struct {
 	dep      *deployment // as offered in this run
 	log      *deployLog
 	progress func() // there was progress
+	looks    bool   // and changes nothing: no key is made
 }
 
 // buildMoment is when this program was built, the zero time if that is not known.
@@ -157,7 +159,12 @@ func (s *session) ready() error {
 	if err != nil {
 		return err
 	}
-	key, err := deviceKey(a.c, pass, a.o.net.force, a.lg)
+	var key crypto.Signer
+	if s.looks {
+		key, err = knownKey(a.c, pass, a.lg)
+	} else {
+		key, err = deviceKey(a.c, pass, a.o.net.force, a.lg)
+	}
 	if err != nil {
 		return err
 	}
@@ -709,6 +716,9 @@ func runDaemon(ctx context.Context, a *app) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
+	if err := a.j.markDaemon(); err != nil { // after the signals, which it calls for
+		a.lg.warnf("%v", err)
+	}
 	s := newSession(a)
 	poll, inventory := time.Now(), time.Now() // when they are due; monotonic
 	for {
@@ -763,6 +773,7 @@ func checkUpdate(ctx context.Context, a *app) error {
 	}
 	a.nameUnsaved()
 	s := newSession(a)
+	s.looks = true
 	if err := s.ready(); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ed25519"
@@ -42,23 +43,28 @@ const (
 // key that is there and cannot be read is never replaced, except by force: to the server,
 // another key is another device.
 func deviceKey(c *config, passphrase []byte, force bool, lg *logger) (crypto.Signer, error) {
-	if c.Security.SSLEngine != "" || isPKCS11(c.Security.AuthPrivateKey) {
+	key, err := knownKey(c, passphrase, lg)
+	fixed := c.Security != securityConfig{}
+	switch {
+	case fixed && force && exitCode(err) != exitRefused:
+		return nil, refuse("Security.AuthPrivateKey names a fixed key, %q: it is not replaced", c.Security.AuthPrivateKey)
+	case fixed, !force && !errors.Is(err, fs.ErrNotExist):
+		return key, err
+	}
+	return makeDeviceKey(deviceKeyPath(c), lg)
+}
+
+// knownKey loads the key that the device is known by. One that is missing is not made (fs.ErrNotExist).
+func knownKey(c *config, passphrase []byte, lg *logger) (crypto.Signer, error) {
+	p := c.Security.AuthPrivateKey
+	if c.Security.SSLEngine != "" || isPKCS11(p) {
 		return nil, noEngine("Security")
 	}
-	if p := c.Security.AuthPrivateKey; p != "" {
-		if force {
-			return nil, refuse("Security.AuthPrivateKey names a fixed key, %q: it is not replaced", p)
-		}
-		return loadDeviceKey(p, passphrase, lg)
+	key, err := loadDeviceKey(cmp.Or(p, deviceKeyPath(c)), passphrase, lg)
+	if p == "" && errors.Is(err, fs.ErrNotExist) {
+		err = withHint(err, "'mendlet bootstrap' makes the key and introduces the device")
 	}
-	path := deviceKeyPath(c)
-	if !force {
-		key, err := loadDeviceKey(path, passphrase, lg)
-		if !errors.Is(err, fs.ErrNotExist) {
-			return key, err
-		}
-	}
-	return makeDeviceKey(path, lg)
+	return key, err
 }
 
 func deviceKeyPath(c *config) string { return c.paths.in(c.paths.ds, "mender-agent.pem") }

@@ -239,3 +239,36 @@ func TestDaemon(t *testing.T) {
 		b.server.await(ctx, "inventories by the clock", func() bool { return b.server.requests["PUT inventory"] > m+2 })
 	})
 }
+
+// check-update of a device without a key asks nobody and leaves no file behind; with one it does not
+// change the datastore either.
+func TestCheckUpdateMakesNothing(t *testing.T) {
+	b := newVerbBoard(t)
+	b.setup()
+	list := func() []string {
+		entries, err := os.ReadDir(b.dir + "/var")
+		must(t, err)
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	before := list()
+	b.want(exitFailed, "hint: 'mendlet bootstrap' makes the key", "check-update")
+	if got := list(); !slices.Equal(got, before) || b.server.count("auth") != 0 {
+		t.Errorf("the datastore has %q, want %q; %d requests", got, before, b.server.count("auth"))
+	}
+	must(t, os.RemoveAll(b.dir+"/var"))
+	b.want(exitFailed, "hint: 'mendlet bootstrap' makes the key", "check-update")
+	if _, err := os.Stat(b.dir + "/var"); err == nil {
+		t.Error("the datastore was made")
+	}
+	b.server.autoAccept = true
+	b.setup()
+	b.want(0, "the device is accepted", "bootstrap")
+	before = list()
+	if out := b.want(0, "", "check-update"); out != "no update\n" || !slices.Equal(list(), before) {
+		t.Errorf("got %q, and the datastore has %q, want %q", out, list(), before)
+	}
+}
