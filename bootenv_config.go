@@ -111,8 +111,13 @@ var errNotThere = errors.New("is not to be had")
 
 // notThere is for a place of the environment that does not exist: nothing is wrong with what is there.
 func notThere(file, name string, err error) error {
-	return withHint(refuseUnlessPassing(err, "boot environment: %q names %q, which %w: %w", file, name, errNotThere, err),
-		"correct %q, or see to it that the device is found and its file system mounted; the environment itself may be good, so do not write a new one", file)
+	hinted := hintOf(err) != ""
+	err = refuseUnlessPassing(err, "boot environment: %q names %q, which %w: %w", file, name, errNotThere, err)
+	if hinted {
+		return err
+	}
+	return withHint(err, "correct %q, or see to it that the device is found and its file system mounted; "+
+		"the environment itself may be good, so do not write a new one", file)
 }
 
 // chosenEnv is the property in which the boot loader says which environment it has.
