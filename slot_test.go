@@ -55,8 +55,9 @@ func twoNodes(t testing.TB) [2]string {
 const otherMounts = "21 20 0:5 / /dev rw - devtmpfs devtmpfs rw\n22 20 0:21 / /proc rw shared:3 - proc proc rw\n"
 
 // mountLine is a line of mountinfo as proc_pid_mountinfo(5) has it, with optional fields.
-func mountLine(dev, point, fstype, source string) string {
-	return fmt.Sprintf("25 1 %s / %s rw,relatime shared:1 master:2 - %s %s rw\n", dev, point, fstype, source)
+func mountLine(dev, point, fstype, source string, options ...string) string {
+	return fmt.Sprintf("25 1 %s / %s rw,relatime shared:1 master:2 - %s %s %s\n", dev, point, fstype, source,
+		strings.Join(append([]string{"rw"}, options...), ","))
 }
 
 func TestResolveDevice(t *testing.T) {

@@ -74,7 +74,11 @@ func (t *trail) mount(m *machine, x mount, all []mount) error {
 // often moved them away since, and what is under the name now may be another thing. So only a layer
 // that is all of a file system is believed.
 func (t *trail) overlay(m *machine, x mount, all []mount) error {
-	for _, dir := range x.lowerDirs() {
+	dirs := x.lowerDirs()
+	if len(dirs) == 0 {
+		t.lost = append(t.lost, "the layers of "+x.point)
+	}
+	for _, dir := range dirs {
 		below := mountOf(all, dir)
 		if below == nil || below.fstype == "overlay" || below.point != dir {
 			t.lost = append(t.lost, "lowerdir="+dir)
@@ -153,7 +157,7 @@ func (t *trail) end(m *machine, dir, name string, all []mount) error {
 	}
 	t.files = append(t.files, path)
 	on := mountOf(all, path)
-	if on == nil || on.fstype == "overlay" || slices.Contains(t.devs, on.dev) || strings.HasSuffix(path, " (deleted)") {
+	if on == nil || on.fstype == "overlay" || slices.Contains(t.devs, on.dev) {
 		t.lost = append(t.lost, path)
 		return nil
 	}
