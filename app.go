@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"unicode/utf8"
 )
 
@@ -395,8 +396,8 @@ func (a *app) source(name string) *source {
 	case isURL(name):
 		return a.urlSource(a, name)
 	}
-	return &source{open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
-		return openFile(name, off, want)
+	return &source{open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+		return openFile(ctx, name, off, want)
 	}}
 }
 
@@ -535,7 +536,8 @@ func setUpLog(o *options, lg *logger) (err error) {
 		lg.sinks = []logSink{sink}
 	}
 	if o.logFile != "" {
-		f, err := os.OpenFile(o.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+		// A pipe that nobody reads is an error, and no reason to wait.
+		f, err := os.OpenFile(o.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK, 0o644)
 		if err != nil {
 			return fmt.Errorf("log file: %w", err)
 		}

@@ -437,7 +437,7 @@ func fwSet(ctx context.Context, env bootEnv, f fwCall, in io.Reader) error {
 		return env.set(ctx, []envVar{{f.args[0], strings.Join(f.args[1:], " ")}})
 	}
 	if f.script != "-" {
-		file, err := os.Open(f.script)
+		file, err := openWaiting(ctx, f.script)
 		if err != nil {
 			return err
 		}

@@ -773,8 +773,8 @@ func resumeScale() writeOptions {
 
 // countedFile is a source that adds up what is read of it.
 func countedFile(name string, n *atomic.Int64) *source {
-	return &source{open: func(_ context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
-		r, id, err := openFile(name, off, want)
+	return &source{open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+		r, id, err := openFile(ctx, name, off, want)
 		return &countedReader{r, n}, id, err
 	}}
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"math"
 	"math/bits"
-	"os"
 	"strings"
 	"time"
 )
@@ -251,8 +250,8 @@ func isURL(name string) bool {
 	return strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://")
 }
 
-func openFile(name string, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
-	f, err := os.Open(name)
+func openFile(ctx context.Context, name string, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+	f, err := openWaiting(ctx, name)
 	if err != nil {
 		return nil, sourceID{}, err
 	}

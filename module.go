@@ -616,7 +616,7 @@ func (s *scripts) checkRootfsVersion() error { return checkScriptVersion(s.rootf
 
 func checkScriptVersion(dir string) error {
 	path := filepath.Join(dir, "version")
-	text, err := os.ReadFile(path)
+	text, err := readPlain(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -1004,7 +1004,7 @@ func startable(head []byte) error {
 // startableFile is startable for a program that is there. One that cannot be read may still be started.
 func startableFile(path string) error {
 	head := make([]byte, 256)
-	f, err := os.Open(path)
+	f, err := openPlain(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil
 	}

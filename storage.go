@@ -227,6 +227,48 @@ func fileSystem(path string) (st syscall.Statfs_t, err error) {
 	return st, err
 }
 
+// waitingFile is a file that a person named. It may be a pipe, for whose other end opening and reading wait,
+// until ctx ends.
+type waitingFile struct {
+	*os.File
+	ctx  context.Context
+	stop func() bool
+}
+
+func openWaiting(ctx context.Context, path string) (*waitingFile, error) {
+	var f *os.File
+	var err error
+	done := make(chan struct{})
+	go func() {
+		f, err = os.Open(path)
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx) // and with that the process, and what still waits in it
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Files have no deadline, and need none.
+	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })
+	return &waitingFile{f, ctx, stop}, nil
+}
+
+func (w *waitingFile) Read(p []byte) (int, error) {
+	n, err := w.File.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = context.Cause(w.ctx)
+	}
+	return n, err
+}
+
+func (w *waitingFile) Close() error {
+	w.stop()
+	return w.File.Close()
+}
+
 // lockPause is the time between two tries to get a lock that another process has.
 const lockPause = 50 * time.Millisecond
 
