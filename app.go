@@ -80,11 +80,13 @@ func (o *options) fallbackConfig() string {
 // versionString is a release, "0.1.0", or what comes before it, "0.1.0+d8f7ea9", with ".dirty"
 // behind it where files were changed since: build metadata as semver.org, 10, has it.
 func versionString() string {
-	if version != "" {
-		return version
+	switch info, _ := debug.ReadBuildInfo(); {
+	case version == "":
+		return buildVersion(strings.TrimSpace(release), info)
+	case !strings.Contains(version, "."): // a bare hash says nothing of old and new
+		return strings.TrimSpace(release) + "+" + version
 	}
-	info, _ := debug.ReadBuildInfo()
-	return buildVersion(strings.TrimSpace(release), info)
+	return version
 }
 
 // buildVersion is the version of a program that a plain go build made; info may be nil.

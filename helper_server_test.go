@@ -52,6 +52,7 @@ type testServer struct {
 	tenant      string // if set, what tenant_token must be
 	devices     map[string]*testDevice
 	tokens      map[string]*testDevice
+	uids        int // given so far
 	deployments []*testDeployment
 	artifacts   map[string][]byte
 	linkEpoch   int            // links of another epoch have expired
@@ -66,6 +67,7 @@ type testServer struct {
 
 type testDevice struct {
 	id        string
+	uid       string // by which the server knows it
 	key       string // PEM
 	status    string // pending, accepted, rejected, preauthorized
 	tier      string
@@ -239,7 +241,8 @@ func (s *testServer) auth(w http.ResponseWriter, r *http.Request, body []byte) {
 	}
 	d := s.devices[q.IDData]
 	if d == nil {
-		d = &testDevice{id: q.IDData, key: q.PubKey, status: "pending"}
+		s.uids++
+		d = &testDevice{id: q.IDData, uid: fmt.Sprintf("device-%d", s.uids), key: q.PubKey, status: "pending"}
 		s.devices[q.IDData] = d
 	}
 	if d.status == "preauthorized" && d.key == q.PubKey || s.autoAccept {
@@ -252,7 +255,8 @@ func (s *testServer) auth(w http.ResponseWriter, r *http.Request, body []byte) {
 		apiError(w, 401, "dev auth: unauthorized")
 		return
 	}
-	token := fmt.Sprintf("token.%d.x", len(s.tokens))
+	claims := fmt.Sprintf(`{"jti":"%d","sub":%q,"mender.device":true}`, len(s.tokens), d.uid)
+	token := "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2lnbmF0dXJl"
 	s.tokens[token] = d
 	w.Header().Set("Content-Type", "application/jwt")
 	io.WriteString(w, token)
@@ -562,6 +566,14 @@ func (s *testServer) setDevice(id, status string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.status = status
+}
+
+// decommission forgets the device.
+func (s *testServer) decommission(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.devices, id)
+	clear(s.tokens)
 }
 
 func (s *testServer) preauthorize(id, keyPEM string) {

@@ -19,7 +19,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -77,8 +76,10 @@ type session struct {
 	api      *apiClient  // nil until ready
 	dep      *deployment // as offered in this run
 	log      *deployLog
-	progress func() // there was progress
-	looks    bool   // and changes nothing: no key is made
+	progress func()        // there was progress
+	looks    bool          // and changes nothing: no key is made
+	asked    time.Time     // when the server last heard of the download
+	patience time.Duration // until it hears the next time
 }
 
 // buildMoment is when this program was built, the zero time if that is not known.
@@ -176,7 +177,64 @@ func (s *session) ready() error {
 	if n := a.rec.net(); n != nil {
 		s.api.v1Only = n.V1Only
 	}
+	s.prefer()
 	return nil
+}
+
+// prefer has the server asked first that has answered before, for a day: with the first of several
+// dead, each run would wait for it.
+func (s *session) prefer() {
+	s.api.first = ""
+	if n := s.a.rec.net(); n != nil {
+		if age := time.Since(n.ServerTime); age >= 0 && age < 24*time.Hour {
+			s.api.first = n.Server
+		}
+	}
+}
+
+// remember keeps in the record what the next run is to know of the server.
+func (s *session) remember() {
+	n := s.a.rec.net()
+	if s.api == nil {
+		return
+	}
+	n.V1Only = s.api.v1Only
+	if base := s.api.base; len(s.a.c.Servers) > 1 && base != "" && base != s.api.first {
+		n.Server, n.ServerTime = base, time.Now().UTC().Truncate(time.Second)
+	}
+	s.forget()
+}
+
+// forget drops what the server was told of the device, when it may know nothing of it any more: it
+// was refused, or is another one to the server since it was decommissioned and accepted anew.
+func (s *session) forget() (forgot bool) {
+	n, id := s.a.rec.net(), s.api.device
+	if forgot = s.api.refused || id != "" && id != n.Device; forgot {
+		n.InventoryHash, n.ConfigHash, n.InventoryTime = "", "", time.Time{}
+	}
+	n.Device, s.api.refused = cmp.Or(id, n.Device), false
+	return forgot
+}
+
+// forgetLater is forget for a verb that changes nothing else. Where the journal is in use, that run
+// finds out by itself.
+func (s *session) forgetLater() {
+	if s.api == nil || !s.api.refused {
+		return
+	}
+	if rec, err := s.a.peek(); err != nil || rec.net().InventoryTime.IsZero() {
+		return // there is nothing to forget
+	}
+	j, rec, err := s.a.openJournal(s.a.c.paths.ds, nil)
+	if err != nil {
+		return
+	}
+	defer j.close()
+	n := rec.net()
+	n.InventoryHash, n.ConfigHash, n.InventoryTime = "", "", time.Time{}
+	if err := j.save(rec); err != nil {
+		s.a.lg.warnf("%v", err)
+	}
 }
 
 func deviceIdentity(ctx context.Context, a *app) (string, error) {
@@ -226,6 +284,9 @@ func (s *session) timedRound(outer context.Context, poll bool) error {
 	defer watch.Stop()
 	s.progress = func() { watch.Reset(a.o.net.deadline) }
 	a.rec.net().NextTry = time.Time{} // this is the next try; whatever it saves says so
+	if s.api != nil {
+		s.prefer()
+	}
 	last := a.rec.Last
 	err := s.round(ctx, poll)
 	return s.scheduleRetry(outer, err, a.rec.Last != last)
@@ -235,12 +296,7 @@ func (s *session) timedRound(outer context.Context, poll bool) error {
 // server. ended: the failure is that of a deployment, which has had its verdict.
 func (s *session) scheduleRetry(outer context.Context, err error, ended bool) error {
 	n := s.a.rec.net()
-	if s.api != nil {
-		n.V1Only = s.api.v1Only
-	}
-	if httpStatus(err) == http.StatusUnauthorized {
-		n.InventoryHash, n.ConfigHash = "", "" // once accepted, it may know nothing of us
-	}
+	s.remember()
 	switch code := exitCode(err); {
 	case outer.Err() != nil || code == exitRefused:
 	case code == exitTempFail || (httpStatus(err) != 0 || isDistrust(err)) && !ended:
@@ -343,6 +399,12 @@ func (s *session) exchange(ctx context.Context, poll bool) (*deployment, []byte,
 	if err := s.sendPending(ctx); err != nil {
 		return nil, nil, err
 	}
+	if s.api.token == "" {
+		if err := s.api.authenticate(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	s.forget()
 	if err := s.inventory(ctx, false); err != nil || !poll {
 		return nil, nil, err
 	}
@@ -357,6 +419,9 @@ func (s *session) exchange(ctx context.Context, poll bool) (*deployment, []byte,
 	}
 	if err == nil && dep == nil {
 		s.a.lg.infof("nothing is deployed for this device")
+		if s.forget() { // the token was replaced on the way
+			err = s.inventory(ctx, false)
+		}
 	}
 	return dep, body, err
 }
@@ -495,7 +560,7 @@ func (s *session) openDeployed(ctx context.Context, off int64, want sourceID) (i
 	if err != nil {
 		return nil, id, err
 	}
-	return &progressReader{d, s.progress, &s.a.fetched}, id, nil
+	return &progressReader{d, ctx, s}, id, nil
 }
 
 // refresh asks for the deployment again; another one, or none, means that ours has ended.
@@ -521,14 +586,18 @@ func (s *session) refresh(ctx context.Context) error {
 // progressReader tells the watchdog that bytes come in.
 type progressReader struct {
 	io.ReadCloser
-	kick    func()
-	fetched *atomic.Int64
+	ctx context.Context
+	s   *session
 }
 
 func (k *progressReader) Read(p []byte) (int, error) {
 	n, err := k.ReadCloser.Read(p)
-	if k.fetched.Add(int64(n)); n > 0 {
-		k.kick()
+	k.s.a.fetched.Add(int64(n))
+	if n > 0 {
+		k.s.progress()
+		if unwanted := k.s.stillWanted(k.ctx); unwanted != nil {
+			return n, unwanted
+		}
 	}
 	return n, err
 }
@@ -538,7 +607,41 @@ func (s *session) reportStatus(ctx context.Context, status string) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
+	s.asked, s.patience = s.now(), askEvery
 	return s.api.status(ctx, s.a.rec.Update.ID, status, "")
+}
+
+// askEvery is how often a long download is told of, and how long that may take: the line may be a
+// metered one, and the deployment have been aborted. When the server does not answer it is asked less.
+const (
+	askEvery   = time.Minute
+	askTimeout = 15 * time.Second
+	askLater   = 5 * time.Minute
+)
+
+func (s *session) now() time.Time {
+	if now := s.a.o.net.now; now != nil {
+		return now()
+	}
+	return time.Now()
+}
+
+// stillWanted is an error when the server has aborted the deployment that is being downloaded.
+func (s *session) stillWanted(ctx context.Context) error {
+	if s.now().Sub(s.asked) < s.patience {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	err := s.reportStatus(ctx, "downloading")
+	if err != nil {
+		s.patience = askLater
+		s.a.lg.debugf("status not reported: %v", err)
+	}
+	if errors.Is(err, errAborted) {
+		return err
+	}
+	return nil
 }
 
 // countTries counts the tries of something that must succeed in the end, over all runs, and
@@ -777,6 +880,7 @@ func checkUpdate(ctx context.Context, a *app) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
+	defer s.forgetLater()
 	body, err := a.nextBody(a.rec.Provides)
 	if u := a.rec.Update; u != nil && u.Managed {
 		body = u.Request
@@ -831,7 +935,7 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 	if hash := inventoryHash(body); force || hash != n.InventoryHash {
 		if err := s.api.sendInventory(ctx, body); err != nil {
 			n.InventoryHash = ""
-			if isTemporary(err) {
+			if isTemporary(err) || isDistrust(err) {
 				return err
 			}
 			a.lg.warnf("inventory: %v", err) // no reason not to ask for updates
@@ -888,6 +992,8 @@ func builtinInventory(ctx context.Context, a *app) map[string][]string {
 	return data
 }
 
+const bootstrapTimeout = 30 * time.Second
+
 // bootstrapDevice makes the key and introduces the device. Not being accepted yet is no error.
 func bootstrapDevice(ctx context.Context, a *app) error {
 	if len(a.c.Servers) == 0 {
@@ -902,15 +1008,17 @@ func bootstrapDevice(ctx context.Context, a *app) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
-	ctx, stop := context.WithTimeout(ctx, 30*time.Second)
+	defer s.forgetLater()
+	limited, stop := context.WithTimeoutCause(ctx, bootstrapTimeout, tryLater("no answer in %s", bootstrapTimeout))
 	defer stop()
-	if err := s.api.authenticate(ctx); err != nil {
-		if !isTemporary(err) && ctx.Err() == nil {
-			return err
-		}
-		a.lg.fail(err)
+	err := s.api.authenticate(limited)
+	switch {
+	case err == nil:
+		a.lg.infof("the device is accepted")
+	case httpStatus(err) == http.StatusUnauthorized:
+		a.lg.infof("the device is not accepted yet: %v", err)
+		a.lg.infof("hint: %s", hintOf(err))
 		return nil
 	}
-	a.lg.infof("the device is accepted")
-	return nil
+	return err
 }

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -43,8 +44,15 @@ type apiClient struct {
 	// v1Only is the base URL of a server that is known to have no v2 route. It may be
 	// kept between runs to save a request.
 	v1Only string
-	// authenticated counts the tokens got: after a new one the inventory is due.
+	// first is the server to ask before the others; it may be kept between runs, too.
+	first string
+	// authenticated counts the tokens got.
 	authenticated int
+	// refused: the server has said that it does not know the device, or not any more. It
+	// may then know nothing of what it was told before.
+	refused bool
+	// device is who the device is to the server, by the last token; "" if that does not say.
+	device string
 
 	c     *config
 	hc    *http.Client
@@ -94,6 +102,15 @@ func (a *apiClient) authBody(ctx context.Context) (body []byte, signature string
 	return body, base64.StdEncoding.EncodeToString(sig), err
 }
 
+// servers are those of the configuration, the one to ask first before the others.
+func (a *apiClient) servers() []serverEntry {
+	list := slices.Clone(a.c.Servers)
+	if i := slices.Index(list, serverEntry{a.first}); i > 0 {
+		list = slices.Concat(list[i:i+1], list[:i], list[i+1:])
+	}
+	return list
+}
+
 // authenticate asks all servers in order for a token; the first that gives one is the
 // server of this session.
 func (a *apiClient) authenticate(ctx context.Context) error {
@@ -107,12 +124,13 @@ func (a *apiClient) authenticate(ctx context.Context) error {
 		return err
 	}
 	var failure error
-	for i, s := range a.c.Servers {
+	servers := a.servers()
+	for i, s := range servers {
 		err := a.askToken(ctx, s.ServerURL, body, signature)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if i < len(a.c.Servers)-1 {
+		if i < len(servers)-1 {
 			a.lg.warnf("%v; asking the next server", err)
 		}
 		// That a server refused the device says more than that another was not there.
@@ -132,6 +150,7 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 	switch ans.code {
 	case http.StatusOK:
 	case http.StatusUnauthorized:
+		a.refused = true
 		return withHint(tryLater("not authorized: %w", ans.err),
 			"accept the device in the server's user interface, or preauthorize it; if it was rejected there, or the tenant token is wrong, waiting does not help")
 	default:
@@ -141,10 +160,25 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		return tryLater("%q: got a token of %d bytes, want one word", base+apiAuth, len(token))
 	}
-	a.base, a.token = base, token
+	a.base, a.token, a.device = base, token, tokenDevice(token)
 	a.authenticated++
 	a.lg.debugf("authenticated with %q", base)
 	return nil
+}
+
+// tokenDevice is the subject of a JSON web token (RFC 7519, 4.1.2), which a Mender server gives the id
+// that it has for the device; "" if there is none. It decides nothing but whether to say more.
+func tokenDevice(token string) string {
+	_, rest, _ := strings.Cut(token, ".")
+	claims, _, _ := strings.Cut(rest, ".")
+	var c struct {
+		Sub string `json:"sub"`
+	}
+	text, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(claims, "="))
+	if err != nil || json.Unmarshal(text, &c) != nil || !validDeploymentID(c.Sub) {
+		return ""
+	}
+	return c.Sub
 }
 
 // apiAnswer is what came back, whatever its status; err says it as an error, for a caller
@@ -161,8 +195,11 @@ func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte
 	tctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(tctx, method, rawURL, bytes.NewReader(body))
+	if err == nil && (req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https") {
+		err = fmt.Errorf("%q: want http://HOST or https://HOST", urlKey(req.URL))
+	}
 	if err != nil {
-		return nil, refuse("server URL: %w", err)
+		return nil, withHint(refuse("server URL: %w", err), "set ServerURL in mender.conf")
 	}
 	what := fmt.Sprintf("%s %q", method, urlKey(req.URL))
 	req.Header = h
@@ -205,6 +242,7 @@ func (a *apiClient) request(ctx context.Context, method, path string, body []byt
 		}
 		ans, err := a.send(ctx, method, a.base+path, body, http.Header{"Authorization": {"Bearer " + a.token}})
 		stale := err == nil && ans.code == http.StatusUnauthorized
+		a.refused = a.refused || stale
 		gone := err != nil && ctx.Err() == nil && len(a.c.Servers) > 1
 		if !stale && !gone {
 			return ans, err

@@ -9,12 +9,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -270,5 +273,169 @@ func TestCheckUpdateMakesNothing(t *testing.T) {
 	before = list()
 	if out := b.want(0, "", "check-update"); out != "no update\n" || !slices.Equal(list(), before) {
 		t.Errorf("got %q, and the datastore has %q, want %q", out, list(), before)
+	}
+}
+
+// A server that may know nothing of the device any more is told its inventory again, whoever has met
+// that, and told it once.
+func TestInventoryAfterRefusal(t *testing.T) {
+	for name, c := range map[string]struct {
+		before func(b *verbBoard) // what happens on the server, and what is called meanwhile
+		sends  int
+	}{
+		"nothing": {func(*verbBoard) {}, 0},
+		"token expired, met by a verb that gets another": {func(b *verbBoard) { b.server.expireTokens() }, 0},
+		"decommissioned, and nobody has noticed":         {func(b *verbBoard) { b.server.decommission(boardID) }, 1},
+		"decommissioned, met by check-update": {func(b *verbBoard) {
+			b.server.decommission(boardID)
+			b.server.autoAccept = false
+			b.want(exitTempFail, "accept the device", "check-update")
+		}, 1},
+		"rejected, and nobody has noticed": {func(b *verbBoard) {
+			b.server.setDevice(boardID, "rejected")
+			b.server.setDevice(boardID, "accepted")
+		}, 0},
+		"rejected, met by check-update": {func(b *verbBoard) {
+			b.server.setDevice(boardID, "rejected")
+			b.server.autoAccept = false
+			b.want(exitTempFail, "accept the device", "check-update")
+		}, 1},
+		"rejected, met by bootstrap": {func(b *verbBoard) {
+			b.server.setDevice(boardID, "rejected")
+			b.server.autoAccept = false
+			b.want(0, "not accepted yet", "bootstrap")
+		}, 1},
+		"rejected, met by run": {func(b *verbBoard) {
+			b.server.setDevice(boardID, "rejected")
+			b.server.autoAccept = false
+			b.want(exitTempFail, "accept the device", "run")
+			b.wait()
+		}, 1},
+		"a token that is refused in the middle of a run": {func(b *verbBoard) {
+			once := true
+			b.server.setFault(func(route string, _ http.ResponseWriter, _ *http.Request) bool {
+				if once && route == "POST next" {
+					once = false
+					b.server.expireTokens()
+				}
+				return false
+			})
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newVerbBoard(t)
+			b.setup()
+			b.server.autoAccept = true
+			b.want(0, "nothing is deployed", "run")
+			b.want(0, "nothing is deployed", "run")
+			if n := b.server.count("PUT inventory"); n != 1 {
+				t.Fatalf("got %d inventories, want one", n)
+			}
+			c.before(b)
+			b.server.autoAccept = true
+			for range 2 {
+				b.want(0, "nothing is deployed", "run")
+			}
+			if n := b.server.count("PUT inventory") - 1; n != c.sends {
+				t.Errorf("got %d more inventories, want %d", n, c.sends)
+			}
+			if c.sends > 0 && b.server.deviceByID(boardID).inventory["device_type"] != "qemu" {
+				t.Errorf("the server has inventory %v", b.server.deviceByID(boardID).inventory)
+			}
+		})
+	}
+}
+
+// What bootstrap says of a server: not accepted yet is no error, what a configuration has to mend is
+// one, and what the network does is for later.
+func TestBootstrapEnds(t *testing.T) {
+	b := newVerbBoard(t)
+	stranger := newTestServer(t, true)
+	down := httptest.NewServer(nil)
+	down.Close()
+	broken := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }))
+	t.Cleanup(broken.Close)
+	nginx := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(400)
+		io.WriteString(w, "<html><head><title>400 No required SSL certificate was sent</title></head></html>")
+	}))
+	t.Cleanup(nginx.Close)
+	for _, c := range []struct {
+		url  string
+		exit int
+		says string
+	}{
+		{b.server.URL, exitOK, "hint: accept the device"},
+		{stranger.URL, exitFailed, "hint: the certificate was issued by"},
+		{nginx.URL, exitFailed, "hint: the server wants a certificate of this device: HttpsClient"},
+		{"ftp://127.0.0.1", exitRefused, "want http://HOST"},
+		{"http://127.0.0.1:port", exitRefused, "hint: set ServerURL"},
+		{"http:///nohost", exitRefused, "hint: set ServerURL"},
+		{down.URL, exitTempFail, "connection refused"},
+		{broken.URL, exitTempFail, "HTTP status 500"},
+	} {
+		b.want(0, "", "setup", "--server-url", c.url, "--device-type", "qemu")
+		code, out, log := b.call(t.Context(), "bootstrap")
+		if code != c.exit || !strings.Contains(log, c.says) || out != "" {
+			t.Errorf("%s: got exit code %d, want %d and %q", c.url, code, c.exit, c.says)
+		}
+		if strings.Contains(log, "error") != (c.exit != exitOK) {
+			t.Errorf("%s: exit code %d, and it says\n%s", c.url, code, log)
+		}
+	}
+}
+
+// A name that does not resolve is no error of the configuration: the network may not be up.
+func TestBootstrapWithoutNames(t *testing.T) {
+	dns := startDNS(t, "127.0.0.1:0", func(dnsQuestion) dnsAnswer { return dnsAnswer{code: dnsNXDomain} })
+	s := newManagedSetup(t)
+	a := newSimDevice(t, s.dir, s.images).start()
+	a.c.Servers = []serverEntry{{"https://" + dialHost}}
+	a.o.paths = a.c.paths
+	a.o.net.tuneNet = func(o *netOptions) { o.tuneDialer = asks(dns) }
+	wantCode(t, bootstrapDevice(t.Context(), a), exitTempFail)
+}
+
+// The first of several servers, which is dead, is not waited for by every run; the one that answered
+// is asked first for a day, and no longer.
+func TestServerRemembered(t *testing.T) {
+	b := newVerbBoard(t)
+	b.server.autoAccept = true
+	var dials atomic.Int32
+	dead := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		dials.Add(1)
+		panic(http.ErrAbortHandler)
+	}))
+	t.Cleanup(dead.Close)
+	b.setup()
+	must(t, os.WriteFile(b.dir+"/etc/mender.conf",
+		fmt.Appendf(nil, `{"Servers":[{"ServerURL":%q},{"ServerURL":%q}]}`, dead.URL, b.server.URL), 0o600))
+	for i, want := range []int32{1, 1, 1} {
+		b.want(0, "nothing is deployed", "run")
+		if got := dials.Load(); got != want {
+			t.Errorf("run %d: the dead server was asked %d times, want %d", i+1, got, want)
+		}
+	}
+	b.want(0, "no update", "check-update")
+	if dials.Load() != 1 {
+		t.Error("check-update asked the dead server")
+	}
+	age := func(d time.Duration) {
+		changeJournal(t, b.dir+"/var", func(r *record) { r.Net.ServerTime = time.Now().Add(-d).UTC().Truncate(time.Second) })
+	}
+	for _, d := range []time.Duration{25 * time.Hour, -2 * time.Hour} { // a day later; a clock that went back
+		before := dials.Load()
+		age(d)
+		b.want(0, "nothing is deployed", "run")
+		b.want(0, "nothing is deployed", "run")
+		if got := dials.Load() - before; got != 1 {
+			t.Errorf("%s later: the first server was asked %d times in two runs, want once", d, got)
+		}
+	}
+	// One that is remembered and has died is no hindrance.
+	changeJournal(t, b.dir+"/var", func(r *record) { r.Net.Server, r.Net.ServerTime = dead.URL, time.Now().UTC() })
+	b.want(0, "nothing is deployed", "run")
+	if rec, err := peekJournal(b.dir+"/var", nil); err != nil || rec.Net.Server != b.server.URL {
+		t.Errorf("got %+v, %v", rec.Net, err)
 	}
 }

@@ -546,6 +546,7 @@ type netFlags struct {
 	// For tests: other times and clocks.
 	tuneDownload func(*downloadOptions)
 	tuneNet      func(*netOptions)
+	now          func() time.Time
 }
 
 func (n *netFlags) downloadFlags(fs *flag.FlagSet) {

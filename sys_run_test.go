@@ -546,6 +546,52 @@ func TestRunAborted(t *testing.T) {
 	}
 }
 
+// A download that takes long is told of each minute, and ends soon when it was aborted; that the server
+// does not answer to that is no reason to stop.
+func TestRunAbortedInDownload(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		status int // of the answer to the second report; 0: aborted
+	}{{"aborted", 0}, {"not now", 503}, {"not there", 404}} {
+		r := newRunning(t, newManagedSetup(t))
+		s, reports := r.setup.server, 0
+		s.setFault(func(route string, w http.ResponseWriter, _ *http.Request) bool {
+			if route != "PUT status" {
+				return false
+			}
+			if reports++; reports != 2 {
+				return false
+			}
+			if c.status == 0 {
+				s.abort(r.dep)
+				return false
+			}
+			w.WriteHeader(c.status)
+			return true
+		})
+		now := time.Unix(1e9, 0)
+		var last *app
+		r.tune = func(a *app) {
+			last = a
+			a.o.net.limitRate = 8000 // so a read gives a thousand bytes, some forty in all
+			a.o.net.now = func() time.Time { now = now.Add(11 * time.Second); return now }
+		}
+		err := r.once()
+		statuses, _, _ := s.history(r.dep)
+		if got := strings.Join(statuses, " "); c.status == 0 && got != "downloading downloading failure" {
+			t.Errorf("%s: got %v, statuses %q", c.name, err, got)
+		}
+		size := int64(len(s.artifacts["new"]))
+		if got := last.fetched.Load(); c.status == 0 && got > size/2 || c.status != 0 && got < size {
+			t.Errorf("%s: %d bytes of %d were fetched", c.name, got, size)
+		}
+		if v := r.verdict(); c.status == 0 && (v == nil || v.Result != "failed" || !strings.Contains(v.Cause, "aborted")) ||
+			c.status != 0 && (exitCode(err) != exitReboot || s.count("PUT status") < 4) {
+			t.Errorf("%s: got %v, verdict %+v, %d reports", c.name, err, v, s.count("PUT status"))
+		}
+	}
+}
+
 // Issue 3, 4: reports are tried again, the one before the commit and the last one for a
 // bounded number of times; and no report is a reason to wedge.
 func TestRunReportsFail(t *testing.T) {

@@ -19,6 +19,13 @@ func TestBuildVersion(t *testing.T) {
 	if v := versionString(); !versionForm.MatchString(v) || !strings.HasPrefix(v, strings.TrimSpace(release)) {
 		t.Errorf("got version %q, file VERSION %q", v, release)
 	}
+	was := version
+	defer func() { version = was }()
+	for linked, want := range map[string]string{"d8f7ea9": strings.TrimSpace(release) + "+d8f7ea9", "2.0.1": "2.0.1"} {
+		if version = linked; versionString() != want {
+			t.Errorf("linked as %q: got %q, want %q", linked, versionString(), want)
+		}
+	}
 	settings := func(kv ...string) *debug.BuildInfo {
 		info := &debug.BuildInfo{}
 		for i := 0; i < len(kv); i += 2 {
