@@ -49,7 +49,7 @@ type record struct {
 // written since.
 type inheritance struct {
 	File    string    `json:"file"` // in the datastore
-	Txn     uint64    `json:"txn"`  // LMDB's number of the transaction that wrote it
+	Txn     int       `json:"txn"`  // LMDB's number of the transaction that wrote it
 	Sum     uint32    `json:"sum"`  // CRC-32 of the file
 	Time    time.Time `json:"time"` // of the file's last change
 	Name    string    `json:"artifact_name"`
@@ -63,7 +63,7 @@ func (i *inheritance) String() string {
 		text += ", and its update " + i.Update
 	}
 	if i.Ignored != "" {
-		text += fmt.Sprintf("; not its artifact %q: it has written its store since", i.Ignored)
+		text += fmt.Sprintf("; it has written its store since, and its artifact is %q: that is not taken over, unless the journal is moved aside", i.Ignored)
 	}
 	return fmt.Sprintf("%s (%q, transaction %d, of %s)", text, i.File, i.Txn, i.Time.Format(time.RFC3339))
 }

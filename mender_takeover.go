@@ -3,12 +3,14 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 )
 
@@ -23,163 +25,134 @@ func inheritMender(a *app, d *dir) (changed bool, err error) {
 		return false, nil
 	}
 	s, fault := readMenderStore(d, menderStoreFile)
-	if errors.Is(fault, fs.ErrNotExist) {
-		fault = nil
-	}
 	if fault != nil && (isTemporary(fault) || mayPass(fault)) {
 		return false, tryLater("the store of Mender's client: %w", fault)
 	}
-	was, own := a.rec.Mender, !a.guessedName()
-	known := s == nil || was != nil && was.Txn == s.txn && was.Sum == s.sum || was == nil && own
-	pid, runs, err := menderRuns(d)
-	if err != nil {
-		return false, refuseUnlessPassing(err, "whether Mender's client runs: %w", err)
+	if errors.Is(fault, fs.ErrNotExist) {
+		fault = nil
 	}
-	if runs {
-		err := withHint(tryLater("Mender's client is running: process %d has its store in %q open", pid, d.path),
-			"stop it and keep it from starting again: a device has one update client")
+	was, guessed := a.rec.Mender, a.guessedName()
+	known := s == nil || was != nil && was.Txn == s.txn && was.Sum == s.sum || was == nil && !guessed
+	if runs := menderRuns(d); runs != nil {
 		if !known {
-			return false, err
+			return false, runs
 		}
-		a.lg.warnf("%v", err)
+		a.lg.warnf("%v", runs)
 	}
-	if fault != nil && !own {
-		a.lg.warnf("the store of Mender's client is not taken over: %v", fault)
+	if recovery && guessed && s != nil && s.values["state"] != nil { // what ends a deployment is to find it there
+		a.rec.Provides, err = s.provides()
+		return false, err
 	}
 	if !known {
-		if changed, err = inheritStore(a, d, s, own); changed || err != nil {
+		if s.older != nil {
+			a.lg.warnf("what %q was before its last change counts: %v", s.file, s.older)
+		}
+		if changed, err = inheritStore(a, d, s, guessed); changed || err != nil && exitCode(err) != exitFailed {
 			return changed, err
 		}
+		fault = err
 	}
-	if a.guessedName() && a.rec.Mender == nil {
-		return inheritBroken(a, d), nil
+	if guessed && was == nil && !changed { // then any name is better
+		if s, err := readMenderStore(d, menderStoreBroken); !errors.Is(err, fs.ErrNotExist) {
+			if err == nil {
+				changed, err = inheritNames(a, s)
+			}
+			fault = errors.Join(fault, err)
+		}
 	}
-	return false, nil
+	if fault != nil && guessed {
+		a.lg.warnf("not taken over from Mender's client: %v", fault)
+	}
+	return changed, nil
 }
 
-// inheritStore takes over a store that the journal does not know yet. own: the journal has a name that
-// mendlet's own updates gave the device.
-func inheritStore(a *app, d *dir, s *menderStore, own bool) (changed bool, err error) {
-	was, name := a.rec.Mender, string(s.values["artifact-name"])
-	if was != nil && a.rec.Provides["artifact_name"] == was.Name {
-		own = false
+// inheritNames takes over what is installed by the store's account, if it has one.
+func inheritNames(a *app, s *menderStore) (bool, error) {
+	p, err := s.provides()
+	name := p["artifact_name"]
+	if err != nil || name == "" || name == unknownName {
+		return false, err
 	}
-	u, state, uerr := s.pending()
-	if uerr != nil {
-		a.lg.warnf("the update of Mender's client is not taken over: %v", uerr)
-	}
-	left := &inheritance{File: s.file, Txn: s.txn, Sum: s.sum, Time: s.time, Name: name}
-	switch {
-	case u == nil && own:
-		kept := *was
-		kept.Txn, kept.Sum, kept.Time, kept.Ignored = s.txn, s.sum, s.time, name
-		a.rec.Mender = &kept
-		if a.j != nil {
-			a.lg.warnf("Mender's client has written its store since mendlet took that over. Its artifact is %q, and %q stays "+
-				"here; move the journal %q aside to take over what the store says", name, a.rec.Provides["artifact_name"], d.in(journalName))
-		}
-		return true, nil
-	case u == nil && (name == "" || name == unknownName):
-		return false, nil
-	}
-	rec := *a.rec
-	rec.Mender = left
-	if rec.Provides, err = s.provides(); err != nil {
-		a.lg.warnf("the store of Mender's client is not taken over: %v", err)
-		return false, nil
-	}
-	if name == "" {
-		left.Name = a.nameFromInfo()
-		rec.Provides["artifact_name"] = left.Name
-	}
-	if u != nil {
-		left.Update = fmt.Sprintf("to %q, which was in %s", u.Artifact, state)
-		if err := adopt(a, d, u, &rec, state); err != nil {
-			return false, err
-		}
-	}
-	if text, err := json.Marshal(rec); err != nil || len(text) > journalMax-4*maxCause {
-		a.lg.warnf("the store of Mender's client is not taken over: %d bytes are more than the journal holds", len(text))
-		return false, nil
-	}
-	*a.rec = rec
-	if a.j == nil {
-		return true, nil
-	}
-	if s.older != nil {
-		a.lg.warnf("the store of Mender's client is damaged, and what it was before its last change counts: %v", s.older)
-	}
-	if s.pauses() && u != nil {
-		a.lg.warnf("the server wants a pause in this deployment (update control map), which mendlet does not make")
-	}
-	a.lg.infof("%s", left)
+	a.rec.Provides = p
+	a.rec.Mender = &inheritance{File: s.file, Txn: s.txn, Sum: s.sum, Time: s.time, Name: name}
+	a.sayInherited()
 	return true, nil
 }
 
-// inheritBroken takes names from a store that Mender's client has put aside, for want of better ones.
-func inheritBroken(a *app, d *dir) bool {
-	s, err := readMenderStore(d, menderStoreBroken)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false
+// inheritStore takes over a store that the journal does not know yet, whose own names may be guesses. Exit
+// code 1: it is not understood.
+func inheritStore(a *app, d *dir, s *menderStore, guessed bool) (changed bool, err error) {
+	was, name := a.rec.Mender, string(s.values["artifact-name"])
+	u, state, err := s.pending()
+	if u == nil && !guessed && a.rec.Provides["artifact_name"] != was.Name { // mendlet's own updates have been here
+		kept := *was
+		kept.Txn, kept.Sum, kept.Time, kept.Ignored = s.txn, s.sum, s.time, cmp.Or(name, unknownName)
+		a.rec.Mender = &kept
+		a.sayInherited()
+		return true, nil
 	}
-	var provides map[string]string
-	if err == nil {
-		provides, err = s.provides()
+	if err != nil {
+		a.lg.warnf("the update of Mender's client is not taken over: %v", err)
 	}
-	name := provides["artifact_name"]
-	if err != nil || name == "" || name == unknownName {
-		a.lg.warnf("Mender's client has put its store aside as %q, which says nothing that can be used: %v", d.in(menderStoreBroken), err)
-		return false
+	if u == nil {
+		return inheritNames(a, s)
 	}
-	a.rec.Provides = provides
-	a.rec.Mender = &inheritance{File: s.file, Txn: s.txn, Sum: s.sum, Time: s.time, Name: name}
-	if a.j != nil {
-		a.lg.warnf("%s; that client could not open it any more", a.rec.Mender)
+	rec := *a.rec
+	if rec.Provides, err = s.provides(); err != nil {
+		return false, err
 	}
-	return true
+	if name == "" { // its clients up to 3.x fall back like this, too
+		name = a.nameFromInfo()
+		rec.Provides["artifact_name"] = name
+	}
+	rec.Mender = &inheritance{File: s.file, Txn: s.txn, Sum: s.sum, Time: s.time, Name: name,
+		Update: fmt.Sprintf("to %q, which was in %s", u.Artifact, state)}
+	if err := adopt(a, d, u, &rec, state); err != nil {
+		return false, err
+	}
+	if text, err := json.Marshal(rec); err != nil || len(text) > journalMax-4*maxCause {
+		return false, fmt.Errorf("%d bytes are more than the journal holds", len(text))
+	}
+	*a.rec = rec
+	if s.pauses() {
+		a.lg.warnf("the server wants a pause in this deployment (update control map), which mendlet does not make")
+	}
+	a.sayInherited()
+	return true, nil
+}
+
+// sayInherited says it where it is about to be journaled.
+func (a *app) sayInherited() {
+	switch {
+	case a.j == nil:
+	case a.rec.Mender.Ignored != "":
+		a.lg.warnf("%s", a.rec.Mender)
+	default:
+		a.lg.infof("%s", a.rec.Mender)
+	}
 }
 
 // provides are what is installed by the store's account.
 func (s *menderStore) provides() (map[string]string, error) {
 	p := map[string]string{}
-	if text := s.values["artifact-provides"]; text != nil {
+	if text := s.values["artifact-provides"]; len(text) > 0 {
 		if err := json.Unmarshal(text, &p); err != nil {
-			return nil, refuse("artifact-provides: %w", err)
-		}
-		if p == nil { // of null
-			p = map[string]string{}
+			return nil, fmt.Errorf("artifact-provides: %w", err)
 		}
 	}
-	for key, to := range map[string]string{"artifact-name": "artifact_name", "artifact-group": "artifact_group"} {
-		delete(p, to)
-		if v := s.values[key]; len(v) > 0 {
-			p[to] = string(v)
-		}
-	}
-	return p, nil
+	// Of null, too, comes a map; it has neither of these.
+	m := mergeProvides(p, &artifact{Name: string(s.values["artifact-name"]), Group: string(s.values["artifact-group"]), Clears: []string{"artifact_group"}})
+	return m, nil
 }
 
 // pauses tells whether an update control map asks for a pause.
 func (s *menderStore) pauses() bool {
-	var maps struct {
-		Active []struct {
-			States map[string]struct{ Action string }
-		}
-	}
-	json.Unmarshal(s.values["update-control-maps"], &maps) // only for a warning
-	for _, m := range maps.Active {
-		for _, state := range m.States {
-			if state.Action == "pause" {
-				return true
-			}
-		}
-	}
-	return false
+	return bytes.Contains(s.values["update-control-maps"], []byte(`"action":"pause"`))
 }
 
-// menderStandalone is the value of standalone-state: version 1 up to 3.x, which has no InState and always
-// waits for the commit, and version 2.
-type menderStandalone struct {
+// menderPending is the value of standalone-state (version 1 up to 3.x, which has no InState and always waits
+// for the commit; and 2), and of state and state-uncommitted, which have Name and UpdateInfo.
+type menderPending struct {
 	Version                     int
 	ArtifactName, ArtifactGroup string
 	ArtifactTypeInfoProvides    map[string]string
@@ -187,11 +160,7 @@ type menderStandalone struct {
 	PayloadTypes                []string
 	InState                     string
 	Failed, RolledBack          bool
-}
 
-// menderState is the value of state and state-uncommitted.
-type menderState struct {
-	Version    int
 	Name       string
 	UpdateInfo struct {
 		Artifact struct {
@@ -209,121 +178,113 @@ type menderState struct {
 }
 
 // pending is the update that the client is in, and the client's name of its state; nil: in none.
-func (s *menderStore) pending() (u *update, state string, err error) {
-	switch {
-	case s.values["state"] != nil || s.values["state-uncommitted"] != nil:
-		return s.deployment()
-	case s.values["standalone-state"] != nil:
-		return s.standalone()
+func (s *menderStore) pending() (*update, string, error) {
+	for _, key := range []string{"state", "standalone-state"} {
+		text := s.values[key]
+		if text == nil {
+			continue
+		}
+		m, next := &menderPending{}, &menderPending{}
+		err := json.Unmarshal(text, m)
+		// While the daemon changes the form of what it stores, the new form is here.
+		nerr := json.Unmarshal(s.values["state-uncommitted"], next)
+		if nerr == nil && m.Version != 2 && (m.Version > 2 || m.UpdateInfo.ID == next.UpdateInfo.ID) {
+			m = next
+		}
+		if err != nil || m.Version > 2 {
+			return nil, "", fmt.Errorf("%s of version %d is not understood: %v", key, m.Version, err)
+		}
+		u := m.standalone()
+		if !recovery && key == "state" {
+			u = m.deployment()
+		}
+		if m.Name == "idle" || m.Name == "init" {
+			return nil, "", nil
+		}
+		if early := u.Step == stepDownload || u.Step == stepCleanup; !early && (u.Artifact == "" || u.Type == "") || u.Managed == (u.ID == "") {
+			return nil, "", fmt.Errorf("%s %.50q is not understood", key, m.Name+m.InState)
+		}
+		return u, m.Name + m.InState, nil
 	}
 	return nil, "", nil
 }
 
-// menderWaits are the states in which a standalone update of Mender's client may be; its names are the
-// journal's.
-var menderWaits = map[step]bool{stepInstallWait: true, stepInstall: true, stepCommitWait: true, stepCommit: true,
-	stepCommitLeaveWait: true, stepCommitLeave: true, stepRollback: true, stepFailure: true, stepCleanup: true}
+// only is the one payload's type or answer; "" if there is another number of them.
+func only(list []string) string {
+	if len(list) != 1 {
+		return ""
+	}
+	return list[0]
+}
 
-func (s *menderStore) standalone() (*update, string, error) {
-	var m menderStandalone
-	if err := json.Unmarshal(s.values["standalone-state"], &m); err != nil {
-		return nil, "", fmt.Errorf("standalone-state: %w", err)
-	}
+// standalone: the states of a standalone update have the names of the journal's steps.
+func (m *menderPending) standalone() *update {
+	u := &update{Step: step(m.InState), Artifact: m.ArtifactName, Group: m.ArtifactGroup, Type: only(m.PayloadTypes),
+		Provides: m.ArtifactTypeInfoProvides, Clears: m.ArtifactClearsProvides}
 	if m.Version == 1 {
-		m.InState = string(stepCommitWait)
+		u.Step = stepCommitWait
 	}
-	u := &update{Step: step(m.InState), Artifact: m.ArtifactName, Group: m.ArtifactGroup, Provides: m.ArtifactTypeInfoProvides,
-		Clears: m.ArtifactClearsProvides}
-	if m.Version < 1 || m.Version > 2 || !menderWaits[u.Step] || len(m.PayloadTypes) != 1 || u.Artifact == "" {
-		return nil, "", fmt.Errorf("standalone-state: version %d, state %q, artifact %q, %d payloads: not understood", m.Version, m.InState,
-			u.Artifact, len(m.PayloadTypes))
-	}
-	u.Type = m.PayloadTypes[0]
 	switch {
+	case !slices.Contains(stopPoints, step(strings.TrimPrefix(string(u.Step), "Before_"))):
+		u.Type = "" // not understood
 	case m.RolledBack || u.Step == stepRollback:
 		u.Outcome = outcomeRolledBack
 	case m.Failed || u.Step == stepFailure:
 		u.Outcome = outcomeInconsistent
 	}
 	u.Known = u.Outcome.bad() && !m.Failed // it is cleared once it has been an exit code
-	return u, m.InState, nil
+	return u
 }
 
-// menderSteps are the steps that the states of Mender's daemon stand for. In one that is not here the update
-// is on its way back, as with that daemon.
-var menderSteps = map[string]step{
-	"update-store":                          stepDownload,
-	"update-install":                        stepInstall,
-	"reboot":                                stepReboot,
-	"after-reboot":                          stepVerifyReboot,
-	"update-pre-commit-status-report-retry": stepCommitWait,
-	"update-commit":                         stepCommit,
-	"update-after-first-commit":             stepCommitLeave,
-	"update-after-commit":                   stepCommitLeave,
-	"rollback":                              stepRollback,
-	"rollback-reboot":                       stepRollbackReboot,
-	"verify-rollback-reboot":                stepVerifyRollbackReboot,
-	"after-rollback-reboot":                 stepVerifyRollbackReboot,
-	"update-error":                          stepFailure,
-	"cleanup":                               stepCleanup,
-	"update-retry-report":                   stepReport,
-	"status-report-error":                   stepReport,
-}
+// menderSteps are the steps that the states of Mender's daemon stand for, each behind a blank. In one that is
+// not here the update is on its way back, as with that daemon.
+const menderSteps = " update-store=" + string(stepDownload) + " update-install=" + string(stepInstall) +
+	" reboot=" + string(stepReboot) + " after-reboot=" + string(stepVerifyReboot) +
+	" update-pre-commit-status-report-retry=" + string(stepCommitWait) + " update-commit=" + string(stepCommit) +
+	" update-after-first-commit=" + string(stepCommitLeave) + " update-after-commit=" + string(stepCommitLeave) +
+	" rollback=" + string(stepRollback) + " rollback-reboot=" + string(stepRollbackReboot) +
+	" verify-rollback-reboot=" + string(stepVerifyRollbackReboot) +
+	" after-rollback-reboot=" + string(stepVerifyRollbackReboot) + " update-error=" + string(stepFailure) +
+	" cleanup=" + string(stepCleanup) + " update-retry-report=" + string(stepReport) + " status-report-error=" + string(stepReport) + " "
 
 // menderPause begins the names of states in which the daemon waits for leave to go on (update control map).
 const menderPause = "mender-update-control"
 
-// deployment reads the state of the daemon. While it was changing the form of what it stores, the new form is
-// in state-uncommitted.
-func (s *menderStore) deployment() (*update, string, error) {
-	var m, next menderState
-	err := json.Unmarshal(s.values["state"], &m)
-	nerr := json.Unmarshal(s.values["state-uncommitted"], &next)
-	if nerr == nil && (err != nil || m.Version != 2 && (m.Version > 2 || m.UpdateInfo.ID == next.UpdateInfo.ID)) {
-		m, err = next, nil
+func (m *menderPending) deployment() *update {
+	i := &m.UpdateInfo
+	if m.Version < 2 { // which had images only
+		i.Artifact.PayloadTypes, i.SupportsRollback = []string{rootfsImage}, menderSupported
 	}
-	i := m.UpdateInfo
-	types := i.Artifact.PayloadTypes
-	if m.Version < 2 {
-		types, i.RebootRequested, i.SupportsRollback = []string{rootfsImage}, nil, "rollback-supported"
-	}
-	at, ok := menderSteps[m.Name]
-	if strings.HasPrefix(m.Name, menderPause) && len(types) == 1 && types[0] == rootfsImage {
-		at, ok = stepReboot, true // or another: see adoptSlots
-	}
-	switch {
-	case err != nil:
-		return nil, "", fmt.Errorf("state: %w", err)
-	case m.Name == "idle" || m.Name == "init":
-		return nil, "", nil
-	case m.Version < 0 || m.Version > 2 || i.ID == "" || len(types) > 1 || len(types) == 0 && at != stepDownload && at != stepCleanup:
-		return nil, "", fmt.Errorf("state: version %d, %q of deployment %q, %d payloads: not understood", m.Version, m.Name, i.ID, len(types))
-	}
-	u := &update{Step: at, Managed: true, ID: i.ID, Artifact: i.Artifact.Name, Group: i.Artifact.Group,
-		Provides: i.Artifact.Provides, Clears: i.Artifact.Clears}
-	if len(types) == 1 {
-		u.Type = types[0]
-	}
-	if len(i.RebootRequested) == 1 {
-		u.Reboot = map[string]string{"": "No", "reboot-type-automatic": "Automatic"}[i.RebootRequested[0]]
-	}
-	if u.Reboot = cmp.Or(u.Reboot, "Yes"); u.Type == rootfsImage {
-		u.Reboot = "Automatic"
-	}
-	back := i.SupportsRollback == "rollback-supported"
-	if ok := i.AllRollbacksSuccessful; ok != nil {
-		back = *ok
-	}
-	switch {
+	u := &update{Managed: true, ID: i.ID, Artifact: i.Artifact.Name, Group: i.Artifact.Group, Type: only(i.Artifact.PayloadTypes),
+		Provides: i.Artifact.Provides, Clears: i.Artifact.Clears, Reboot: "Yes"}
+	_, rest, ok := strings.Cut(menderSteps, " "+m.Name+"=")
+	at, _, _ := strings.Cut(rest, " ")
+	switch u.Step = step(at); {
+	case !ok && strings.HasPrefix(m.Name, menderPause) && u.Type == rootfsImage:
+		u.Step = stepReboot // or another: see adoptSlots
 	case !ok:
 		u.Step = step("Mender's " + m.Name)
-	case at == stepFailure && !back:
+	}
+	switch requested := only(i.RebootRequested); {
+	case u.Type == rootfsImage, strings.HasSuffix(requested, "-automatic"):
+		u.Reboot = "Automatic"
+	case requested == "":
+		u.Reboot = "No"
+	}
+	back := i.SupportsRollback == menderSupported
+	if i.AllRollbacksSuccessful != nil {
+		back = *i.AllRollbacksSuccessful
+	}
+	switch {
+	case u.Step == stepFailure && !back:
 		u.Outcome = outcomeInconsistent
-	case at == stepFailure, at == stepRollback, at == stepRollbackReboot, at == stepVerifyRollbackReboot:
+	case u.Step == stepFailure, u.Step == stepRollback, u.Step == stepRollbackReboot, u.Step == stepVerifyRollbackReboot:
 		u.Outcome = outcomeRolledBack
 	}
-	return u, m.Name, nil
+	return u
 }
+
+const menderSupported = "rollback-supported"
 
 // adopt puts the update into the record, which has the names of before it, in the step that it goes on from.
 func adopt(a *app, d *dir, u *update, rec *record, state string) (err error) {
@@ -333,43 +294,39 @@ func adopt(a *app, d *dir, u *update, rec *record, state string) (err error) {
 		scripts.Close()
 	}
 	rec.Update = u
+	told := !recovery && u.Managed && (u.Step == stepCleanup || u.Step == stepReport)
+	if told { // it has ended, but for the report: the names say how
+		switch rec.Provides["artifact_name"] {
+		case u.Artifact:
+		case strings.TrimSuffix(u.Artifact, inconsistent) + inconsistent:
+			u.Outcome = outcomeInconsistent
+		default:
+			u.Outcome = outcomeRolledBack
+		}
+	}
 	if u.Outcome.bad() {
 		u.Cause = fmt.Sprintf("failed under Mender's client, which left it in %s", state)
 	}
-	if u.Managed && (u.Step == stepCleanup || u.Step == stepReport) {
-		owed(u, rec, state)
+	switch {
+	case told:
+		rec.Last = &verdict{Artifact: u.Artifact, ID: u.ID, Result: string(u.Outcome), Cause: u.Cause, Time: rec.Mender.Time}
+		if !u.Outcome.bad() {
+			rec.Last.Result = "committed"
+		}
 		return nil
-	}
-	if u.Type == rootfsImage && u.Step != stepDownload && u.Step != stepCleanup {
+	case u.Type == rootfsImage && u.Step != stepDownload && u.Step != stepCleanup:
 		if err := adoptSlots(a, u, state); err != nil {
 			return err
 		}
 	}
-	if u.Step == stepDownload {
+	if !recovery && u.Step == stepDownload {
 		u.Parked, u.Type, u.Provides, u.Clears = true, "", nil, nil // from its start
 		u.Request, err = a.nextBody(rec.Provides)
 	}
 	return err
 }
 
-// owed is for a deployment that has ended, but for the report: the names say how.
-func owed(u *update, rec *record, state string) {
-	name := rec.Provides["artifact_name"]
-	v := &verdict{Artifact: u.Artifact, ID: u.ID, Result: "committed", Time: rec.Mender.Time}
-	switch {
-	case u.Artifact == "":
-		u.Outcome = outcomeFailed
-	case name == strings.TrimSuffix(u.Artifact, "_INCONSISTENT")+"_INCONSISTENT":
-		u.Outcome = outcomeInconsistent
-	case name != u.Artifact:
-		u.Outcome = outcomeRolledBack
-	}
-	if u.Outcome.bad() {
-		u.Cause = fmt.Sprintf("failed under Mender's client, which left it in %s", state)
-		v.Result, v.Cause = string(u.Outcome), u.Cause
-	}
-	rec.Last = v
-}
+const inconsistent = "_INCONSISTENT"
 
 // adoptSlots finds the two slots of an image that Mender's client has installed, by what its bootloader is
 // told, and whether the machine has been down since.
