@@ -362,7 +362,8 @@ func TestConfigDoesNotWait(t *testing.T) {
 	}
 	written := make(chan error)
 	go func() { written <- os.WriteFile(pipe, []byte(`{"RootfsPartA":"/dev/a"}`), 0) }()
-	c, err = loadConfig(testPaths, configFile{path: pipe, explicit: true}, configFile{path: filepath.Join(dir, "none")}, nil)
+	none := configFile{path: filepath.Join(dir, "none")}
+	c, err = loadConfig(testPaths, configFile{path: pipe, explicit: true}, none, nil)
 	if err != nil || c.RootfsPartA != "/dev/a" {
 		t.Errorf("named: got %v, %v", c, err)
 	}

@@ -79,13 +79,14 @@ func TestReadOnly(t *testing.T) {
 func TestPollKeepsDeviceType(t *testing.T) {
 	c := modulePaths(t)
 	writeFile(t, c.DeviceTypeFile, "device_type=real\n")
-	s := &session{a: &app{c: c, rec: &record{Provides: map[string]string{"artifact_name": "a", "device_type": "forged", "app.version": "1"}}}}
+	provides := map[string]string{"artifact_name": "a", "device_type": "forged", "app.version": "1"}
+	s := &session{a: &app{c: c, rec: &record{Provides: provides}}}
 	body, err := s.a.nextBody(s.a.rec.Provides)
 	must(t, err)
 	if want := `{"device_provides":{"app.version":"1","artifact_name":"a","device_type":"real"}}`; string(body) != want {
 		t.Errorf("got %s, want %s", body, want)
 	}
-	if s.a.rec.Provides["device_type"] != "forged" {
+	if provides["device_type"] != "forged" {
 		t.Error("the journal's record was changed")
 	}
 }

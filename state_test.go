@@ -339,7 +339,8 @@ func TestJournalHoldsAnyUpdate(t *testing.T) {
 		Artifact: v.Artifact,
 		Group:    provides["artifact_group"], Sum: v.Sum, Type: strings.Repeat("t", 255), Provides: provides,
 		Clears: []string{strings.Repeat("c", maxClears)}, Scripts: true, Reboot: "Automatic", BootID: strings.Repeat("b", 40),
-		Cause: cause, Saves: 28, Tries: 10, Reached: 1 << 60, Request: request, Checkpoint: &checkpoint{Slot: strings.Repeat("d", 200),
+		Cause: cause, Saves: 28, Tries: 10, Reached: 1 << 60, Request: request,
+		Checkpoint: &checkpoint{Slot: strings.Repeat("d", 200),
 			Source: source}}
 	d := blankJournal()
 	j, _ := mustRead(t, d)

@@ -354,7 +354,8 @@ func TestUnstartableIsRefused(t *testing.T) {
 func TestProvidesCannotFillTheJournal(t *testing.T) {
 	b := newImageBoard(t)
 	for i := range 12 {
-		args := []string{"--bootstrap", "-n", fmt.Sprint("evil-", i), "-c", "testboard", "-o", b.dir + "/evil.mender", "--clears-provides", "nothing"}
+		args := []string{"--bootstrap", "-n", fmt.Sprint("evil-", i), "-c", "testboard",
+			"-o", b.dir + "/evil.mender", "--clears-provides", "nothing"}
 		for k := range 10 {
 			args = append(args, "-p", fmt.Sprintf("evil-%d-%d:%s", i, k, strings.Repeat("v", 2500>>(i/2))))
 		}
@@ -369,7 +370,8 @@ func TestProvidesCannotFillTheJournal(t *testing.T) {
 	b.must(t, exitOK, "install", b.pack(t, "sweep", testBlocks(256<<10), "--clears-provides", "*"))
 	b.reboot(t)
 	b.must(t, exitOK, "commit")
-	if out, _ := b.must(t, exitOK, "show-provides"); strings.Contains(out, "evil") || !strings.Contains(out, "artifact_name=sweep") {
+	out, _ := b.must(t, exitOK, "show-provides")
+	if strings.Contains(out, "evil") || !strings.Contains(out, "artifact_name=sweep") {
 		t.Errorf("got %s", out)
 	}
 }

@@ -358,7 +358,8 @@ func TestConfigureExitCode(t *testing.T) {
 	must(t, os.Symlink("../data/kept.json", base+"/config/device-config.json"))
 	o.begin(t, m, base, "one")
 	m.mustCall(t, "ArtifactInstall", "ArtifactCommit", "Cleanup")
-	if got := look(base + "/data/kept.json"); got != `{"version":"one"}` || look(base+"/config/device-config.json") != got {
+	got := look(base + "/data/kept.json")
+	if got != `{"version":"one"}` || look(base+"/config/device-config.json") != got {
 		t.Errorf("behind the link: got %q", got)
 	}
 	putScript(t, base+"/apply.d", "fails", "#!/bin/sh\nexit 42\n", 0o755)
