@@ -749,7 +749,8 @@ func rebootMachine(ctx context.Context, a *app) error {
 		prefix: "reboot output", level: levelInfo, lg: a.lg})
 	if err != nil && ctx.Err() == nil {
 		a.lg.warnf("%v", err)
-		a.lg.warnf("the kernel restarts the machine, and nothing is stopped before: file systems are synced and made read-only")
+		a.lg.warnf("the kernel restarts the machine, and nothing is stopped before: " +
+			"file systems are synced and made read-only")
 		a.m.quiesce(a.lg)
 		if err := syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART); err != nil {
 			return fmt.Errorf("reboot: %w", err)
@@ -798,7 +799,8 @@ func (m *machine) quiesce(lg *logger) {
 func readOnly(all []mount, remount func(point string) error) (failed []string) {
 	seen := map[string]bool{}
 	for _, x := range slices.Backward(all) {
-		device := strings.HasPrefix(x.source, "/dev/") || strings.HasPrefix(x.source, "ubi") || !strings.HasPrefix(x.dev, "0:")
+		device := strings.HasPrefix(x.source, "/dev/") || strings.HasPrefix(x.source, "ubi") ||
+			!strings.HasPrefix(x.dev, "0:")
 		if !device || x.fstype == "devtmpfs" || seen[x.dev] || slices.Contains(x.options, "ro") {
 			continue
 		}
