@@ -46,25 +46,32 @@ appvar:
 `
 
 func TestEnvYAML(t *testing.T) {
-	uboot := &envConfig{file: "f", name: "uboot", copies: []envCopy{{"/dev/mmcblk0", 0xa0000, 0x4000}, {"/dev/mmcblk0", 0xb0000, 0x4000}},
+	uboot := &envConfig{file: "f", name: "uboot", copies: []envCopy{{"/dev/mmcblk0", 0xa0000, 0x4000},
+		{"/dev/mmcblk0", 0xb0000, 0x4000}},
 		lockFile: "/var/lock/fw_printenv.lock", writable: []string{"var1", "var3"}}
-	appvar := &envConfig{file: "f", name: "appvar", copies: []envCopy{{"/dev/mmcblk1", 0, 0x4000}, {"/dev/mmcblk1", 0x10000, 0x4000}},
+	appvar := &envConfig{file: "f", name: "appvar", copies: []envCopy{{"/dev/mmcblk1", 0, 0x4000},
+		{"/dev/mmcblk1", 0x10000, 0x4000}},
 		lockFile: "/var/lock/appvar.lock"}
 	one := []*envConfig{{file: "f", name: "a", copies: []envCopy{{"/boot/uboot.env", -0x4000, 16384}}}}
 	for name, c := range map[string]struct {
 		text string
 		want []*envConfig
 	}{
-		"as documented":      {documentedYAML, []*envConfig{uboot, appvar}},
-		"CRLF":               {strings.ReplaceAll(documentedYAML, "\n", "\r\n"), []*envConfig{uboot, appvar}},
-		"comments":           {"# c\n---\na:   # c\n # c\n  size: 16384 # c\n  devices:\n    # c\n    - path: /boot/uboot.env\n      offset: -0x4000\n", one},
-		"list at the key":    {"a:\n  devices:\n  - path: /boot/uboot.env\n    offset: -0x4000\n  size: 0x4000\n", one},
-		"quotes":             {"a:\n size: '0x4000'\n devices:\n  -   offset: -0x4000\n      path: \"/boot/uboot.env\"\n", one},
-		"octal":              {"a:\n size: 040000\n devices:\n  - path: /boot/uboot.env\n    offset: -040000\n", one},
-		"a mark in the path": {"a:\n size: 0x4000\n devices:\n - path: /b#c:d\n", []*envConfig{{file: "f", name: "a", copies: []envCopy{{"/b#c:d", 0, 0x4000}}}}},
-		"empty writelist":    {"a:\n size: 0x4000\n writelist:\n devices:\n - path: /b\n", []*envConfig{{file: "f", name: "a", copies: []envCopy{{"/b", 0, 0x4000}}}}},
+		"as documented": {documentedYAML, []*envConfig{uboot, appvar}},
+		"CRLF":          {strings.ReplaceAll(documentedYAML, "\n", "\r\n"), []*envConfig{uboot, appvar}},
+		"comments": {"# c\n---\na:   # c\n # c\n  size: 16384 # c\n  devices:\n    # c\n    - path: " +
+			"/boot/uboot.env\n      offset: -0x4000\n", one},
+		"list at the key": {"a:\n  devices:\n  - path: /boot/uboot.env\n    offset: -0x4000\n  size: 0x4000\n", one},
+		"quotes": {"a:\n size: '0x4000'\n devices:\n  -   offset: -0x4000\n      path: \"/boot/uboot.env\"\n",
+			one},
+		"octal": {"a:\n size: 040000\n devices:\n  - path: /boot/uboot.env\n    offset: -040000\n", one},
+		"a mark in the path": {"a:\n size: 0x4000\n devices:\n - path: /b#c:d\n",
+			[]*envConfig{{file: "f", name: "a", copies: []envCopy{{"/b#c:d", 0, 0x4000}}}}},
+		"empty writelist": {"a:\n size: 0x4000\n writelist:\n devices:\n - path: /b\n",
+			[]*envConfig{{file: "f", name: "a", copies: []envCopy{{"/b", 0, 0x4000}}}}},
 	} {
-		if got, err := parseEnvYAML("f", c.text); err != nil || !reflect.DeepEqual(got, c.want) || !isEnvYAML([]byte(c.text)) {
+		if got, err := parseEnvYAML("f", c.text); err != nil || !reflect.DeepEqual(got, c.want) ||
+			!isEnvYAML([]byte(c.text)) {
 			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, c.want)
 		}
 	}
@@ -155,8 +162,10 @@ func TestEnvNamespace(t *testing.T) {
 func TestEnvYAMLFile(t *testing.T) {
 	dir := t.TempDir()
 	cfg := filepath.Join(dir, "cfg")
-	writeFile(t, cfg, fmt.Sprintf("uboot:\n  size: 0x1000\n  lockfile: %[1]s/lock\n  writelist:\n  - a:sw\n  - once:so\n  devices:\n"+
-		"  - path: %[1]s/env\n    offset: 0\n  - path: %[1]s/env\n    offset: 0x1000\nmore:\n  size: 0x1000\n  devices:\n  - path: %[1]s/more\n    offset: 0\n", dir))
+	writeFile(t, cfg, fmt.Sprintf("uboot:\n  size: 0x1000\n  lockfile: %[1]s/lock\n  writelist:\n  - a:sw\n  - "+
+		"once:so\n  devices:\n"+
+		"  - path: %[1]s/env\n    offset: 0\n  - path: %[1]s/env\n    offset: 0x1000\nmore:\n  size: 0x1000\n  "+
+		"devices:\n  - path: %[1]s/more\n    offset: 0\n", dir))
 	writeFile(t, dir+"/env", string(envBytes(0x1000, 1, 0, "a=1", "once=1"))+string(envBytes(0x1000, 0, 0, "a=0")))
 	writeFile(t, dir+"/more", string(envBytes(0x1000, -1, 0, "b=1")))
 	env, err := openBootEnv(&config{FwEnvConfig: cfg}, testHost(openStorage))
@@ -170,7 +179,8 @@ func TestEnvYAMLFile(t *testing.T) {
 		t.Errorf("its lock file: %v", err)
 	}
 	for _, name := range []string{"b", "once"} {
-		for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{name, "2"}}), "check": env.check(t.Context(), []envVar{{name, "2"}})} {
+		for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{name, "2"}}),
+			"check": env.check(t.Context(), []envVar{{name, "2"}})} {
 			if wantErr(t, err, fmt.Sprintf("%q is not among", name)); exitCode(err) != exitRefused || hintOf(err) == "" {
 				t.Errorf("%s %s: exit code %d", what, name, exitCode(err))
 			}
@@ -180,11 +190,13 @@ func TestEnvYAMLFile(t *testing.T) {
 	if err != nil || mustVars(t, more)["b"] != "1" {
 		t.Errorf("the other: got %v", err)
 	}
-	for line, want := range map[string]string{"fw_printenv -m more": "b=1\n", "fw_printenv -n a --namespace=uboot": "2\n", "fw_printenv -mmore -n b": "1\n"} {
+	for line, want := range map[string]string{"fw_printenv -m more": "b=1\n", "fw_printenv -n a --namespace=uboot": "2\n",
+		"fw_printenv -mmore -n b": "1\n"} {
 		var out, errs strings.Builder
 		f := strings.Fields(line)
 		open := func(c *config, lg *logger) (bootEnv, error) { return openBootEnv(c, testHost(openStorage)) }
-		code := fwCommand(t.Context(), f[0], append([]string{"-c", cfg}, f[1:]...), defaultConfig(paths{}), open, strings.NewReader(""), &out, &errs, newLogger(&errs))
+		code := fwCommand(t.Context(), f[0], append([]string{"-c", cfg}, f[1:]...), defaultConfig(paths{}), open,
+			strings.NewReader(""), &out, &errs, newLogger(&errs))
 		if code != 0 || out.String() != want {
 			t.Errorf("%s: got %d, %q, %q", line, code, &out, &errs)
 		}
@@ -221,8 +233,9 @@ func TestEnvByUUID(t *testing.T) {
 	part := func(name, uuid, label string) (string, string) {
 		return "/sys/class/block/" + name + "/uevent", fmt.Sprintf("DEVTYPE=partition\nDEVNAME=%s\nPARTUUID=%s\nPARTNAME=%s\n", name, uuid, label)
 	}
-	files := map[string]string{"/dev/disk/by-partuuid/aa-01": "->../../sda1", "/dev/disk/by-partuuid/bb-02": "->../../sda2",
-		"/dev/sda1": string(envBytes(testEnvSize, -1, 0, "a=1")), "/dev/sda2": "", "/dev/sdb2": ""}
+	files := map[string]string{"/dev/disk/by-partuuid/aa-01": "->../../sda1",
+		"/dev/disk/by-partuuid/bb-02": "->../../sda2",
+		"/dev/sda1":                   string(envBytes(testEnvSize, -1, 0, "a=1")), "/dev/sda2": "", "/dev/sdb2": ""}
 	for _, p := range [][3]string{{"sda1", "aa-01", "env"}, {"sda2", "bb-02", "x"}, {"sdb2", "bb-02", "y"}} {
 		name, text := part(p[0], p[1], p[2])
 		files[name] = text
@@ -232,7 +245,8 @@ func TestEnvByUUID(t *testing.T) {
 	open := func(device string) (bootEnv, error) {
 		return openBootEnv(&config{FwEnvConfig: writeTemp(t, "cfg", []byte(device+" 0 0x1000\n"))}, h)
 	}
-	for _, device := range []string{"PARTUUID=AA-01", "PARTLABEL=env", "/dev/disk/by-partuuid/aa-01", "/dev/disk/by-partlabel/env", "/dev/sda1"} {
+	for _, device := range []string{"PARTUUID=AA-01", "PARTLABEL=env", "/dev/disk/by-partuuid/aa-01",
+		"/dev/disk/by-partlabel/env", "/dev/sda1"} {
 		if env, err := open(device); err != nil || mustVars(t, env)["a"] != "1" {
 			t.Errorf("%s: got %v", device, err)
 		}

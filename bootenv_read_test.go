@@ -40,7 +40,8 @@ func (d *unreadDisk) ReadAt(p []byte, off int64) (int, error) {
 
 // unreadable makes the copies of twoCopies, of which the second is current, unreadable: at off, n times.
 func unreadable(off int64, errno syscall.Errno, n int) (*unreadDisk, *nativeEnv) {
-	d, env := twoCopies(envBytes(testEnvSize, 7, 0, "upgrade_available=0", "a=stale"), envBytes(testEnvSize, 8, 0, "upgrade_available=1", "a=new"))
+	d, env := twoCopies(envBytes(testEnvSize, 7, 0, "upgrade_available=0", "a=stale"),
+		envBytes(testEnvSize, 8, 0, "upgrade_available=1", "a=new"))
 	f := &unreadDisk{memDisk: d, fails: func(at int64) error {
 		if at != off || n == 0 {
 			return nil
@@ -168,7 +169,8 @@ func TestEnvNotThere(t *testing.T) {
 		env := testNative("fw.config", c.copies, openStorage)
 		_, err := env.vars(t.Context())
 		wantErr(t, err, `"fw.config" names`, c.want)
-		if h := hintOf(err); exitCode(err) != exitRefused || strings.Contains(h, "saveenv") || !strings.Contains(h, "do not write a new one") {
+		if h := hintOf(err); exitCode(err) != exitRefused || strings.Contains(h, "saveenv") ||
+			!strings.Contains(h, "do not write a new one") {
 			t.Errorf("%v: exit code %d, hint %q", c.copies, exitCode(err), h)
 		}
 	}
@@ -177,7 +179,8 @@ func TestEnvNotThere(t *testing.T) {
 	if got, err := env.vars(t.Context()); err != nil || got["a"] != "1" {
 		t.Errorf("the second file was never made: got %v, %v", got, err)
 	}
-	for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{"a", "2"}}), "check": env.check(t.Context(), []envVar{{"a", "2"}})} {
+	for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{"a", "2"}}),
+		"check": env.check(t.Context(), []envVar{{"a", "2"}})} {
 		if wantErr(t, err, gone); exitCode(err) != exitRefused || !strings.Contains(hintOf(err), "truncate") {
 			t.Errorf("%s: exit code %d, hint %q", what, exitCode(err), hintOf(err))
 		}
@@ -198,14 +201,16 @@ func TestEnvCheck(t *testing.T) {
 		t.Errorf("full: got %v", err)
 	}
 	open := env.open
-	for errno, want := range map[syscall.Errno]int{syscall.EROFS: exitRefused, syscall.EACCES: exitRefused, syscall.EPERM: exitRefused, syscall.ENFILE: exitTempFail} {
+	for errno, want := range map[syscall.Errno]int{syscall.EROFS: exitRefused, syscall.EACCES: exitRefused,
+		syscall.EPERM: exitRefused, syscall.ENFILE: exitTempFail} {
 		env.open = func(path string, how openMode) (storage, error) {
 			if how != openRead {
 				return nil, &os.PathError{Op: "open", Path: path, Err: errno}
 			}
 			return open(path, how)
 		}
-		for what, err := range map[string]error{"check": env.check(t.Context(), nil), "set": env.set(t.Context(), []envVar{{"a", "2"}})} {
+		for what, err := range map[string]error{"check": env.check(t.Context(), nil),
+			"set": env.set(t.Context(), []envVar{{"a", "2"}})} {
 			if wantErr(t, err, "cannot be written", errno.Error()); exitCode(err) != want {
 				t.Errorf("%s, %v: exit code %d, want %d", what, errno, exitCode(err), want)
 			}
@@ -228,10 +233,13 @@ func TestEnvWriteProtected(t *testing.T) {
 		{"writable", disk, "", map[string]string{"ro": "0\n"}},
 		{"no sysfs", disk, "", nil},
 		{"read-only", disk, "is read-only", map[string]string{"ro": "1\n"}},
-		{"locked, as it comes", boot, "", map[string]string{"ro": "1\n", "force_ro": "1\n", "ro_lock_until_next_power_on": "0\n"}},
+		{"locked, as it comes", boot, "", map[string]string{"ro": "1\n", "force_ro": "1\n",
+			"ro_lock_until_next_power_on": "0\n"}},
 		{"unlocked", boot, "", map[string]string{"ro": "0\n", "force_ro": "0\n"}},
-		{"locked for this power cycle", boot, "until it loses power", map[string]string{"ro": "1\n", "force_ro": "1\n", "ro_lock_until_next_power_on": "1\n"}},
-		{"locked for good", boot, "for good", map[string]string{"ro": "1\n", "force_ro": "1\n", "ro_lock_until_next_power_on": "2\n"}},
+		{"locked for this power cycle", boot, "until it loses power",
+			map[string]string{"ro": "1\n", "force_ro": "1\n", "ro_lock_until_next_power_on": "1\n"}},
+		{"locked for good", boot, "for good", map[string]string{"ro": "1\n", "force_ro": "1\n",
+			"ro_lock_until_next_power_on": "2\n"}},
 		{"another reason", boot, "is read-only", map[string]string{"ro": "1\n", "force_ro": "0\n"}},
 		{"force_ro of another kind of device", disk, "is read-only", map[string]string{"ro": "1\n", "force_ro": "1\n"}},
 	} {
@@ -248,7 +256,8 @@ func TestEnvWriteProtected(t *testing.T) {
 			env.copies[i].path = "/dev/" + c.device
 		}
 		err := env.check(t.Context(), []envVar{{"a", "2"}})
-		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || exitCode(err) != exitRefused) {
+		if (err == nil) != (c.want == "") || err != nil &&
+			(!strings.Contains(err.Error(), c.want) || exitCode(err) != exitRefused) {
 			t.Errorf("%s: got %v, want %q", c.name, err, c.want)
 		}
 		for name, text := range c.files {
@@ -323,7 +332,8 @@ func TestEnvLockHeld(t *testing.T) {
 	env.lockFile = lock
 	var slept time.Duration
 	env.sleep = func(ctx context.Context, d time.Duration) error { slept += d; return ctx.Err() }
-	for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{"a", "2"}}), "check": env.check(t.Context(), nil)} {
+	for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{"a", "2"}}),
+		"check": env.check(t.Context(), nil)} {
 		if wantErr(t, err, lock, "locked"); exitCode(err) != exitTempFail {
 			t.Errorf("%s: exit code %d", what, exitCode(err))
 		}

@@ -50,7 +50,8 @@ func TestReadEveryStore(t *testing.T) {
 		if strings.HasSuffix(name, "-abm") && string(s.values["state"]) != strings.Repeat("z", 20000) {
 			t.Errorf("%s: got a state of %d bytes", name, len(s.values["state"]))
 		}
-		if s.values["sub"] != nil || len(s.values["artifact-name"]) == 0 || !bytes.HasPrefix(s.values["artifact-provides"], []byte("{")) {
+		if s.values["sub"] != nil || len(s.values["artifact-name"]) == 0 ||
+			!bytes.HasPrefix(s.values["artifact-provides"], []byte("{")) {
 			t.Errorf("%s: got %q", name, s.values)
 		}
 	}
@@ -216,7 +217,8 @@ func readMutated(t *testing.T, b []byte) {
 // Every byte of the pages that count, of some of the stores, in turn.
 func TestMutatedStores(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"3.4.0-managed-reboot", "5.1.0-bootstrap", "synthetic-be32-n", "synthetic-le32-plain", "synthetic-be64-plain"} {
+	for _, name := range []string{"3.4.0-managed-reboot", "5.1.0-bootstrap", "synthetic-be32-n", "synthetic-le32-plain",
+		"synthetic-be64-plain"} {
 		whole := storeFile(t, name)
 		for at, old := range whole {
 			if old == 0 && at%64 > 0 && at%4096 > 200 {

@@ -273,7 +273,8 @@ func TestStatesNotUnderstood(t *testing.T) {
 	if recovery {
 		return
 	}
-	if u, _, err := storeOf(1, map[string]string{"state": `{"Version":2,"Name":"idle"}`}).pending(); u != nil || err != nil {
+	if u, _, err := storeOf(1, map[string]string{"state": `{"Version":2,"Name":"idle"}`}).pending(); u != nil ||
+		err != nil {
 		t.Errorf("idle: got %+v, %v", u, err)
 	}
 	// A version 1 has no payload types; the form of version 2 of the same deployment counts before it.
@@ -283,8 +284,10 @@ func TestStatesNotUnderstood(t *testing.T) {
 		t.Errorf("version 1: got %+v, %v", u, err)
 	}
 	for id, want := range map[string]step{"d": stepCommit, "other": stepReboot} {
-		next := `{"Version":2,"Name":"update-commit","UpdateInfo":{"ID":"` + id + `","Artifact":{"artifact_name":"b","PayloadTypes":["rootfs-image"]}}}`
-		if u, _, err := storeOf(1, map[string]string{"state": old, "state-uncommitted": next}).pending(); err != nil || u.Step != want {
+		next := `{"Version":2,"Name":"update-commit","UpdateInfo":{"ID":"` + id +
+			`","Artifact":{"artifact_name":"b","PayloadTypes":["rootfs-image"]}}}`
+		if u, _, err := storeOf(1, map[string]string{"state": old,
+			"state-uncommitted": next}).pending(); err != nil || u.Step != want {
 			t.Errorf("uncommitted of %q: got %+v, %v", id, u, err)
 		}
 	}
@@ -300,7 +303,8 @@ func TestWhatIsTakenOver(t *testing.T) {
 		must(t, a.openState())
 		return a.rec.Provides["artifact_name"]
 	}
-	first, second, pending := storeFile(t, "3.4.0-committed"), storeFile(t, "5.1.0-inconsistent"), storeFile(t, "5.1.0-standalone-pending")
+	first, second, pending := storeFile(t, "3.4.0-committed"), storeFile(t, "5.1.0-inconsistent"),
+		storeFile(t, "5.1.0-standalone-pending")
 	put := func(b []byte) { must(t, os.WriteFile(filepath.Join(s.dir, menderStoreFile), b, 0o600)) }
 
 	d, said := storeDevice(t, s, first, "")
@@ -332,7 +336,8 @@ func TestWhatIsTakenOver(t *testing.T) {
 		t.Errorf("it was said twice: %q", said)
 	}
 	rec, _ := d.peek()
-	if text := rec.Mender.String(); !strings.Contains(text, `its artifact is "app-1"`) || !strings.Contains(text, "transaction 4") {
+	if text := rec.Mender.String(); !strings.Contains(text, `its artifact is "app-1"`) ||
+		!strings.Contains(text, "transaction 4") {
 		t.Errorf("got %q", text)
 	}
 	put(pending) // its client has begun an update since, with the names of before it
@@ -348,7 +353,8 @@ func TestBrokenStore(t *testing.T) {
 	s := newStoreSetup(t)
 	d, said := storeDevice(t, s, bytes.Repeat([]byte("no store"), 999), "")
 	must(t, d.start().openState())
-	if rec, _ := d.peek(); rec.Provides["artifact_name"] != unknownName || !strings.Contains(said.String(), "mark of LMDB") {
+	if rec, _ := d.peek(); rec.Provides["artifact_name"] != unknownName ||
+		!strings.Contains(said.String(), "mark of LMDB") {
 		t.Errorf("got %v, said %q", rec.Provides, said)
 	}
 	broken := filepath.Join(s.dir, menderStoreBroken)
@@ -359,7 +365,8 @@ func TestBrokenStore(t *testing.T) {
 	}
 	must(t, os.WriteFile(broken, storeFile(t, "3.4.0-standalone-pending"), 0o600))
 	must(t, d.start().openState())
-	if rec, _ := d.peek(); rec.Provides["artifact_name"] != "app-1" || rec.Update != nil || rec.Mender.File != menderStoreBroken {
+	if rec, _ := d.peek(); rec.Provides["artifact_name"] != "app-1" || rec.Update != nil ||
+		rec.Mender.File != menderStoreBroken {
 		t.Errorf("got %+v, want its name, and no update", rec)
 	}
 	must(t, os.WriteFile(filepath.Join(s.dir, menderStoreFile), storeFile(t, "5.1.0-bootstrap"), 0o600))
@@ -401,7 +408,8 @@ func TestStatusOfWhatWasTakenOver(t *testing.T) {
 		must(t, inspector{a}.status(context.Background()))
 		var r report
 		must(t, json.Unmarshal(out.Bytes(), &r))
-		if r.Mender == nil || r.Mender.Txn != 5 || r.Update == nil || r.Update.Artifact != storeRelease || r.Provides["artifact_name"] != "app-1" ||
+		if r.Mender == nil || r.Mender.Txn != 5 || r.Update == nil || r.Update.Artifact != storeRelease ||
+			r.Provides["artifact_name"] != "app-1" ||
 			!strings.Contains(fmt.Sprint(r.Notes), "taken over from Mender's client") {
 			t.Errorf("got %s", out)
 		}

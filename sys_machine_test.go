@@ -29,7 +29,8 @@ func TestStrayTrial(t *testing.T) {
 		b.running = running
 		b.setEnv(t, map[string]string{varBootPart: "3", varBootPartHex: "3", varUpgrade: "1"})
 		for _, verb := range []string{"commit", "rollback", "resume"} {
-			if _, errs := b.must(t, exitNothing, verb); !strings.Contains(errs, "the journal knows of no update") || !strings.Contains(errs, want) || !strings.Contains(errs, "env set") {
+			if _, errs := b.must(t, exitNothing, verb); !strings.Contains(errs, "the journal knows of no update") ||
+				!strings.Contains(errs, want) || !strings.Contains(errs, "env set") {
 				t.Errorf("%s runs, %s: got %q, want %q", running, verb, errs, want)
 			}
 		}
@@ -46,7 +47,8 @@ func TestStrayTrial(t *testing.T) {
 		}
 		// What it says to do is what helps.
 		_, after, _ := strings.Cut(out, "mendlet env set ")
-		b.must(t, exitOK, append([]string{"env", "set"}, strings.Fields(strings.TrimSpace(strings.SplitN(after, `"`, 2)[0]))...)...)
+		b.must(t, exitOK, append([]string{"env", "set"},
+			strings.Fields(strings.TrimSpace(strings.SplitN(after, `"`, 2)[0]))...)...)
 		part := map[bool]string{true: "2", false: "3"}[running == "A"]
 		if v := b.env(t); v[varUpgrade] != "0" || v[varBootPart] != part || v[varBootPartHex] != part {
 			t.Errorf("%s runs: after the advice: %v", running, v)
@@ -80,7 +82,8 @@ func TestDatastoreInMemory(t *testing.T) {
 	art := b.pack(t, "release-2", testBlocks(900000))
 	for _, words := range [][]string{{"status"}, {"plan", art}, {"install", art}} {
 		out, errs := b.must(t, exitOK, append([]string{"-d", ds}, words...)...)
-		if text := out + errs; !strings.Contains(text, ds) || !strings.Contains(text, "may not outlive a reboot: \"/dev/shm\" is in memory (tmpfs)") {
+		if text := out + errs; !strings.Contains(text, ds) ||
+			!strings.Contains(text, "may not outlive a reboot: \"/dev/shm\" is in memory (tmpfs)") {
 			t.Errorf("%q: got %q", words, text)
 		}
 		if out, errs := b.must(t, exitOK, "status"); strings.Contains(out+errs, "outlive") {
@@ -104,7 +107,8 @@ func TestPipesInTheWay(t *testing.T) {
 			t.Errorf("%q: exit %d, want %d: %s", words, got, want, out)
 		}
 	}
-	for _, words := range [][]string{{"status"}, {"env", "print"}, {"env", "set", "x=y"}, {"plan", art}, {"install", art}} {
+	for _, words := range [][]string{{"status"}, {"env", "print"}, {"env", "set", "x=y"}, {"plan", art},
+		{"install", art}} {
 		ends(exitOK, words...)
 	}
 	b.reboot(t)
@@ -113,7 +117,8 @@ func TestPipesInTheWay(t *testing.T) {
 		path := filepath.Join(b.dir, name)
 		must(t, os.Rename(path, path+".away"))
 		must(t, syscall.Mkfifo(path, 0o666))
-		if out, err := b.process(t, "install", art).CombinedOutput(); exitStatus(err) == exitOK || !strings.Contains(string(out), path) {
+		if out, err := b.process(t, "install", art).CombinedOutput(); exitStatus(err) == exitOK ||
+			!strings.Contains(string(out), path) {
 			t.Errorf("%s: %v, %s", name, err, out)
 		}
 		must(t, os.Remove(path))
@@ -181,7 +186,8 @@ func TestEnvironmentReadOnly(t *testing.T) {
 		t.Helper()
 		code, out := inNamespace(t, script+`
 for verb in plan install; do $PROGRAM $ARGS $verb $ART; echo "$verb: $?"; done; exit 0`, "MENDLET_TEST_PROGRAM=1", "PROGRAM="+program, "ARGS="+args, "ART="+art, "DIR="+b.dir)
-		if code != 0 || !strings.Contains(out, "plan: 3\n") || !strings.Contains(out, "install: 3\n") || strings.Count(out, "cannot be written")+strings.Count(out, "is read-only") < 2 {
+		if code != 0 || !strings.Contains(out, "plan: 3\n") || !strings.Contains(out, "install: 3\n") ||
+			strings.Count(out, "cannot be written")+strings.Count(out, "is read-only") < 2 {
 			t.Errorf("%s: exit %d: %s", what, code, out)
 		}
 		if after, _ := os.ReadFile(b.b); !bytes.Equal(before, after) {
@@ -235,7 +241,8 @@ mount --bind low mnt/media/ro && m status; exit 0`, "DIR="+dir, "A="+a, "B="+bb,
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, out)
 	}
-	for _, want := range []string{"install: 3\n", "install: 0\n", "running A", "commit: 1\n", "commit: 3\n", "may not outlive a reboot"} {
+	for _, want := range []string{"install: 3\n", "install: 0\n", "running A", "commit: 1\n", "commit: 3\n",
+		"may not outlive a reboot"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -243,7 +250,8 @@ mount --bind low mnt/media/ro && m status; exit 0`, "DIR="+dir, "A="+a, "B="+bb,
 	if n := strings.Count(out, "upgrade_available=1\n"); n < 2 || strings.Contains(out, "upgrade_available=0\n") {
 		t.Errorf("the trial did not stay one:\n%s", out)
 	}
-	if last := out[strings.LastIndex(out, "slots:"):]; !strings.Contains(last, "running A") || !strings.Contains(last, "mounted at all: slot A") {
+	if last := out[strings.LastIndex(out, "slots:"):]; !strings.Contains(last, "running A") ||
+		!strings.Contains(last, "mounted at all: slot A") {
 		t.Errorf("with the slot in sight: %s", last)
 	}
 }
@@ -274,7 +282,8 @@ func TestCopyOfDisk(t *testing.T) {
 	m := newMachine("")
 	node := add(disk)
 	link := filepath.Join("/dev/disk/by-partuuid", uuid)
-	if _, err := os.Lstat(link); errors.Is(err, os.ErrNotExist) && os.MkdirAll(filepath.Dir(link), 0o755) == nil && os.Symlink(node, link) == nil {
+	if _, err := os.Lstat(link); errors.Is(err, os.ErrNotExist) && os.MkdirAll(filepath.Dir(link), 0o755) == nil &&
+		os.Symlink(node, link) == nil {
 		t.Cleanup(func() { os.Remove(link); os.Remove(filepath.Dir(link)) }) // the folder only if it is empty
 	}
 	for _, name := range []string{"PARTUUID=" + uuid, link} {
