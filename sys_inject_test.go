@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,213 +12,160 @@ import (
 	"testing"
 )
 
-// injector runs the real program on a board of image files, and lets the kernel refuse one system
-// call on the boot environment, the journal or the lock.
-type injector struct {
-	t       *testing.T
-	program string
-	dir     string
-	image   []byte
+// injected are the system calls that fail on the files of the environment, the journal and the lock, and
+// how.
+var injected = []struct{ call, errno string }{
+	{"openat", "EMFILE"}, {"openat", "EIO"}, {"pread64", "EIO"}, {"pwrite64", "EIO"}, {"pwrite64", "ENOSPC"},
+	{"fdatasync", "EIO"}, {"fsync", "EIO"}, {"flock", "ENOLCK"}, {"flock", "EINTR"}, {"fstat", "EIO"},
 }
 
-// injected are the calls by which the three are opened, read, written, locked and made durable.
-var injected = map[string][]string{
-	"openat": {"EIO", "EMFILE"}, "read": {"EIO"}, "pread64": {"EIO"}, "write": {"EIO"}, "pwrite64": {"EIO", "ENOSPC"},
-	"fsync": {"EIO"}, "fdatasync": {"EIO"}, "flock": {"ENOLCK"}, "fstat": {"EIO"}, "ftruncate": {"EIO"},
-}
-
-func (b *injector) run(strace []string, running string, args ...string) (exit int, output string) {
-	line := append(append(strace, b.program, "-c", b.dir+"/mender.conf", "-b", b.dir+"/none", "-d", b.dir+"/var",
-		"--running", running), args...)
-	cmd := exec.Command(line[0], line[1:]...)
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "MENDER_CONF_DIR="+b.dir, "MENDER_DATA_DIR="+b.dir+"/share")
-	out, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil {
-		b.t.Fatal(err)
-	}
-	return cmd.ProcessState.ExitCode(), string(out)
-}
-
-// inject refuses the nth call on one of the three files with the error.
-func (b *injector) inject(call, errno string, n int) []string {
-	line := []string{"strace", "-f", "-b", "execve", "-qq", "-o", b.dir + "/trace", "-e", "trace=" + call,
-		"-e", "signal=none",
-		"-e", fmt.Sprintf("inject=%s:error=%s:when=%d", call, errno, n)}
-	for _, path := range []string{b.dir + "/env", b.dir + "/var/" + journalName, journalName, "/var/lock/fw_printenv.lock",
-		"fw_printenv.lock"} {
-		line = append(line, "-P", path)
-	}
-	return line
-}
-
-// boots is the slot that the bootloader would take, and whether that is a trial.
-func (b *injector) boots() (part string, trial bool) {
-	vars, _ := readSimEnv(readFileOrNil(b.dir + "/env"))
-	return vars[varBootPart], vars[varUpgrade] == "1"
-}
-
-// whole: what would boot is whole.
-func (b *injector) whole() error {
-	part, _ := b.boots()
-	switch slot := readFileOrNil(b.dir + "/p" + part); {
-	case part == "2" && bytes.HasPrefix(slot, []byte("old")), part == "3" && bytes.HasPrefix(slot, b.image):
-		return nil
-	}
-	return fmt.Errorf("partition %q would boot, and is not whole", part)
-}
-
-// done checks the effect of a verb that has ended with 0.
-func (b *injector) done(verb string) error {
-	rec, err := peekJournal(b.dir+"/var", nil)
-	if err != nil {
-		return err
-	}
-	part, trial := b.boots()
-	name, last := rec.Provides["artifact_name"], ""
-	if rec.Last != nil {
-		last = rec.Last.Result
-	}
-	switch {
-	case verb == "install" && part == "3" && trial && rec.Update != nil && rec.Update.Step == stepCommitWait:
-	case verb == "commit" && part == "3" && !trial && rec.Update == nil && last == "committed" && name == "new":
-	case verb == "rollback" && part == "2" && !trial && rec.Update == nil && last == "rolled-back" && name == "unknown":
-	default:
-		return fmt.Errorf("partition %s boots (trial: %t), artifact_name %q, verdict %q, in progress %+v", part, trial, name,
-			last, rec.Update)
-	}
-	return b.whole()
-}
-
-// consistent checks what must hold whatever has happened. before is the boot environment as it was.
-func (b *injector) consistent(before []byte) error {
-	rec, err := peekJournal(b.dir+"/var", nil)
-	if err != nil {
-		return err
-	}
-	touched := !bytes.Equal(before, readFileOrNil(b.dir+"/env"))
-	if name := rec.Provides["artifact_name"]; strings.HasSuffix(name, "_INCONSISTENT") && !touched {
-		return fmt.Errorf("artifact_name is %q, and the boot environment was not written", name)
-	}
-	if u := rec.Update; u != nil && u.Outcome == outcomeInconsistent && !touched {
-		return fmt.Errorf("the update counts as inconsistent in %s, and the boot environment was not written", u.Step)
-	}
-	return b.whole()
-}
-
-// mend runs the program, with nothing refused any more, until the update has ended.
-func (b *injector) mend(verb, artifact, running string) (log string, err error) {
-	for range 6 {
-		rec, err := peekJournal(b.dir+"/var", nil)
-		if err != nil {
-			return log, err
+// Each system call on environment, journal and lock fails once, in install, commit and rollback. What the
+// program says it has done is done; the slot that boots next is a good one; the device can go on; and
+// inconsistent is called only what something was written to.
+func TestErrorAtSystemCalls(t *testing.T) {
+	needTool(t, "strace")
+	b := newImageBoard(t)
+	lock := filepath.Join(b.dir, "lock")
+	writeFile(t, lock, "")
+	writeFile(t, filepath.Join(b.dir, "fw_env.config"), fmt.Sprintf("uboot:\n  size: %#x\n  lockfile: %s\n  devices:\n"+
+		"    - path: %s/env\n      offset: 0\n    - path: %[3]s/env\n      offset: %[1]d\n", boardEnvSize, lock, b.dir))
+	if err := exec.Command("strace", "-qq", "-o", "/dev/null", "-e", "inject=none:error=EIO", "true").Run(); err != nil {
+		if out, err := exec.Command("strace", "-o", "/dev/null", "-e", "inject=fsync:error=EIO", "true").CombinedOutput(); err != nil {
+			t.Skipf("needs to trace: %v: %s", err, out)
 		}
-		if verb == "install" && rec.Update == nil {
-			exit, out := b.run(nil, running, "install", artifact)
-			log += fmt.Sprintf("install: %d\n%s", exit, out)
-			continue
-		}
-		if rec.Update == nil || verb == "install" && rec.Update.Step == stepCommitWait {
-			break
-		}
-		again := "resume"
-		if rec.Update.Step == stepCommitWait {
-			again = verb
-		}
-		exit, out := b.run(nil, running, again)
-		log += fmt.Sprintf("%s: %d\n%s", again, exit, out)
 	}
-	rec, err := peekJournal(b.dir+"/var", nil)
-	if err != nil {
-		return log, err
+	img := testBlocks(900000)
+	e := &injection{imageBoard: b, t: t, art: b.pack(t, "release-2", img), img: img, old: oldImage()}
+	e.keep()
+	runs := e.all("install")
+	e.reset("A")
+	b.must(t, exitOK, "install", e.art)
+	b.running = "B" // by a bootloader that did not save anything: the other copy is from before the install
+	e.keep()
+	runs += e.all("commit") + e.all("rollback")
+	t.Logf("%d runs with an error", runs)
+	if runs < 50 && exhaustive() {
+		t.Errorf("%d runs with an error: the calls are not found", runs)
 	}
-	part, trial := b.boots()
-	switch {
-	case verb == "install":
-		return log, b.done(verb)
-	case rec.Update != nil:
-		return log, fmt.Errorf("the update has not ended: %+v", rec.Update)
-	case rec.Last == nil, rec.Last.Result == "committed" && (part != "3" || trial), rec.Last.Result == "rolled-back" &&
-		(part != "2" || trial):
-		return log, fmt.Errorf("partition %s boots (trial: %t), and the verdict is %+v", part, trial, rec.Last)
-	}
-	return log, b.whole()
 }
 
-// TestInjectedErrors: whatever call the kernel refuses, the program never ends with 0 without the
-// effect, never leaves a slot that is not whole to be booted, and never calls the device inconsistent
-// when it has not written; and the next runs bring the update to its end.
-func TestInjectedErrors(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: strace, and a lock in /var/lock")
+// injection is a board that is put back to how it was before each run.
+type injection struct {
+	*imageBoard
+	t        *testing.T
+	art      string
+	img, old []byte
+	start    map[string][]byte
+	runs     string // the slot that runs at the start
+}
+
+var injectionFiles = []string{"env", "ds/mendlet.state", "p3"}
+
+func (e *injection) keep() {
+	e.start, e.runs = map[string][]byte{}, e.running
+	for _, name := range injectionFiles {
+		e.start[name] = readFileOrNil(filepath.Join(e.dir, name))
 	}
-	if _, err := exec.LookPath("strace"); err != nil {
-		t.Skip("needs strace")
+}
+
+func (e *injection) reset(running string) {
+	e.running = running
+	for name, text := range e.start {
+		path := filepath.Join(e.dir, name)
+		if text == nil {
+			os.Remove(path)
+		} else if err := os.WriteFile(path, text, 0o600); err != nil {
+			e.t.Fatal(err)
+		}
 	}
-	onlyExhaustive(t, "hundreds of runs under strace")
-	dir := t.TempDir()
-	start := &injector{t: t, program: filepath.Join(dir, "mendlet"),
-		image: bytes.Repeat([]byte("an image of one block and some. "), 5<<10)}
-	artifact := filepath.Join(dir, "new.mender")
-	build := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-o", start.program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	err := packCommand([]string{"-n", "new", "-c", "sim", "-f", writeTemp(t, "root.img", start.image), "-o",
-		artifact}, io.Discard, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, phase := range []struct{ verb, running string }{{"install", "A"}, {"commit", "B"}, {"rollback", "B"}} {
-		t.Run(phase.verb, func(t *testing.T) {
-			points := 0
-			for call, errnos := range injected {
-				for _, errno := range errnos {
-					for n := 1; start.injectAt(t, phase.verb, phase.running, artifact, call, errno, n); n++ {
-						points++
-					}
+}
+
+// all makes every call fail in turn. It returns how many did.
+func (e *injection) all(verb string) (runs int) {
+	for _, file := range []string{"env", "mendlet.state", "lock"} {
+		for i, c := range injected {
+			if !exhaustive() && (verb == "install" || file == "mendlet.state" || i%2 == 1) {
+				continue
+			}
+			for n := 1; n <= 40; n++ {
+				e.reset(e.runs)
+				if !e.once(verb, file, c.call, c.errno, n) {
+					break
 				}
+				runs++
 			}
-			t.Logf("%d calls refused", points)
-			if points < 20 {
-				t.Errorf("%d calls refused only", points)
-			}
-		})
+		}
 	}
+	return runs
 }
 
-// injectAt reports false when there was no nth such call.
-func (b *injector) injectAt(t *testing.T, verb, running, artifact, call, errno string, n int) bool {
-	k := *b
-	k.t, k.dir = t, fastDir(t)
-	defer os.RemoveAll(k.dir)
-	boardFiles(t, k.dir, 1<<20, "")
-	if err := os.Mkdir(k.dir+"/var", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{verb}
+// once runs the verb with the nth call on a file failing. It reports whether there was one.
+func (e *injection) once(verb, file, call, errno string, n int) bool {
+	words := []string{verb}
 	if verb == "install" {
-		args = append(args, artifact)
-	} else if exit, out := k.run(nil, "A", "install", artifact); exit != 0 {
-		t.Fatalf("install: exit code %d\n%s", exit, out)
+		words = append(words, e.art)
 	}
-	before := readFileOrNil(k.dir + "/env")
-	exit, out := k.run(k.inject(call, errno, n), running, args...)
-	if !strings.Contains(string(readFileOrNil(k.dir+"/trace")), "(INJECTED)") {
+	log := filepath.Join(e.dir, "strace")
+	os.Remove(log)
+	cmd := e.process(e.t, words...)
+	paths := []string{"-P", filepath.Join(e.dir, file)}
+	if file == "mendlet.state" {
+		paths = []string{"-P", filepath.Join(e.dir, "ds", file), "-P", file}
+	}
+	trace := append([]string{"strace", "-f", "-qq", "-o", log, "-e", "trace=" + call, "-e", "signal=none",
+		"-e", fmt.Sprintf("inject=%s:error=%s:when=%d", call, errno, n)}, paths...)
+	cmd.Path, cmd.Args = "", append(trace, cmd.Args...)
+	var err error
+	if cmd.Path, err = exec.LookPath("strace"); err != nil {
+		e.t.Fatal(err)
+	}
+	cmd.Env = append(cmd.Env, "GOMAXPROCS=1")
+	out, err := cmd.CombinedOutput()
+	code := exitStatus(err)
+	if !bytes.Contains(readFileOrNil(log), []byte("(INJECTED)")) {
 		return false
 	}
-	what := fmt.Sprintf("%s with %s of %s %d: exit code %d", verb, errno, call, n, exit)
-	if exit == 0 {
-		if err := k.done(verb); err != nil {
-			t.Errorf("%s: %v\n%s", what, err, out)
-		}
-	}
-	if err := k.consistent(before); err != nil {
-		t.Errorf("%s: %v\n%s", what, err, out)
-		return true
-	}
-	if log, err := k.mend(verb, artifact, running); err != nil {
-		t.Errorf("%s: afterwards: %v\n%s%s", what, err, out, log)
-	}
+	what := fmt.Sprintf("%s, %s of %s fails with %s, number %d: exit %d\n%s", verb, call, file, errno, n, code, out)
+	e.judge(what, verb, code, call == "pwrite64" || strings.HasSuffix(call, "sync"))
 	return true
+}
+
+// judge looks at what a run has left, and lets it go on.
+func (e *injection) judge(what, verb string, code int, wrote bool) {
+	e.t.Helper()
+	done := map[string]string{"install": "3 1", "commit": "3 0", "rollback": "2 0"}[verb]
+	before := map[string]string{"install": "2 0", "commit": "3 1", "rollback": "3 1"}[verb]
+	vars := e.env(e.t)
+	now := vars[varBootPart] + " " + vars[varUpgrade]
+	switch {
+	case code == exitOK && now != done:
+		e.t.Errorf("%s: it is %q, want %q", what, now, done)
+	case now != done && now != before && now != "2 0":
+		e.t.Errorf("%s: it is %q", what, now)
+	case vars[varBootPart] == "3":
+		e.slotHolds(e.t, e.b, e.img)
+	}
+	rec, err := peekJournal(filepath.Join(e.dir, "ds"), nil)
+	if err != nil {
+		e.t.Errorf("%s: %v", what, err)
+		return
+	}
+	if rec.Last != nil && rec.Last.Result == "inconsistent" && !wrote {
+		e.t.Errorf("%s: inconsistent, and nothing had been written", what)
+	}
+	// The error has passed: what was begun is ended, one way or the other.
+	for range 3 {
+		if rec, err = peekJournal(filepath.Join(e.dir, "ds"), nil); err != nil || rec.Update == nil {
+			break
+		}
+		e.do(e.t, "", "resume")
+		if verb == "install" {
+			e.reboot(e.t)
+		}
+		e.do(e.t, "", "commit")
+	}
+	vars = e.env(e.t)
+	if rec.Update != nil || vars[varUpgrade] != "0" || rec.Last != nil && (rec.Last.Result == "committed") != (vars[varBootPart] == "3") {
+		e.t.Errorf("%s: and then it is %v, %+v, %+v", what, vars, rec.Update, rec.Last)
+	}
 }
