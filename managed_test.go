@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -88,5 +89,26 @@ func TestPollKeepsDeviceType(t *testing.T) {
 	}
 	if provides["device_type"] != "forged" {
 		t.Error("the journal's record was changed")
+	}
+}
+
+// A run on a device whose journal was lost in a trial boot says so.
+func TestRunExplainsStrayTrial(t *testing.T) {
+	s := newManagedSetup(t)
+	d := newSimDevice(t, s.dir, s.images)
+	vars := d.env()
+	vars[varBootPart], vars[varBootPartHex], vars[varUpgrade] = "3", "3", "1"
+	d.saveEnv(vars)
+	d.booted = "B"
+	var log bytes.Buffer
+	listen := func(a *app) { a.lg = newLogger(&log) }
+	if err := d.managedRun(t.Context(), s.server.URL, listen); err != nil {
+		t.Fatal(err)
+	}
+	if got := log.String(); !strings.Contains(got, "the journal knows of no update") || !strings.Contains(got, "mendlet env set upgrade_available=0") {
+		t.Errorf("got %q", got)
+	}
+	if d.env()[varUpgrade] != "1" {
+		t.Error("the environment changed")
 	}
 }

@@ -39,7 +39,8 @@ func openEnv(c *config, m *machine, lg *logger) (bootEnv, error) {
 	return openBootEnv(c, &envHost{open: m.open, resolve: m.resolveDevice, root: m.root, sleep: m.sleep, lg: lg})
 }
 
-// survey reads the boot environment and finds the slots.
+// survey reads the boot environment and finds the slots. Where it is not known which of them runs, they
+// come with the error.
 func (r *rootfs) survey(ctx context.Context) (bootEnv, map[string]string, *slots, error) {
 	env, err := openEnv(r.c, r.m, r.lg)
 	if err != nil {
@@ -50,10 +51,17 @@ func (r *rootfs) survey(ctx context.Context) (bootEnv, map[string]string, *slots
 		return nil, nil, nil, err
 	}
 	s, err := findSlots(r.c, r.m, vars)
-	if err != nil {
-		return nil, nil, nil, err
+	return env, vars, s, err
+}
+
+// undecided makes an error one of try later that came before anything was written: it says nothing of the
+// update, and may be mended.
+func undecided(err error) error {
+	var touched *envChangeError
+	if err == nil || errors.As(err, &touched) || isTemporary(err) {
+		return err
 	}
-	return env, vars, s, nil
+	return tryLater("nothing was written: %w", err)
 }
 
 // checkBootEnv refuses what an install must not start on.
@@ -328,7 +336,7 @@ func (r *rootfs) query(ctx context.Context, state string) (string, error) {
 		// that came before the reboot, or that the bootloader did itself, there is nothing
 		// to reboot for. Where neither runs the boot that follows decides.
 		_, vars, s, err := r.survey(ctx)
-		if err != nil {
+		if s == nil || isTemporary(err) {
 			return "", err
 		}
 		if s.running != nil && strconv.Itoa(s.running.num) == vars[varBootPart] {
@@ -398,10 +406,13 @@ func (r *rootfs) switched(vars map[string]string) bool {
 // errNotRebooted: the new slot is to boot next but the old one still runs.
 var errNotRebooted = errors.New("the new slot has not been booted yet")
 
-// verify checks that the new slot is the one that runs and that the bootloader has not
-// fallen back.
+// verify checks that the new slot is the one that runs and that the bootloader has not fallen back. An
+// environment that cannot be had may be on a file system that is mounted later in the boot.
 func (r *rootfs) verify(ctx context.Context) error {
 	_, vars, s, err := r.survey(ctx)
+	if errors.Is(err, errNotThere) {
+		return undecided(err)
+	}
 	if err != nil {
 		return err
 	}
@@ -430,6 +441,9 @@ func (r *rootfs) isTrial(vars map[string]string, s *slots) error {
 // journal; it cannot be a bootloader that fell back: that one also changes mender_boot_part.
 func (r *rootfs) commit(ctx context.Context) error {
 	env, vars, s, err := r.survey(ctx)
+	if errors.Is(err, errNotThere) {
+		return undecided(err)
+	}
 	if err != nil {
 		return err
 	}
@@ -437,20 +451,21 @@ func (r *rootfs) commit(ctx context.Context) error {
 	if err := r.isTrial(vars, s); err != nil && !done {
 		return err
 	}
-	return env.set(ctx, stayWith(r.u.To))
+	return undecided(env.set(ctx, stayWith(r.u.To)))
 }
 
-// rollback makes the old slot boot next. The bootloader may have done so already.
+// rollback makes the old slot boot next. The bootloader may have done so already. Which slot runs does
+// not matter; what does not let it write may be mended, or the bootloader goes back by itself.
 func (r *rootfs) rollback(ctx context.Context) error {
 	env, _, s, err := r.survey(ctx)
-	if err != nil {
-		return err
+	if s == nil || isTemporary(err) {
+		return undecided(err)
 	}
 	if s.byNum(strconv.Itoa(r.u.From)) == nil {
 		return fmt.Errorf("the journal names partition %d as the old slot, but %s is %d and %s is %d: it is another device's",
 			r.u.From, s.a, s.a.num, s.b, s.b.num)
 	}
-	return env.set(ctx, stayWith(r.u.From))
+	return undecided(env.set(ctx, stayWith(r.u.From)))
 }
 
 func (r *rootfs) verifyRollback(ctx context.Context) error {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -90,6 +91,70 @@ func TestRootfsStates(t *testing.T) {
 		})
 	}
 }
+
+// What comes before the first write says nothing of the update: it waits at its step, and the bootloader goes
+// back at the next boot if nothing else does.
+func TestRootfsUndecided(t *testing.T) {
+	u := &update{From: 2, To: 3}
+	for name, c := range map[string]struct {
+		state, running string
+		spoil          func(b *imageBoard)
+		want           int
+		after          string // mender_boot_part and upgrade_available
+	}{
+		"verify, environment away":     {"ArtifactVerifyReboot", "B", envAway, exitTempFail, "3 1"},
+		"commit, environment away":     {"ArtifactCommit", "B", envAway, exitTempFail, "3 1"},
+		"rollback, environment away":   {"ArtifactRollback", "B", envAway, exitTempFail, "3 1"},
+		"install, environment away":    {"ArtifactInstall", "B", envAway, exitRefused, "3 1"},
+		"verify, no configuration":     {"ArtifactVerifyReboot", "B", noFwConfig, exitRefused, "3 1"},
+		"commit, no configuration":     {"ArtifactCommit", "B", noFwConfig, exitRefused, "3 1"},
+		"rollback, no configuration":   {"ArtifactRollback", "B", noFwConfig, exitTempFail, "3 1"},
+		"rollback, slots not known":    {"ArtifactRollback", "B", func(b *imageBoard) { b.conf["RootfsPartA"] = "" }, exitTempFail, "3 1"},
+		"commit, running not known":    {"ArtifactCommit", "", nil, exitRefused, "3 1"},
+		"rollback, running not known":  {"ArtifactRollback", "", nil, exitOK, "2 0"},
+		"commit, cannot be written":    {"ArtifactCommit", "B", readOnlyEnv, exitTempFail, "3 1"},
+		"rollback, cannot be written":  {"ArtifactRollback", "B", readOnlyEnv, exitTempFail, "3 1"},
+		"rollback, another's, no slot": {"ArtifactRollback", "B", func(b *imageBoard) { b.a = b.dir + "/p9" }, exitFailed, "3 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newImageBoard(t)
+			b.setEnv(t, map[string]string{varBootPart: "3", varBootPartHex: "3", varUpgrade: "1"})
+			if c.spoil != nil {
+				c.spoil(b)
+			}
+			r := b.rootfs(t, c.running, u)
+			open := r.m.open
+			r.m.open = func(path string, how openMode) (storage, error) {
+				if how != openRead && b.conf["read-only"] != nil {
+					return nil, &os.PathError{Op: "open", Path: path, Err: syscall.EROFS}
+				}
+				return open(path, how)
+			}
+			err := r.call(t.Context(), c.state)
+			var touched *envChangeError
+			if exitCode(err) != c.want || errors.As(err, &touched) {
+				t.Errorf("got %v, exit code %d, want %d", err, exitCode(err), c.want)
+			}
+			for _, name := range []string{"env", "fw_env.config"} {
+				if _, err := os.Stat(b.dir + "/" + name + ".away"); err == nil {
+					must(t, os.Rename(b.dir+"/"+name+".away", b.dir+"/"+name))
+				}
+			}
+			if v := b.env(t); v[varBootPart]+" "+v[varUpgrade] != c.after {
+				t.Errorf("got %v, want %s", v, c.after)
+			}
+		})
+	}
+	// Where it is not known what runs, a reboot makes it known.
+	b := newImageBoard(t)
+	if got, err := b.rootfs(t, "", u).query(t.Context(), "NeedsArtifactReboot"); got != "Automatic" || err != nil {
+		t.Errorf("running not known: got %q, %v", got, err)
+	}
+}
+
+func envAway(b *imageBoard)     { os.Rename(b.dir+"/env", b.dir+"/env.away") }
+func noFwConfig(b *imageBoard)  { os.Rename(b.dir+"/fw_env.config", b.dir+"/fw_env.config.away") }
+func readOnlyEnv(b *imageBoard) { b.conf["read-only"] = true }
 
 // field case 27, cloned storage: the update of another device, whose partitions are not here.
 func TestRollbackOfAnotherDevice(t *testing.T) {
