@@ -530,11 +530,11 @@ func (s *session) fetch(ctx context.Context) (*artifact, error) {
 	return art, nil
 }
 
-// countUseless counts the runs in which something other than the artifact came, or somebody else than
-// its server answered. That is no verdict on the artifact, and may be over later; but there are as many
-// of them as of downloads that get no further.
+// countUseless counts the runs in which something other than an artifact came, or somebody else than
+// its server answered. That is no verdict on the artifact, which the server has seen as one, and may be
+// over later; but there are as many of them as of downloads that get no further.
 func (s *session) countUseless(err error) error {
-	if !errors.Is(err, errUseless) && (!isDistrust(err) || isTemporary(err)) {
+	if !errors.Is(err, errUseless) && !errors.Is(err, errNoArtifact) && (!isDistrust(err) || isTemporary(err)) {
 		return err
 	}
 	u := s.a.rec.Update

@@ -10,6 +10,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -87,6 +88,7 @@ func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
 				MaxIdleConnsPerHost: 2,
 
 				MaxResponseHeaderBytes: maxHeaderBytes,
+				OnProxyConnectResponse: proxyAnswer,
 				TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
 			},
 		},
@@ -297,6 +299,9 @@ func (t *agent) RoundTrip(req *http.Request) (*http.Response, error) {
 func (t *agent) explain(err error) error {
 	if told := t.explainCertificate(err); told != nil {
 		return told
+	}
+	if isDistrust(err) {
+		return err
 	}
 	if hint := tlsHint(err, t.c.HttpsClient.Certificate != ""); hint != "" {
 		return withHint(distrust{err}, "%s", hint)
@@ -587,6 +592,14 @@ func proxyFromEnv(getenv func(string) string, lg *logger) (func(*http.Request) (
 		}
 		return p, nil
 	}, nil
+}
+
+// proxyAnswer is an error for a proxy that wants a password, by CONNECT; others are made elsewhere.
+func proxyAnswer(_ context.Context, proxy *url.URL, _ *http.Request, r *http.Response) error {
+	if r.StatusCode == http.StatusProxyAuthRequired {
+		return newStatusError(fmt.Sprintf("proxy %q", proxy.Host), r, nil)
+	}
+	return nil
 }
 
 func parseProxy(s string) (*url.URL, error) {

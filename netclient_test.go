@@ -522,6 +522,22 @@ func testProxy(t *testing.T, target string) (*httptest.Server, *[]string) {
 	return p, &seen
 }
 
+// A proxy that wants a password says so, whichever way it is asked.
+func TestProxyPassword(t *testing.T) {
+	p := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(407) }))
+	t.Cleanup(p.Close)
+	hc := testHTTPClient(t, testConfig(t), netOptions{getenv: func(k string) string {
+		return map[string]string{"http_proxy": p.URL, "https_proxy": p.URL}[k]
+	}})
+	for _, scheme := range []string{"http", "https"} {
+		f := &fastSleep{}
+		_, err := openDownload(t.Context(), hc, scheme+"://device.test/a", downloadOptions{sleep: f.sleep})
+		if exitCode(err) != exitFailed || httpStatus(err) != 407 || !strings.Contains(hintOf(err), "http_proxy") || len(f.slept) > 0 {
+			t.Errorf("%s: got %v (exit code %d), hint %q", scheme, err, exitCode(err), hintOf(err))
+		}
+	}
+}
+
 func TestProxy(t *testing.T) {
 	ca := newTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	s := tlsServer(t, ca, &tls.Config{})

@@ -250,6 +250,16 @@ func TestRunOverBadDownloads(t *testing.T) {
 			io.WriteString(w, "Sorry")
 			return true
 		}},
+		{"an error as JSON with status 200, for a while", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			if n <= 3 {
+				w.Header().Set("Content-Type", "application/json")
+				io.WriteString(w, `{"error":"busy"}`)
+			}
+			return n <= 3
+		}},
+		{"nothing with status 200, for a while", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+			return n <= 3
+		}},
 		{"an artifact that is called a page", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
 			w.Header().Set("Content-Type", "text/html")
 			return false
