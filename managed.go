@@ -36,15 +36,16 @@ func keyFlags(fs *flag.FlagSet, o *options) {
 func bootstrapFlags(fs *flag.FlagSet, o *options) {
 	keyFlags(fs, o)
 	for _, name := range []string{"F", "forcebootstrap"} {
-		fs.BoolVar(&o.net.force, name, false, "make a new key, even if there is one: the server sees a new device then, "+
-			"which has to be accepted again, and the old one stays there without a device")
+		fs.BoolVar(&o.net.force, name, false, "make a new key, even if there is one: the server sees a new device "+
+			"then, which has to be accepted again, and the old one stays there without a device")
 	}
 }
 
 func runFlags(fs *flag.FlagSet, o *options) {
 	bootstrapFlags(fs, o)
 	o.net.downloadFlags(fs)
-	fs.DurationVar(&o.net.deadline, "deadline", time.Hour, "give up for this run after this `TIME` without a byte of progress")
+	fs.DurationVar(&o.net.deadline, "deadline", time.Hour,
+		"give up for this run after this `TIME` without a byte of progress")
 	fs.DurationVar(&o.net.splay, "splay", 0,
 		"wait first: a part of this `TIME` that is the same for this device every time (do not wait)")
 	fs.BoolVar(&o.net.noReboot, "no-reboot", false, "never restart the machine; exit with 4 when it is needed")
@@ -63,7 +64,8 @@ func netVerbs() []verb {
 	return []verb{
 		{"run", "", "poll the server once, do what it says, exit", 0, runFlags, plain(runOnce)},
 		{"daemon", "", "the same in a loop", 0, runFlags, plain(runDaemon)},
-		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags, plain(checkUpdate)},
+		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags,
+			plain(checkUpdate)},
 		{"send-inventory", "", "send the inventory now", 0, keyFlags, plain(inventoryNow)},
 		{"bootstrap", "", "make the device key and introduce the device", 0, bootstrapFlags, plain(bootstrapDevice)},
 	}
@@ -124,7 +126,8 @@ func urlSource(a *app, url string) *source {
 // openHTTP downloads url from off on.
 func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, off int64, want sourceID,
 	relink func(context.Context) (string, error)) (io.ReadCloser, sourceID, error) {
-	o := downloadOptions{retries: a.c.RetryDownloadCount, limitRate: a.o.net.limitRate, lg: a.lg, offset: off, relink: relink}
+	o := downloadOptions{retries: a.c.RetryDownloadCount, limitRate: a.o.net.limitRate, lg: a.lg, offset: off,
+		relink: relink}
 	if off > 0 {
 		o.size = max(want.Size, 0)
 		if o.etag = want.Tag; !strings.HasPrefix(want.Tag, `"`) && !strings.HasPrefix(want.Tag, "W/") {
@@ -154,7 +157,8 @@ func (s *session) ready() error {
 	}
 	a := s.a
 	if len(a.c.Servers) == 0 {
-		return withHint(errors.New("no server is configured"), "set ServerURL in %q, or see 'mendlet setup --help'", a.o.mainConfig())
+		return withHint(errors.New("no server is configured"),
+			"set ServerURL in %q, or see 'mendlet setup --help'", a.o.mainConfig())
 	}
 	pass, err := readPassphrase(a.o.net.passphrase, a.in)
 	if err != nil {
@@ -173,7 +177,8 @@ func (s *session) ready() error {
 	if s.hc, err = newClient(a); err != nil {
 		return err
 	}
-	s.api = newAPIClient(a.c, s.hc, func(ctx context.Context) (string, error) { return deviceIdentity(ctx, a) }, key, a.lg)
+	id := func(ctx context.Context) (string, error) { return deviceIdentity(ctx, a) }
+	s.api = newAPIClient(a.c, s.hc, id, key, a.lg)
 	if n := a.rec.net(); n != nil {
 		s.api.v1Only = n.V1Only
 	}
@@ -267,7 +272,8 @@ func runOnce(ctx context.Context, a *app) error {
 // for was journaled under another clock and does not count.
 func notBefore(a *app) error {
 	if wait := time.Until(a.rec.net().NextTry); wait > 0 && wait <= maxRetryAfter {
-		return tryLater("not before %s (%s): the last try failed or the server asked for it", a.rec.net().NextTry.Format(time.RFC3339), wait.Round(time.Second))
+		return tryLater("not before %s (%s): the last try failed or the server asked for it",
+			a.rec.net().NextTry.Format(time.RFC3339), wait.Round(time.Second))
 	}
 	return nil
 }
@@ -344,7 +350,8 @@ func (s *session) round(ctx context.Context, poll bool) error {
 	a := s.a
 	if u := a.rec.Update; u != nil {
 		if !u.Managed {
-			return withHint(fmt.Errorf("a standalone update, %q, is in progress", u.Artifact), "end it with 'mendlet commit' or 'mendlet rollback'")
+			return withHint(fmt.Errorf("a standalone update, %q, is in progress", u.Artifact),
+				"end it with 'mendlet commit' or 'mendlet rollback'")
 		}
 		return s.refreshInventory(ctx, s.resume(ctx))
 	}

@@ -152,7 +152,8 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 	case http.StatusUnauthorized:
 		a.refused = true
 		return withHint(tryLater("not authorized: %w", ans.err),
-			"accept the device in the server's user interface, or preauthorize it; if it was rejected there, or the tenant token is wrong, waiting does not help")
+			"accept the device in the server's user interface, or preauthorize it; if it was rejected there, or the "+
+				"tenant token is wrong, waiting does not help")
 	default:
 		return ans.err
 	}

@@ -335,7 +335,8 @@ func TestPageForAnswer(t *testing.T) {
 			return true
 		})
 		_, next := a.nextDeployment(t.Context(), provides("r1"))
-		for _, err := range []error{next, a.status(t.Context(), "d-1", "success", ""), a.sendInventory(t.Context(), []byte(`[]`)), apiFor(t, s).authenticate(t.Context())} {
+		for _, err := range []error{next, a.status(t.Context(), "d-1", "success", ""),
+			a.sendInventory(t.Context(), []byte(`[]`)), apiFor(t, s).authenticate(t.Context())} {
 			if !isTemporary(err) || !strings.Contains(err.Error(), "Log in") || !strings.Contains(hintOf(err), "portal") {
 				t.Errorf("%q: got %v, hint %q", kind, err, hintOf(err))
 			}

@@ -246,7 +246,8 @@ func noEngine(key string) error {
 }
 
 // checkRedirect refuses what would weaken or leak: from https to http, a request with a
-// body to another host, as portals do it; more than a few; and other schemes. A presigned URL is a secret, so no Referer.
+// body to another host, as portals do it; more than a few; and other schemes. A presigned URL is a
+// secret, so no Referer.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	first, last := via[0], via[len(via)-1]
 	switch {
@@ -257,7 +258,8 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	case last.URL.Scheme == "https" && req.URL.Scheme != "https":
 		return fmt.Errorf("redirect from https to %q refused", urlKey(req.URL))
 	case req.URL.Host != first.URL.Host && first.Method != http.MethodGet:
-		return withHint(tryLater("redirect of %s to another host, %q, refused", first.Method, urlKey(req.URL)), "%s", hintPage)
+		return withHint(tryLater("redirect of %s to another host, %q, refused", first.Method, urlKey(req.URL)),
+			"%s", hintPage)
 	}
 	req.Header.Del("Referer")
 	if req.URL.Host != first.URL.Host {
@@ -328,13 +330,14 @@ func (t *agent) explainCertificate(err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
 		return t.explainValidity(err, invalid.Cert)
 	case (errors.As(err, &unknown) || errors.As(err, &unreadable)) && noRoots(t.TLSClientConfig):
-		return mend("this system has no CA certificates: give a PEM file with -E, ServerCertificate or SSL_CERT_FILE%s", t.unread())
+		return mend("this system has no CA certificates: give a PEM file with -E, ServerCertificate or "+
+			"SSL_CERT_FILE%s", t.unread())
 	case errors.As(err, &unknown) && unknown.Cert != nil:
 		return mend("the certificate was issued by %q: if that is right, and no portal or proxy is in between, "+
 			"give the issuer's certificate with ServerCertificate or -E%s", unknown.Cert.Issuer.CommonName, t.unread())
 	case errors.As(err, &other) && other.Certificate != nil:
-		return mend("the certificate is for %s: name the server so, or give it a certificate for this name (as subjectAltName)",
-			certificateNames(other.Certificate))
+		return mend("the certificate is for %s: name the server so, or give it a certificate for this name "+
+			"(as subjectAltName)", certificateNames(other.Certificate))
 	case errors.As(err, &bad), errors.As(err, &unknown), errors.As(err, &unreadable):
 		return mend("the server, or a proxy in between, has to have another certificate%s", t.unread())
 	}
@@ -345,12 +348,12 @@ func (t *agent) explainCertificate(err error) error {
 // yet, and a clock that is set.
 func (t *agent) explainValidity(err error, c *x509.Certificate) error {
 	now, day := t.clock.time(), func(at time.Time) string { return at.UTC().Format(time.RFC3339) }
-	switch {
-	case t.clock.odd(), now.Before(c.NotBefore):
-		return withHint(tryLater("%w", err), "the clock says %s, and the certificate is valid from %s to %s; set the clock, or wait for the program that does",
-			day(t.clock.at), day(c.NotBefore), day(c.NotAfter))
+	if t.clock.odd() || now.Before(c.NotBefore) {
+		return withHint(tryLater("%w", err), "the clock says %s, and the certificate is valid from %s to %s; "+
+			"set the clock, or wait for the program that does", day(t.clock.at), day(c.NotBefore), day(c.NotAfter))
 	}
-	return withHint(distrust{err}, "the certificate of the server was valid until %s, and the clock says %s: renew it, or set the clock", day(c.NotAfter), day(now))
+	return withHint(distrust{err}, "the certificate of the server was valid until %s, and the clock says %s: "+
+		"renew it, or set the clock", day(c.NotAfter), day(now))
 }
 
 // unread tells that ServerCertificate could not be used, if so, in words that follow a hint.
@@ -376,7 +379,8 @@ func certificateNames(c *x509.Certificate) string {
 // tlsHints are for what one side of TLS says to the other, or the standard library of it. Most alerts
 // (RFC 8446, 6.2) have no type, so they are told by their words.
 var tlsHints = []struct{ words, hint string }{
-	{"protocol version", "the server, or a proxy in between, speaks TLS 1.1 or older only, and 1.2 is the least here: it has to be updated"},
+	{"protocol version", "the server, or a proxy in between, speaks TLS 1.1 or older only, and 1.2 is the least here: " +
+		"it has to be updated"},
 	{"handshake failure", "server and device have no kind of encryption in common, or " + hintClient},
 	{"insufficient security level", "server and device have no kind of encryption in common"},
 	{"certificate required", hintClient},
@@ -384,7 +388,8 @@ var tlsHints = []struct{ words, hint string }{
 	{"expired certificate", hintClient}, {"unknown certificate", hintClient}, {"access denied", hintClient},
 	{"unrecognized name", "the server has no certificate for this name: look at the URL"},
 	{"failed to parse certificate", "the server has to have another certificate"},
-	{"first record does not look like a TLS handshake", "what answers there does not speak TLS: look at the URL, http or https, and at its port"},
+	{"first record does not look like a TLS handshake", "what answers there does not speak TLS: look at the URL, " +
+		"http or https, and at its port"},
 }
 
 // tlsHint says what to do about an error of TLS that waiting does not mend; "" if it is none.
@@ -451,10 +456,11 @@ func newStatusError(what string, r *http.Response, body []byte) error {
 // the title of a page, the message of XML; or its text, if that is short.
 func serverWords(body []byte) string {
 	var e struct{ Error string }
+	binary := func(r rune) bool { return r < ' ' && !unicode.IsSpace(r) }
 	text, limit := "", 300
 	if json.Unmarshal(body, &e) == nil {
 		text = e.Error
-	} else if !bytes.ContainsFunc(body[:min(len(body), maxWords)], func(r rune) bool { return r < ' ' && !unicode.IsSpace(r) }) {
+	} else if !bytes.ContainsFunc(body[:min(len(body), maxWords)], binary) {
 		text, limit = markupWords(string(body)), maxWords
 	}
 	return strings.ToValidUTF8(text[:min(len(text), limit)], "")
@@ -498,7 +504,8 @@ func isMarkup(head []byte) bool {
 	return bytes.HasPrefix(bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\ufeff")), " \t\r\n"), []byte("<"))
 }
 
-const hintPage = "a portal of this network that wants a login, or a proxy, may have answered in the server's place; else look at the URL"
+const hintPage = "a portal of this network that wants a login, or a proxy, may have answered in the server's place; " +
+	"else look at the URL"
 
 // distrust is an error that a configuration has to mend, here or at the server; or somebody else has
 // answered, as portals do. So it is no verdict on an update.

@@ -205,7 +205,8 @@ func (d *dialer) DialTLSContext(ctx context.Context, _, addr string) (net.Conn, 
 }
 
 // shakeHands connects and makes a connection of TLS of that; lost: there was none to talk to.
-func (d *dialer) shakeHands(ctx context.Context, addr string, limit time.Duration) (conn *tls.Conn, lost bool, err error) {
+func (d *dialer) shakeHands(ctx context.Context, addr string, limit time.Duration) (
+	conn *tls.Conn, lost bool, err error) {
 	raw, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, false, err

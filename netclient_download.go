@@ -137,7 +137,8 @@ func (d *download) Read(p []byte) (int, error) {
 		n, err := d.readSome(p)
 		if d.Size < 0 && d.off > maxUnsized {
 			d.Close()
-			return 0, fmt.Errorf("%q: more than %d bytes, and the server did not say how many there are", d.URLKey, int64(maxUnsized))
+			return 0, fmt.Errorf("%q: more than %d bytes, and the server did not say how many there are",
+				d.URLKey, int64(maxUnsized))
 		}
 		if n > 0 {
 			return n, d.pace(n)
@@ -294,9 +295,11 @@ func (d *download) again(err error) error {
 	d.tries++
 	wait := max(downloadBackoff(d.tries), retryAfterOf(err))
 	if d.tries > d.o.retries || wait > maxDownloadWait {
-		return withHint(tryLater("download stopped at byte %d after %d tries: %w", d.off, d.tries, err), "%s", hintOf(err))
+		return withHint(tryLater("download stopped at byte %d after %d tries: %w", d.off, d.tries, err),
+			"%s", hintOf(err))
 	}
-	d.o.lg.warnf("%v; trying again from byte %d in %s (%d of %d)", err, d.off, wait.Round(time.Second/10), d.tries, d.o.retries)
+	d.o.lg.warnf("%v; trying again from byte %d in %s (%d of %d)",
+		err, d.off, wait.Round(time.Second/10), d.tries, d.o.retries)
 	return d.o.sleep(d.ctx, wait)
 }
 
@@ -369,11 +372,13 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 	if at == 0 {
 		// An artifact begins with its member "version".
 		if head := d.head(8); isWebPage(r.Header, head) && !bytes.HasPrefix(head, []byte("version\x00")) {
-			return 0, withHint(d.useless("got a web page, %q, want an artifact", serverWords(d.head(maxHead))), "%s", hintPage)
+			return 0, withHint(d.useless("got a web page, %q, want an artifact", serverWords(d.head(maxHead))),
+				"%s", hintPage)
 		}
 	}
 	if enc := strings.ToLower(r.Header.Get("Content-Encoding")); !harmlessEncoding[enc] {
-		return 0, withHint(d.useless("got Content-Encoding %q, want none", enc), "the server, or a proxy on the way, has to leave the file as it is")
+		return 0, withHint(d.useless("got Content-Encoding %q, want none", enc),
+			"the server, or a proxy on the way, has to leave the file as it is")
 	}
 	if d.Size >= 0 && (total >= 0 && total != d.Size || d.upto > d.Size) {
 		return 0, d.useless("got a file of %d bytes, want %d: %w", max(total, d.upto), d.Size, errChanged)
@@ -386,7 +391,8 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 	}
 	etag, modified := r.Header.Get("ETag"), r.Header.Get("Last-Modified")
 	if changed(strings.TrimPrefix(d.ETag, "W/"), strings.TrimPrefix(etag, "W/")) || changed(d.LastModified, modified) {
-		d.o.lg.debugf("%q: got ETag %q, Last-Modified %q, want %q, %q", d.URLKey, etag, modified, d.ETag, d.LastModified)
+		d.o.lg.debugf("%q: got ETag %q, Last-Modified %q, want %q, %q",
+			d.URLKey, etag, modified, d.ETag, d.LastModified)
 		if d.o.mixed != nil {
 			d.o.mixed()
 		}
@@ -550,10 +556,11 @@ type netFlags struct {
 }
 
 func (n *netFlags) downloadFlags(fs *flag.FlagSet) {
-	fs.Func("limit-rate", "download at most this many `BYTES` per second; k and M may follow (no limit)", func(s string) (err error) {
+	set := func(s string) (err error) {
 		n.limitRate, err = parseRate(s)
 		return err
-	})
+	}
+	fs.Func("limit-rate", "download at most this many `BYTES` per second; k and M may follow (no limit)", set)
 }
 
 func parseRate(s string) (int64, error) {

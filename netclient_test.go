@@ -63,7 +63,7 @@ func TestRedirects(t *testing.T) {
 	for _, to = range []string{"file:///etc/passwd", "ftp://h/a", "http:///a", "gopher:a", "javascript:alert(1)"} {
 		f := &fastSleep{}
 		_, err = openDownload(t.Context(), hc, away.link("a"), downloadOptions{sleep: f.sleep})
-		if err == nil || !strings.Contains(err.Error(), "want http or https") || exitCode(err) != exitFailed || len(f.slept) > 0 {
+		if exitCode(err) != exitFailed || !strings.Contains(err.Error(), "want http or https") || len(f.slept) > 0 {
 			t.Errorf("to %q: got %v", to, err)
 		}
 	}
@@ -75,7 +75,8 @@ func TestRedirects(t *testing.T) {
 	})
 	a := apiFor(t, plain)
 	err = a.authenticate(t.Context())
-	if !isTemporary(err) || !strings.Contains(err.Error(), "another host") || !strings.Contains(hintOf(err), "portal") || header != nil {
+	if !isTemporary(err) || !strings.Contains(err.Error(), "another host") ||
+		!strings.Contains(hintOf(err), "portal") || header != nil {
 		t.Fatalf("auth to another host: got %v, header there %v", err, header)
 	}
 	// A GET follows, and takes nothing along that is for the first host only.
@@ -244,6 +245,9 @@ func TestTLSRefusals(t *testing.T) {
 	t.Cleanup(plain.Close)
 	pool := x509.NewCertPool()
 	pool.AddCert(ca.cert)
+	mutual := func() *tls.Config {
+		return &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, MaxVersion: tls.VersionTLS12}
+	}
 	dir := t.TempDir()
 	file := func(name string, text []byte) string {
 		must(t, os.WriteFile(filepath.Join(dir, name), text, 0o600))
@@ -266,19 +270,22 @@ func TestTLSRefusals(t *testing.T) {
 		hints     string
 	}{
 		{"issuer not known", server(&tls.Config{}), func(*config) {}, `"test CA" ServerCertificate -E portal`},
-		{"ServerCertificate missing", server(&tls.Config{}), func(c *config) { c.ServerCertificate = "/nowhere.pem" }, `/nowhere.pem could not be used`},
+		{"ServerCertificate missing", server(&tls.Config{}), func(c *config) { c.ServerCertificate = "/nowhere.pem" },
+			"/nowhere.pem could not be used"},
 		{"ServerCertificate in DER", server(&tls.Config{}), badRoots("der", ca.cert.Raw), "DER openssl"},
-		{"ServerCertificate a key", server(&tls.Config{}), badRoots("key", pemText("PRIVATE KEY", nil)), "want a CERTIFICATE"},
-		{"ServerCertificate cut off", server(&tls.Config{}), badRoots("cut", pemText("CERTIFICATE", ca.cert.Raw[:99])), "x509:"},
+		{"ServerCertificate a key", server(&tls.Config{}), badRoots("key", pemText("PRIVATE KEY", nil)),
+			"want a CERTIFICATE"},
+		{"ServerCertificate cut off", server(&tls.Config{}), badRoots("cut", pemText("CERTIFICATE", ca.cert.Raw[:99])),
+			"x509:"},
 		{"ServerCertificate no PEM", server(&tls.Config{}), badRoots("text", []byte("text")), "no PEM certificate"},
-		{"another name", strings.Replace(server(&tls.Config{}), "127.0.0.1", "localhost", 1), trusted, `"device.test" "127.0.0.1" subjectAltName`},
-		{"an old server", server(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}), trusted, "TLS 1.1 or older"},
-		{"no encryption in common", server(&tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}}), trusted,
-			"in common"},
-		{"a client certificate is wanted", server(&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, MaxVersion: tls.VersionTLS12}), trusted,
-			"HttpsClient names"},
-		{"another client certificate is wanted", server(&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, MaxVersion: tls.VersionTLS12}), keyed,
-			"does not take HttpsClient"},
+		{"another name", strings.Replace(server(&tls.Config{}), "127.0.0.1", "localhost", 1), trusted,
+			`"device.test" "127.0.0.1" subjectAltName`},
+		{"an old server", server(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}), trusted,
+			"TLS 1.1 or older"},
+		{"no encryption in common", server(&tls.Config{MaxVersion: tls.VersionTLS12,
+			CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}}), trusted, "in common"},
+		{"a client certificate is wanted", server(mutual()), trusted, "HttpsClient names"},
+		{"another client certificate is wanted", server(mutual()), keyed, "does not take HttpsClient"},
 		{"no TLS", strings.Replace(plain.URL, "http:", "https:", 1), trusted, "does not speak TLS"},
 	} {
 		cfg := testConfig(t)
@@ -294,7 +301,8 @@ func TestTLSRefusals(t *testing.T) {
 			}
 		}
 		// Behind bytes that have come from there it can only be somebody in between.
-		_, err = openDownload(t.Context(), testHTTPClient(t, cfg, netOptions{}), c.url, downloadOptions{sleep: f.sleep, offset: 1, size: 2})
+		later := downloadOptions{sleep: f.sleep, offset: 1, size: 2}
+		_, err = openDownload(t.Context(), testHTTPClient(t, cfg, netOptions{}), c.url, later)
 		wantCode(t, err, exitTempFail)
 	}
 	// A certificate that names nobody but in its subject, as many that were made by hand.
@@ -312,9 +320,11 @@ func TestServerWords(t *testing.T) {
 		`{"error":"a","request_id":"b"}`:     "a",
 		`{"message":"other"}`:                "",
 		"not found\n":                        "not found",
-		"<html>\r\n<head><title>400 No required SSL\n certificate was sent</title></head><body>nginx</body>":                   "400 No required SSL certificate was sent",
-		"<!DOCTYPE html><H1>Not <b>Found</b></H1>":                                                                             "Not Found",
-		`<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message><Key>secret</Key></Error>`: "Request has expired",
+		"<html>\r\n<head><title>400 No required SSL\n certificate was sent</title></head>x": "400 No required SSL " +
+			"certificate was sent",
+		"<!DOCTYPE html><H1>Not <b>Found</b></H1>": "Not Found",
+		`<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message>` +
+			`<Key>secret</Key></Error>`: "Request has expired",
 		"<<<>>":                      ">",
 		"<title>":                    "",
 		"\x7fELF\x00\x01":            "",
@@ -343,8 +353,9 @@ func TestServerWords(t *testing.T) {
 			io.WriteString(w, c.body)
 		})
 		_, _, err := f.get(t, downloadOptions{retries: 1})
-		if words := serverWords([]byte(c.body)); exitCode(err) != c.exit || !strings.Contains(err.Error(), words) || !strings.Contains(hintOf(err), c.hint) ||
-			(c.hint == "") != (hintOf(err) == "") {
+		words := serverWords([]byte(c.body))
+		if exitCode(err) != c.exit || !strings.Contains(err.Error(), words) ||
+			!strings.Contains(hintOf(err), c.hint) || (c.hint == "") != (hintOf(err) == "") {
 			t.Errorf("%d, %q: got %v (exit code %d), hint %q", c.code, c.body, err, exitCode(err), hintOf(err))
 		}
 		if want := map[int]int{exitFailed: 1, exitTempFail: 2}[c.exit]; len(f.ranges) != want {
@@ -532,7 +543,8 @@ func TestProxyPassword(t *testing.T) {
 	for _, scheme := range []string{"http", "https"} {
 		f := &fastSleep{}
 		_, err := openDownload(t.Context(), hc, scheme+"://device.test/a", downloadOptions{sleep: f.sleep})
-		if exitCode(err) != exitFailed || httpStatus(err) != 407 || !strings.Contains(hintOf(err), "http_proxy") || len(f.slept) > 0 {
+		if exitCode(err) != exitFailed || httpStatus(err) != 407 || !strings.Contains(hintOf(err), "http_proxy") ||
+			len(f.slept) > 0 {
 			t.Errorf("%s: got %v (exit code %d), hint %q", scheme, err, exitCode(err), hintOf(err))
 		}
 	}

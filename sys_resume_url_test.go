@@ -424,7 +424,8 @@ func TestInstallFromSomebodyElse(t *testing.T) {
 		says []string
 	}{
 		{page.URL + "/a.mender", exitTempFail, []string{"Welcome to the hotel", "hint: a portal", "System not modified."}},
-		{stranger.URL + "/a.mender", exitFailed, []string{"hint: the certificate was issued by", "ServerCertificate", "System not modified."}},
+		{stranger.URL + "/a.mender", exitFailed,
+			[]string{"hint: the certificate was issued by", "ServerCertificate", "System not modified."}},
 	} {
 		exit, said := b.mendlet("--running", "A", "install", c.url)
 		if exit != c.exit || b.peek().Update != nil {

@@ -151,6 +151,17 @@ func raw(w http.ResponseWriter, header string, body ...[]byte) {
 const someBytes = 20000 // of an artifact of some 36,000: behind the header, before the end
 
 func TestRunOverBadDownloads(t *testing.T) {
+	// instead answers the first n requests by f.
+	type answer = func(*running, int, http.ResponseWriter, *http.Request, []byte) bool
+	instead := func(n int, f func(w http.ResponseWriter)) answer {
+		return func(_ *running, i int, w http.ResponseWriter, _ *http.Request, _ []byte) bool {
+			if i <= n {
+				f(w)
+			}
+			return i <= n
+		}
+	}
+	page := func(w http.ResponseWriter) { io.WriteString(w, "<html><title>Log in</title>") }
 	sized := func(n, off int) string { return fmt.Sprintf("200 OK\r\nContent-Length: %d", n+off) }
 	ranged := func(head string) func(*running, int, http.ResponseWriter, *http.Request, []byte) bool {
 		return func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
@@ -229,41 +240,30 @@ func TestRunOverBadDownloads(t *testing.T) {
 			}
 			return start(q) > 0
 		}},
-		{"a portal's page, for a while", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
-			if n <= 7 {
-				io.WriteString(w, "<html><title>Log in</title>")
-			}
-			return n <= 7
-		}},
-		{"a portal's page, in the middle", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
-			if n == 1 {
-				partly(w, text, someBytes)
-				hangUp()
-			}
-			if n <= 7 {
-				io.WriteString(w, "<html><title>Log in</title>")
-			}
-			return n <= 7
-		}},
-		{"an error page with status 200, for good", "failure", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+		// Something else in the artifact's place.
+		{"a portal's page, for a while", "success", instead(7, page)},
+		{"a portal's page, in the middle", "success",
+			func(r *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+				if n == 1 {
+					partly(w, text, someBytes)
+					hangUp()
+				}
+				return instead(7, page)(r, n, w, q, text)
+			}},
+		{"an error page with status 200, for good", "failure", instead(1000, func(w http.ResponseWriter) {
 			w.Header().Set("Content-Type", "text/html")
 			io.WriteString(w, "Sorry")
-			return true
-		}},
-		{"an error as JSON with status 200, for a while", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
-			if n <= 3 {
-				w.Header().Set("Content-Type", "application/json")
-				io.WriteString(w, `{"error":"busy"}`)
-			}
-			return n <= 3
-		}},
-		{"nothing with status 200, for a while", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
-			return n <= 3
-		}},
-		{"an artifact that is called a page", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
-			w.Header().Set("Content-Type", "text/html")
-			return false
-		}},
+		})},
+		{"an error as JSON with status 200, for a while", "success", instead(3, func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, `{"error":"busy"}`)
+		})},
+		{"nothing with status 200, for a while", "success", instead(3, func(w http.ResponseWriter) {})},
+		{"an artifact that is called a page", "success",
+			func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+				w.Header().Set("Content-Type", "text/html")
+				return false
+			}},
 		// Replicas that know the same file under other tags, and connections that do not last.
 		{"replicas", "success", func(_ *running, n int, w http.ResponseWriter, q *http.Request, text []byte) bool {
 			raw(w, fmt.Sprintf("206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nETag: \"%d\"\r\nLast-Modified: %s",
@@ -400,7 +400,8 @@ func TestRunUntrusted(t *testing.T) {
 			ca = other
 		}
 		leaf := ca.issue(t, false)
-		return &tls.Config{SessionTicketsDisabled: true, Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}}}, nil
+		certificate := tls.Certificate{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}
+		return &tls.Config{SessionTicketsDisabled: true, Certificates: []tls.Certificate{certificate}}, nil
 	}
 	s := newManagedSetup(t)
 	s.server = startServer(t, &tls.Config{GetConfigForClient: config})
