@@ -320,7 +320,9 @@ func adopt(a *app, d *dir, u *update, rec *record, state string) (err error) {
 		}
 	}
 	if !recovery && u.Step == stepDownload {
-		u.Parked, u.Type, u.Provides, u.Clears = true, "", nil, nil // from its start
+		if u.Provides, u.Clears = nil, nil; u.Type != rootfsImage { // as if it had not been opened: the module begins anew
+			u.Parked, u.Type = true, ""
+		}
 		u.Request, err = a.nextBody(rec.Provides)
 	}
 	return err

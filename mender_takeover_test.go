@@ -7,9 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -414,5 +416,68 @@ func TestStatusOfWhatWasTakenOver(t *testing.T) {
 			t.Errorf("got %s", out)
 		}
 		must(t, d.start().openState())
+	}
+}
+
+// A standalone update of an image waits for its verdict, and the power is cut at each operation from the
+// take-over on. What is lost of the journal is taken over again.
+func TestPowerCutInTakeOver(t *testing.T) {
+	t.Parallel()
+	for _, store := range []string{"3.4.0-rootfs-standalone-pending", "5.1.0-rootfs-standalone-pending"} {
+		for _, env := range []string{"trial", ""} {
+			s := newStoreSetup(t)
+			text := storeFile(t, store)
+			for k := 1; ; k++ {
+				d, _ := storeDevice(t, s, text, env)
+				d.w.ops, d.w.cutAt = 0, k
+				var err error
+				cut := d.powered(func() { err = d.settle("/none", storeRelease) })
+				if cut {
+					d.w.lose(lossModes[k%len(lossModes)], 513, rand.New(rand.NewSource(int64(k))))
+					err = d.settle("/none", storeRelease)
+				}
+				if err == nil {
+					err = d.check(storeRelease)
+				}
+				rec, _ := d.peek()
+				if want := map[string]string{"trial": "committed", "": "rolled-back"}[env]; err != nil ||
+					rec.Last.Result != want && (!cut || rec.Last.Result != "rolled-back") || rec.Mender == nil {
+					t.Fatalf("%s %s, cut at operation %d: %v; verdict %+v, want %s", store, env, k, err, rec.Last, want)
+				}
+				untouched(t, s.dir, text)
+				if !cut {
+					break
+				}
+			}
+		}
+	}
+}
+
+// While Mender's client has its store open, nothing is taken over.
+func TestMenderStillRuns(t *testing.T) {
+	t.Parallel()
+	s := newStoreSetup(t)
+	d, said := storeDevice(t, s, storeFile(t, "3.4.0-committed"), "")
+	f, err := os.Create(filepath.Join(s.dir, menderStoreLock))
+	must(t, err)
+	defer f.Close()
+	const ofdSetLock = 37 // F_OFD_SETLK of linux/fcntl.h: it is another's even for the process that has it
+	lock := syscall.Flock_t{Type: syscall.F_RDLCK, Len: 1}
+	must(t, syscall.FcntlFlock(f.Fd(), ofdSetLock, &lock))
+	err = d.start().openState()
+	if exitCode(err) != exitTempFail || !strings.Contains(err.Error(), "Mender's client is running") || !strings.Contains(hintOf(err), "stop it") {
+		t.Errorf("got %v, want that it runs, with a hint", err)
+	}
+	if rec, _ := d.peek(); rec.Provides != nil || rec.Mender != nil {
+		t.Errorf("the journal has %+v", rec)
+	}
+	lock.Type = syscall.F_UNLCK
+	must(t, syscall.FcntlFlock(f.Fd(), ofdSetLock, &lock))
+	must(t, d.start().openState())
+	lock.Type = syscall.F_RDLCK // what has been taken over is no reason to stop, but to say it
+	must(t, syscall.FcntlFlock(f.Fd(), ofdSetLock, &lock))
+	said.Reset()
+	if err := d.start().openState(); err != nil || !strings.Contains(said.String(), "is running") {
+		t.Errorf("got %v, said %q", err, said)
 	}
 }
