@@ -205,6 +205,9 @@ func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte
 	what := fmt.Sprintf("%s %q", method, urlKey(req.URL))
 	req.Header = h
 	req.Header.Set("Accept", "application/json")
+	// All requests may be repeated. Without a value this is not sent, but net/http repeats one at once that met
+	// a connection which the server, or a router in between, had closed meanwhile.
+	req.Header["Idempotency-Key"] = nil
 	if body == nil {
 		req.Body = nil
 	} else {

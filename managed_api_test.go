@@ -353,6 +353,33 @@ func TestStatusOutOfRange(t *testing.T) {
 	}
 }
 
+// A connection that was kept and is closed by the other end when it is used again costs no request.
+func TestStaleConnection(t *testing.T) {
+	s := newTestServer(t, false)
+	s.autoAccept = true
+	uses := map[string]int{}
+	s.setFault(func(_ string, w http.ResponseWriter, r *http.Request) bool {
+		if uses[r.RemoteAddr]++; uses[r.RemoteAddr] < 2 {
+			if r.Header["Idempotency-Key"] != nil {
+				t.Errorf("the server got Idempotency-Key %q", r.Header["Idempotency-Key"])
+			}
+			return false
+		}
+		conn, _, err := http.NewResponseController(w).Hijack()
+		must(t, err)
+		conn.Close()
+		return true
+	})
+	a := apiFor(t, s)
+	must(t, a.authenticate(t.Context()))
+	for range 3 {
+		must(t, a.sendInventory(t.Context(), []byte(`[]`)))
+	}
+	if len(uses) != 4 {
+		t.Errorf("got %d connections, want 4", len(uses))
+	}
+}
+
 // A request that hangs ends at once when the run is stopped.
 func TestCancelAPI(t *testing.T) {
 	s := newTestServer(t, false)
