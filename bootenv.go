@@ -180,7 +180,8 @@ func (e *nativeEnv) load(ctx context.Context) (imgs []envImage, cur int, err err
 	switch {
 	case len(why) == len(imgs):
 		return nil, 0, withHint(refuse("boot environment: no valid copy: %w", errors.Join(why...)), "compare %q with the "+
-			"boot loader's configuration; if they agree, have the boot loader save its environment (saveenv), or write one with mkenvimage", e.file)
+			"boot loader's configuration; if they agree, have the boot loader save its environment (saveenv), "+
+			"or write one with mkenvimage", e.file)
 	case len(why) == 1:
 		bad := 1 - cur
 		if text := why[0].Error(); e.warned[bad] != text {
@@ -208,7 +209,8 @@ func (e *nativeEnv) unread(c envCopy, err error) error {
 	switch code := exitCode(err); {
 	case code == exitTempFail && len(e.copies) == 2:
 		return withHint(tryLater("boot environment: a copy cannot be read, and may be the newer one: %w", err),
-			"the kernel's log may say why; if its medium is failing for good, so that it has to be replaced, the environment has to be made anew there")
+			"the kernel's log may say why; if its medium is failing for good, so that it has to be replaced, "+
+				"the environment has to be made anew there")
 	case code == exitTempFail:
 		return tryLater("boot environment: %w", err)
 	case code == exitRefused:
@@ -342,8 +344,9 @@ func (e *nativeEnv) changed(old []byte, vars []envVar) ([]byte, error) {
 	}
 	for _, v := range vars {
 		if e.writable != nil && !slices.Contains(e.writable, v.name) {
-			return nil, withHint(refuse("boot environment: %q is not among what %q lists as writable for %q", v.name, e.file, e.name),
-				"the boot loader would not take it; add it to the writelist there and to CONFIG_ENV_FLAGS_LIST_STATIC of the boot loader")
+			return nil, withHint(refuse("boot environment: %q is not among what %q lists as writable for %q",
+				v.name, e.file, e.name), "the boot loader would not take it; add it to the writelist there "+
+				"and to CONFIG_ENV_FLAGS_LIST_STATIC of the boot loader")
 		}
 	}
 	entries, err := parseEnv(old[e.header():])
@@ -433,10 +436,11 @@ func (e *nativeEnv) confirm(ctx context.Context, i int, img []byte) error {
 	case err != nil:
 		return &envChangeError{fmt.Errorf("boot environment: %v: read-back: %w", c, err)}
 	case !bytes.Equal(imgs[i].raw, img):
-		return &envChangeError{fmt.Errorf("boot environment: %v: read-back: what was written is not what is there (last difference at byte %#x of %#x)",
-			c, differEnd(imgs[i].raw, img)-1, len(img))}
+		return &envChangeError{fmt.Errorf("boot environment: %v: read-back: what was written is not what is there "+
+			"(last difference at byte %#x of %#x)", c, differEnd(imgs[i].raw, img)-1, len(img))}
 	case cur != i:
-		return &envChangeError{fmt.Errorf("boot environment: %v: what was written is there, but the boot loader will take %v", c, e.copies[cur])}
+		return &envChangeError{fmt.Errorf("boot environment: %v: what was written is there, but the boot loader "+
+			"will take %v", c, e.copies[cur])}
 	}
 	return nil
 }
@@ -481,9 +485,11 @@ func cannotWrite(c envCopy, err error) error {
 	case mayPass(err):
 		return tryLater(text, c, err)
 	case errors.Is(err, syscall.EROFS):
-		return withHint(refuse(text, c, err), "its file system is mounted read-only; it has to be writable for an update, mount -o remount,rw does that")
+		return withHint(refuse(text, c, err), "its file system is mounted read-only; it has to be writable "+
+			"for an update, mount -o remount,rw does that")
 	case errors.Is(err, fs.ErrNotExist):
-		return withHint(refuse(text, c, err), "missing files are not made here; if it should be one: truncate -s %d %q", c.offset+c.size, c.path)
+		return withHint(refuse(text, c, err), "missing files are not made here; if it should be one: "+
+			"truncate -s %d %q", c.offset+c.size, c.path)
 	case os.Geteuid() != 0:
 		return withHint(refuse(text, c, err), "only root may; run as root")
 	}
@@ -552,7 +558,8 @@ func (e *nativeEnv) writeProtected(device string) error {
 	dir, boot := e.sysBlock(device)
 	switch sysFlag(dir, "ro_lock_until_next_power_on") {
 	case "1":
-		return withHint(refuse("boot environment: %q is write-protected until it loses power", device), "whoever protects it at each boot has to leave that out")
+		return withHint(refuse("boot environment: %q is write-protected until it loses power", device),
+			"whoever protects it at each boot has to leave that out")
 	case "2":
 		return refuse("boot environment: %q is write-protected for good", device)
 	}
@@ -562,11 +569,12 @@ func (e *nativeEnv) writeProtected(device string) error {
 	case !boot || sysFlag(dir, "force_ro") != "1":
 		return refuse("boot environment: %q is read-only", device)
 	}
-	if f, err := os.OpenFile(filepath.Join(dir, "force_ro"), os.O_WRONLY, 0); err != nil {
-		return withHint(refuseUnlessPassing(err, "boot environment: %q is read-only: %w", device, err), "echo 0 >%q must be possible", filepath.Join(dir, "force_ro"))
-	} else {
-		return f.Close()
+	f, err := os.OpenFile(filepath.Join(dir, "force_ro"), os.O_WRONLY, 0)
+	if err != nil {
+		return withHint(refuseUnlessPassing(err, "boot environment: %q is read-only: %w", device, err),
+			"echo 0 >%q must be possible", filepath.Join(dir, "force_ro"))
 	}
+	return f.Close()
 }
 
 // unprotect makes an eMMC boot partition writable for as long as it takes (Linux,

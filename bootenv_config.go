@@ -247,7 +247,7 @@ func isEnvYAML(text []byte) bool {
 	for line := range strings.SplitSeq(string(text), "\n") {
 		line = strings.TrimSpace(cutComment(line))
 		if line != "" {
-			return strings.HasSuffix(line, ":") || strings.HasPrefix(line, "---") || strings.HasPrefix(line, "%") || strings.HasPrefix(line, "{")
+			return strings.HasSuffix(line, ":") || strings.HasPrefix(line, "---") || strings.ContainsAny(line[:1], "%{")
 		}
 	}
 	return false
@@ -339,7 +339,8 @@ func parseEnvYAML(file, text string) ([]*envConfig, error) {
 			err = y.take(file, l)
 		}
 		if err != nil {
-			return nil, withHint(refuse("%q, line %d: %w", file, n, err), "of YAML this file may have what libubootenv's documentation shows of it")
+			return nil, withHint(refuse("%q, line %d: %w", file, n, err),
+				"of YAML this file may have what libubootenv's documentation shows of it")
 		}
 	}
 	if err := y.finish(); err != nil {
@@ -414,7 +415,8 @@ func (y *envYAML) key(l yamlLine) error {
 	}
 	c := y.all[len(y.all)-1]
 	if isList := l.key == "writelist" || l.key == "devices"; isList != (l.value == "") {
-		return fmt.Errorf("%s: got %q, want %s", l.key, l.value, map[bool]string{true: "a list below it", false: "a value"}[isList])
+		want := map[bool]string{true: "a list below it", false: "a value"}[isList]
+		return fmt.Errorf("%s: got %q, want %s", l.key, l.value, want)
 	}
 	var err error
 	switch l.key {

@@ -231,7 +231,8 @@ func TestEnvYAMLFile(t *testing.T) {
 // a double is not believed.
 func TestEnvByUUID(t *testing.T) {
 	part := func(name, uuid, label string) (string, string) {
-		return "/sys/class/block/" + name + "/uevent", fmt.Sprintf("DEVTYPE=partition\nDEVNAME=%s\nPARTUUID=%s\nPARTNAME=%s\n", name, uuid, label)
+		return "/sys/class/block/" + name + "/uevent",
+			fmt.Sprintf("DEVTYPE=partition\nDEVNAME=%s\nPARTUUID=%s\nPARTNAME=%s\n", name, uuid, label)
 	}
 	files := map[string]string{"/dev/disk/by-partuuid/aa-01": "->../../sda1",
 		"/dev/disk/by-partuuid/bb-02": "->../../sda2",

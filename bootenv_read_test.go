@@ -348,3 +348,64 @@ func TestEnvLockHeld(t *testing.T) {
 		t.Errorf("told to end: got %v", err)
 	}
 }
+
+// A tool that fails, or finds no copy, is asked again: it does not tell what may pass. What it cannot be asked to
+// write is known before.
+func TestEnvToolsUnreadable(t *testing.T) {
+	fails := "n=$(($(cat \"$state.n\" 2>/dev/null) + 0)); echo $((n + 1)) >\"$state.n\"; [ $n -ge %d ] || { %s; }\n"
+	open := func(print string) (bootEnv, string) {
+		dir := fakeTools(t, map[string]string{"fw_printenv": print + printScript, "fw_setenv": equalScript})
+		writeFile(t, dir+"/state", "a=1\nmender_uboot_separator=1\n")
+		writeFile(t, dir+"/none", dir+"/state 0 0x1000\n")
+		env, err := openBootEnv(&config{BootEnv: "fw_setenv", FwEnvConfig: dir + "/none"}, testHost(openStorage))
+		must(t, err)
+		return env, dir
+	}
+	for says, want := range map[string]int{
+		"echo Input/output error >&2; exit 1":               exitTempFail,
+		"echo 'Cannot read environment, using default' >&2": exitRefused,
+	} {
+		env, _ := open(fmt.Sprintf(fails, len(envReads), says))
+		if got, err := env.vars(t.Context()); err != nil || got["a"] != "1" {
+			t.Errorf("%s, a few times: got %v, %v", says, got, err)
+		}
+		env, dir := open(fmt.Sprintf(fails, 1000, says))
+		for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{"a", "2"}}), "check": env.check(t.Context(), nil)} {
+			var touched *envChangeError
+			if exitCode(err) != want || errors.As(err, &touched) {
+				t.Errorf("%s, %s: got %v, exit code %d, want %d", says, what, err, exitCode(err), want)
+			}
+		}
+		if calls, _ := os.ReadFile(dir + "/calls"); strings.Contains(string(calls), "fw_setenv") {
+			t.Errorf("%s: it was written", says)
+		}
+	}
+	// Told to end, nobody waits for a tool that waits for its lock.
+	ctx, stop := context.WithCancel(t.Context())
+	env, dir := open("mkfifo \"$state.w\"; read -r x <\"$state.w\"\n")
+	go func() {
+		for _, err := os.Stat(dir + "/state.w"); err != nil; _, err = os.Stat(dir + "/state.w") {
+		}
+		stop()
+	}()
+	if _, err := env.vars(ctx); exitCode(err) != exitTempFail || !errors.Is(err, context.Canceled) {
+		t.Errorf("told to end: got %v", err)
+	}
+	// A tool that is missing, and a device that cannot be written (sysfs has no such file for root either).
+	dir = fakeTools(t, map[string]string{"fw_printenv": printScript})
+	if _, err := openBootEnv(&config{BootEnv: "fw_setenv", FwEnvConfig: dir + "/none"}, testHost(openStorage)); exitCode(err) != exitRefused {
+		t.Errorf("no fw_setenv: got %v", err)
+	}
+	const seqnum = "/sys/kernel/uevent_seqnum"
+	if f, err := os.OpenFile(seqnum, os.O_RDWR, 0); err == nil {
+		f.Close()
+		t.Skip("needs a file that nobody may write: ", seqnum)
+	}
+	env, dir = open("")
+	writeFile(t, dir+"/none", seqnum+" 0 0x1000\n")
+	env, err := openBootEnv(&config{BootEnv: "fw_setenv", FwEnvConfig: dir + "/none"}, testHost(openStorage))
+	must(t, err)
+	if err := env.check(t.Context(), nil); exitCode(err) != exitRefused || !strings.Contains(err.Error(), seqnum) {
+		t.Errorf("a device that cannot be written: got %v", err)
+	}
+}

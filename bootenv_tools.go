@@ -56,8 +56,8 @@ func (t *toolEnv) callTool(ctx context.Context, program, stdin string, args ...s
 	// valid, and a change would make that the real one.
 	if strings.Contains(strings.ToLower(said), "using default") {
 		return "", withHint(refuse("boot environment: no valid copy: %q says %.200q", program, said),
-			"compare fw_env.config with the boot loader's configuration, and look into the kernel's log for errors of its medium; "+
-				"if there are none, have the boot loader save its environment (saveenv)")
+			"compare fw_env.config with the boot loader's configuration, and look into the kernel's log for errors "+
+				"of its medium; if there are none, have the boot loader save its environment (saveenv)")
 	}
 	return out.String(), nil
 }
@@ -66,7 +66,7 @@ func (t *toolEnv) callTool(ctx context.Context, program, stdin string, args ...s
 // a copy that it could not read from a bad one.
 func (t *toolEnv) vars(ctx context.Context) (map[string]string, error) {
 	out, err := t.callTool(ctx, t.print, "")
-	if err != nil && t.missing != "" {
+	if err != nil && t.missing != "" && !isTemporary(err) {
 		return nil, describeEnv(refuse("%w (there is no %q)", err, t.missing), t.missing)
 	}
 	for i, wait := range envReads {
@@ -138,7 +138,8 @@ func (t *toolEnv) change(ctx context.Context, vars []envVar, there map[string]st
 		return err
 	}
 	if m := envDiff(vars, there); len(m) > 0 {
-		return fmt.Errorf("boot environment: %q reported success, but %s is %q, want %q", t.setter, m[0].name, there[m[0].name], m[0].value)
+		return fmt.Errorf("boot environment: %q reported success, but %s is %q, want %q",
+			t.setter, m[0].name, there[m[0].name], m[0].value)
 	}
 	return nil
 }
@@ -304,7 +305,8 @@ func envCommand(ctx context.Context, args []string, env bootEnv, out io.Writer) 
 // printEnv prints the variables named, or all of them, and gives back those not set. Each
 // value ends with a line feed, with bare too; a bare value is as it is, for programs. The rest
 // goes through show.
-func printEnv(ctx context.Context, env bootEnv, names []string, bare bool, show func(string) string, out io.Writer) (missing []string, err error) {
+func printEnv(ctx context.Context, env bootEnv, names []string, bare bool, show func(string) string,
+	out io.Writer) (missing []string, err error) {
 	there, err := env.vars(ctx)
 	if err != nil {
 		return nil, err
@@ -345,7 +347,8 @@ type fwCall struct {
 // not used.
 func parseFwArgs(set bool, args []string) (fwCall, error) {
 	var f fwCall
-	takes := map[string]*string{"-c": &f.config, "--config": &f.config, "-s": &f.script, "--script": &f.script, "-m": &f.name, "--namespace": &f.name}
+	takes := map[string]*string{"-c": &f.config, "--config": &f.config, "-s": &f.script, "--script": &f.script,
+		"-m": &f.name, "--namespace": &f.name}
 	for _, ignored := range []string{"-f", "--defenv", "-l", "--lock"} {
 		takes[ignored] = new(string)
 	}
@@ -388,8 +391,8 @@ usage: fw_printenv [-c FILE] [-m NAMESPACE] [-n] [NAME...]
 
 // fwCommand is mendlet called as fw_printenv or fw_setenv (the base name of argv0). It gives
 // the exit code, 0 or 1 as theirs. It is always native: the tools may be links to this.
-func fwCommand(ctx context.Context, argv0 string, args []string, c *config, open func(*config, *logger) (bootEnv, error),
-	in io.Reader, out, errOut io.Writer, lg *logger) int {
+func fwCommand(ctx context.Context, argv0 string, args []string, c *config,
+	open func(*config, *logger) (bootEnv, error), in io.Reader, out, errOut io.Writer, lg *logger) int {
 	set := filepath.Base(argv0) == "fw_setenv"
 	f, err := parseFwArgs(set, args)
 	if f.help {
@@ -490,7 +493,8 @@ func openBootEnv(c *config, h *envHost) (bootEnv, error) {
 			return nil, err
 		}
 		if d := charDevice(cfg.copies); d != "" {
-			return nil, withHint(refuse("boot environment: %q is a character device (raw MTD or UBI), which BootEnv native cannot write", d),
+			return nil, withHint(refuse("boot environment: %q is a character device (raw MTD or UBI), which BootEnv native "+
+				"cannot write", d),
 				"set BootEnv to fw_setenv, and have fw_printenv and fw_setenv in PATH")
 		}
 		return newNativeEnv(cfg, h), nil
@@ -512,7 +516,8 @@ func autoBootEnv(c *config, h *envHost) (bootEnv, error) {
 		if d := charDevice(cfg.copies); d != "" {
 			env, err := findFwTools(c, cfg, h)
 			if err != nil {
-				return nil, refuse("boot environment: %q is a character device (raw MTD or UBI), which is left to the tools: %w", d, err)
+				return nil, refuse("boot environment: %q is a character device (raw MTD or UBI), which is left to the "+
+					"tools: %w", d, err)
 			}
 			return env, nil
 		}

@@ -105,8 +105,10 @@ func TestRunExplainsStrayTrial(t *testing.T) {
 	if err := d.managedRun(t.Context(), s.server.URL, listen); err != nil {
 		t.Fatal(err)
 	}
-	if got := log.String(); !strings.Contains(got, "the journal knows of no update") || !strings.Contains(got, "mendlet env set upgrade_available=0") {
-		t.Errorf("got %q", got)
+	for _, want := range []string{"the journal knows of no update", "mendlet env set upgrade_available=0"} {
+		if got := log.String(); !strings.Contains(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 	if d.env()[varUpgrade] != "1" {
 		t.Error("the environment changed")

@@ -162,7 +162,8 @@ func strayTrial(vars map[string]string, s *slots) string {
 	}
 	return text + fmt.Sprintf(": it may have been lost, or another program installed what is there. The next boot "+
 		"tries it. "+
-		"To stay with what runs now: mendlet env set %s=%d %s=%x %s=0", varBootPart, s.other(to).num, varBootPartHex, s.other(to).num, varUpgrade)
+		"To stay with what runs now: mendlet env set %s=%d %s=%x %s=0",
+		varBootPart, s.other(to).num, varBootPartHex, s.other(to).num, varUpgrade)
 }
 
 // checkSize opens the slot for a moment, which also finds one that is claimed or read-only.

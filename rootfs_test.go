@@ -109,12 +109,12 @@ func TestRootfsUndecided(t *testing.T) {
 		"verify, no configuration":     {"ArtifactVerifyReboot", "B", noFwConfig, exitRefused, "3 1"},
 		"commit, no configuration":     {"ArtifactCommit", "B", noFwConfig, exitRefused, "3 1"},
 		"rollback, no configuration":   {"ArtifactRollback", "B", noFwConfig, exitTempFail, "3 1"},
-		"rollback, slots not known":    {"ArtifactRollback", "B", func(b *imageBoard) { b.conf["RootfsPartA"] = "" }, exitTempFail, "3 1"},
+		"rollback, slots not known":    {"ArtifactRollback", "B", noSlots, exitTempFail, "3 1"},
 		"commit, running not known":    {"ArtifactCommit", "", nil, exitRefused, "3 1"},
 		"rollback, running not known":  {"ArtifactRollback", "", nil, exitOK, "2 0"},
 		"commit, cannot be written":    {"ArtifactCommit", "B", readOnlyEnv, exitTempFail, "3 1"},
 		"rollback, cannot be written":  {"ArtifactRollback", "B", readOnlyEnv, exitTempFail, "3 1"},
-		"rollback, another's, no slot": {"ArtifactRollback", "B", func(b *imageBoard) { b.a = b.dir + "/p9" }, exitFailed, "3 1"},
+		"rollback, another's, no slot": {"ArtifactRollback", "B", otherSlots, exitFailed, "3 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newImageBoard(t)
@@ -152,9 +152,33 @@ func TestRootfsUndecided(t *testing.T) {
 	}
 }
 
+// A commit is one write, of boot part and upgrade_available together, and none where it is there.
+func TestCommitIsOneWrite(t *testing.T) {
+	b := newImageBoard(t)
+	b.setEnv(t, map[string]string{varBootPart: "3", varBootPartHex: "2", varUpgrade: "1"})
+	r := b.rootfs(t, "B", &update{From: 2, To: 3})
+	writes := 0
+	open := r.m.open
+	r.m.open = func(path string, how openMode) (storage, error) {
+		st, err := open(path, how)
+		if how == openWrite {
+			writes++
+		}
+		return st, err
+	}
+	for range 2 {
+		must(t, r.call(t.Context(), "ArtifactCommit"))
+		if v := b.env(t); writes != 1 || v[varBootPart] != "3" || v[varBootPartHex] != "3" || v[varUpgrade] != "0" {
+			t.Errorf("%d writes, %v", writes, v)
+		}
+	}
+}
+
 func envAway(b *imageBoard)     { os.Rename(b.dir+"/env", b.dir+"/env.away") }
 func noFwConfig(b *imageBoard)  { os.Rename(b.dir+"/fw_env.config", b.dir+"/fw_env.config.away") }
 func readOnlyEnv(b *imageBoard) { b.conf["read-only"] = true }
+func noSlots(b *imageBoard)     { b.conf["RootfsPartA"] = "" }
+func otherSlots(b *imageBoard)  { b.a = b.dir + "/p9" }
 
 // field case 27, cloned storage: the update of another device, whose partitions are not here.
 func TestRollbackOfAnotherDevice(t *testing.T) {

@@ -185,7 +185,8 @@ func TestEnvironmentReadOnly(t *testing.T) {
 	try := func(what, script string) {
 		t.Helper()
 		code, out := inNamespace(t, script+`
-for verb in plan install; do $PROGRAM $ARGS $verb $ART; echo "$verb: $?"; done; exit 0`, "MENDLET_TEST_PROGRAM=1", "PROGRAM="+program, "ARGS="+args, "ART="+art, "DIR="+b.dir)
+for verb in plan install; do $PROGRAM $ARGS $verb $ART; echo "$verb: $?"; done; exit 0`,
+			"MENDLET_TEST_PROGRAM=1", "PROGRAM="+program, "ARGS="+args, "ART="+art, "DIR="+b.dir)
 		if code != 0 || !strings.Contains(out, "plan: 3\n") || !strings.Contains(out, "install: 3\n") ||
 			strings.Count(out, "cannot be written")+strings.Count(out, "is read-only") < 2 {
 			t.Errorf("%s: exit %d: %s", what, code, out)
@@ -194,7 +195,8 @@ for verb in plan install; do $PROGRAM $ARGS $verb $ART; echo "$verb: $?"; done; 
 			t.Errorf("%s: the slot was written", what)
 		}
 	}
-	try("read-only mount", `mkdir $DIR/boot && mount -t tmpfs none $DIR/boot && cp $DIR/env $DIR/boot && mount -o remount,ro $DIR/boot || exit 77
+	try("read-only mount", `mkdir $DIR/boot && mount -t tmpfs none $DIR/boot || exit 77
+cp $DIR/env $DIR/boot && mount -o remount,ro $DIR/boot || exit 77
 printf '%s 0 0x1000\n%s 0x1000 0x1000\n' $DIR/boot/env $DIR/boot/env >$DIR/fw_env.config`)
 	needTool(t, "losetup")
 	loop := attach(t, filepath.Join(b.dir, "env"), "-r")
@@ -226,11 +228,13 @@ func TestOverlayRoot(t *testing.T) {
 	code, out := inNamespace(t, `
 cd $DIR && mkdir low up mnt && mount $A low || exit 77
 (cd low && mkdir -p dev proc sys bin boot etc/mender var/lib/mender media/ro) || exit 1
-cp $PROGRAM low/bin/mendlet; cp $ART low/a.mender; cp env low/boot/env; cp fw low/etc/fw_env.config; cp mender.conf low/etc/mender
+cp $PROGRAM low/bin/mendlet; cp $ART low/a.mender; cp env low/boot/env
+cp fw low/etc/fw_env.config; cp mender.conf low/etc/mender
 echo device_type=testboard >low/var/lib/mender/device_type
 mount -o remount,ro low && mount -t tmpfs none up && mkdir up/u up/w &&
 mount -t overlay overlay -o lowerdir=$DIR/low,upperdir=$DIR/up/u,workdir=$DIR/up/w mnt || exit 77
-mount -t tmpfs none mnt/dev && mknod mnt/dev/mmcblk0p2 b 7 ${A#/dev/loop} && mknod mnt/dev/mmcblk0p3 b 7 ${B#/dev/loop} && mknod mnt/dev/null c 1 3 &&
+mount -t tmpfs none mnt/dev && mknod mnt/dev/null c 1 3 &&
+mknod mnt/dev/mmcblk0p2 b 7 ${A#/dev/loop} && mknod mnt/dev/mmcblk0p3 b 7 ${B#/dev/loop} &&
 mount -t proc none mnt/proc && mount -t sysfs none mnt/sys || exit 77
 m() { chroot mnt /bin/mendlet "$@" 2>&1; echo "$1: $?"; }
 mount --bind none mnt/proc/cmdline && m install /a.mender && umount mnt/proc/cmdline
