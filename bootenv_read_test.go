@@ -58,11 +58,11 @@ func unreadable(off int64, errno syscall.Errno, n int) (*unreadDisk, *nativeEnv)
 func TestEnvUnreadable(t *testing.T) {
 	for _, off := range []int64{-1, 0x400, 0x2400} {
 		for _, errno := range []syscall.Errno{syscall.EIO, syscall.EMFILE, syscall.ENOMEM} {
-			d, env := unreadable(off, errno, len(envReads))
+			_, env := unreadable(off, errno, len(envReads))
 			if got, err := env.vars(t.Context()); err != nil || got["a"] != "new" {
 				t.Errorf("%v at %#x, and then it can be read: got %v, %v", errno, off, got, err)
 			}
-			d, env = unreadable(off, errno, -1)
+			d, env := unreadable(off, errno, -1)
 			before := slices.Clone(d.data)
 			for what, err := range map[string]error{
 				"set":   env.set(t.Context(), []envVar{{"upgrade_available", "0"}}),
@@ -401,7 +401,7 @@ func TestEnvToolsUnreadable(t *testing.T) {
 		f.Close()
 		t.Skip("needs a file that nobody may write: ", seqnum)
 	}
-	env, dir = open("")
+	_, dir = open("")
 	writeFile(t, dir+"/none", seqnum+" 0 0x1000\n")
 	env, err := openBootEnv(&config{BootEnv: "fw_setenv", FwEnvConfig: dir + "/none"}, testHost(openStorage))
 	must(t, err)
