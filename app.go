@@ -267,9 +267,32 @@ func (a *app) guessedName() bool {
 	}
 }
 
+// topologyFile is where the orchestrator of a DeviceTier system has what the system is made of.
+const topologyFile = "/var/lib/mender-orchestrator/topology.yaml"
+
+// serverType is the type of the device as the server deploys for it: the system's, where it stands for one.
+func (a *app) serverType() (string, error) {
+	if a.c.DeviceTier != "system" {
+		return a.c.deviceType()
+	}
+	path := a.m.path(topologyFile)
+	text, err := os.ReadFile(path)
+	for line := range strings.SplitSeq(string(text), "\n") {
+		v, ok := strings.CutPrefix(line, "system_type:")
+		v, _, _ = strings.Cut(v, " #")
+		if v = strings.Trim(v, " \t\r\"'"); ok && v != "" {
+			return v, nil
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("%q has no system_type", path)
+	}
+	return "", withHint(refuse("DeviceTier is system: %w", err), "the orchestrator writes it; without one, leave DeviceTier out")
+}
+
 // nextBody is the question for a deployment, as a device with these provides asks it.
 func (a *app) nextBody(provides map[string]string) ([]byte, error) {
-	t, err := a.c.deviceType()
+	t, err := a.serverType()
 	if err != nil {
 		return nil, err
 	}

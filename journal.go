@@ -87,6 +87,7 @@ type netState struct {
 	ConfigHash    string    `json:"config_hash,omitempty"` // of mender-configure's file, as the server has it
 	Untold        *verdict  `json:"untold,omitempty"`      // the report of it was given up
 	V1Only        string    `json:"v1_only,omitempty"`     // server without the v2 route
+	Identity      string    `json:"identity,omitempty"`    // SHA-256 of the one that the server has accepted
 	Device        string    `json:"device,omitempty"`      // who the device is to the server, by its last token
 	Server        string    `json:"server,omitempty"`      // of several, the one that answered
 	ServerTime    time.Time `json:"server_time,omitzero"`  // when it did, for the first time

@@ -80,6 +80,7 @@ type session struct {
 	log      *deployLog
 	progress func()        // there was progress
 	looks    bool          // and changes nothing: no key is made
+	anew     bool          // to be another device to the server is what is meant
 	asked    time.Time     // when the server last heard of the download
 	patience time.Duration // until it hears the next time
 }
@@ -164,26 +165,52 @@ func (s *session) ready() error {
 	if err != nil {
 		return err
 	}
-	var key crypto.Signer
-	if s.looks {
-		key, err = knownKey(a.c, pass, a.lg)
-	} else {
-		key, err = deviceKey(a.c, pass, a.o.net.force, a.lg)
-	}
+	key, err := s.key(pass)
 	if err != nil {
 		return err
 	}
+	s.anew = s.anew || a.o.net.force
 	a.o.net.force = false // once per process
 	if s.hc, err = newClient(a); err != nil {
 		return err
 	}
-	id := func(ctx context.Context) (string, error) { return deviceIdentity(ctx, a) }
-	s.api = newAPIClient(a.c, s.hc, id, key, a.lg)
+	s.api = newAPIClient(a.c, s.hc, s.identity, key, a.lg)
 	if n := a.rec.net(); n != nil {
 		s.api.v1Only = n.V1Only
 	}
 	s.prefer()
 	return nil
+}
+
+// key is the device's key. One that the server has accepted and that is gone is not replaced.
+func (s *session) key(pass []byte) (crypto.Signer, error) {
+	a, n := s.a, s.a.rec.net()
+	accepted := n != nil && (n.Identity != "" || n.Device != "" || a.rec.Update != nil && a.rec.Update.Managed)
+	if !s.looks && (!accepted || a.o.net.force) {
+		return deviceKey(a.c, pass, a.o.net.force, a.lg)
+	}
+	key, err := knownKey(a.c, pass, a.lg)
+	if accepted && errors.Is(err, os.ErrNotExist) {
+		err = withHint(refuse("%w, and the server has accepted one", err),
+			"put it back; with --forcebootstrap the device gets a new one, with which it has to be accepted anew")
+	}
+	return key, err
+}
+
+// identity is who the device says it is. It is not another one without a word: to the server it would be another
+// device, and the old one be gone.
+func (s *session) identity(ctx context.Context) (string, error) {
+	a, n := s.a, s.a.rec.net()
+	id, err := deviceIdentity(ctx, a)
+	if err != nil || n == nil || n.Identity == "" || n.Identity == inventoryHash([]byte(id)) || s.anew || a.o.net.force {
+		return id, err
+	}
+	err = refuse("the device's identity is now %s, and that is not the one which the server has accepted", id)
+	script := identityScript(a.c)
+	if _, serr := os.Stat(script); errors.Is(serr, os.ErrNotExist) {
+		return "", withHint(err, "put the identity script %q back; --forcebootstrap to be another device to the server", script)
+	}
+	return "", withHint(err, "mend what %q prints; --forcebootstrap to be another device to the server", script)
 }
 
 // prefer has the server asked first that has answered before, for a day: with the first of several
@@ -204,10 +231,18 @@ func (s *session) remember() {
 		return
 	}
 	n.V1Only = s.api.v1Only
+	s.rememberIdentity()
 	if base := s.api.base; len(s.a.c.Servers) > 1 && base != "" && base != s.api.first {
 		n.Server, n.ServerTime = base, time.Now().UTC().Truncate(time.Second)
 	}
 	s.forget()
+}
+
+// rememberIdentity keeps in the record as whom the server has accepted the device.
+func (s *session) rememberIdentity() {
+	if id := s.api.accepted; id != "" {
+		s.a.rec.net().Identity = inventoryHash([]byte(id))
+	}
 }
 
 // forget drops what the server was told of the device, when it may know nothing of it any more: it
@@ -257,7 +292,7 @@ func runOnce(ctx context.Context, a *app) error {
 		return err
 	}
 	if d := a.o.net.splay; d > 0 && a.rec.Update == nil {
-		id, err := deviceIdentity(ctx, a)
+		id, err := newSession(a).identity(ctx)
 		if err != nil {
 			return err
 		}
@@ -442,6 +477,7 @@ func (s *session) deploy(ctx context.Context, dep *deployment, body []byte) erro
 		return s.sendVerdict(ctx, v)
 	}
 	s.dep = dep
+	s.rememberIdentity()
 	a.rec.Update = &update{Step: stepDownload, Managed: true, ID: dep.ID, Artifact: dep.ArtifactName, Request: body}
 	s.openLog()
 	defer s.closeLog()
@@ -473,7 +509,7 @@ func (s *session) newFlow(ctx context.Context) (*flow, error) {
 		return nil, err
 	}
 	f.stopBefore, f.mode = nil, managedMode
-	f.fetch = s.fetch
+	f.fetch, f.deviceType = s.fetch, s.a.serverType
 	f.reportStatus, f.checkServer, f.reportVerdict = s.reportStatus, s.checkServer, s.reportVerdict
 	f.beforeReboot = func() {
 		if s.log != nil {
@@ -530,6 +566,9 @@ func (s *session) fetch(ctx context.Context) (*artifact, error) {
 	art, err := s.a.fetch(ctx)
 	if err != nil {
 		return nil, s.countUseless(err)
+	}
+	if s.a.c.DeviceTier == "system" && art.PayloadType != "mender-orchestrator-manifest" {
+		return nil, refuse("payload type %q: a device of DeviceTier system takes mender-orchestrator-manifest only", art.PayloadType)
 	}
 	if u := s.a.rec.Update; u.Artifact != "" && art.Name != u.Artifact {
 		return nil, fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, art.Name, u.Artifact)
@@ -944,7 +983,7 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 	if hash := inventoryHash(body); force || hash != n.InventoryHash {
 		if err := s.api.sendInventory(ctx, body); err != nil {
 			n.InventoryHash = ""
-			if isTemporary(err) || isDistrust(err) {
+			if isTemporary(err) || isDistrust(err) || exitCode(err) == exitRefused {
 				return err
 			}
 			a.lg.warnf("inventory: %v", err) // no reason not to ask for updates
@@ -1013,14 +1052,30 @@ func bootstrapDevice(ctx context.Context, a *app) error {
 		_, err = deviceKey(a.c, pass, a.o.net.force, a.lg)
 		return err
 	}
+	err := error(nil)
+	if a.o.net.force { // the journal is to forget whom the server has accepted
+		err = a.openState()
+	} else {
+		a.rec, err = a.peek()
+	}
+	if err != nil {
+		return err
+	}
 	s := newSession(a)
 	if err := s.ready(); err != nil {
 		return err
 	}
+	if s.anew {
+		n := a.rec.net()
+		n.Identity, n.Device = "", ""
+		if err := a.j.save(a.rec); err != nil {
+			return err
+		}
+	}
 	defer s.forgetLater()
 	limited, stop := context.WithTimeoutCause(ctx, bootstrapTimeout, tryLater("no answer in %s", bootstrapTimeout))
 	defer stop()
-	err := s.api.authenticate(limited)
+	err = s.api.authenticate(limited)
 	switch {
 	case err == nil:
 		a.lg.infof("the device is accepted")

@@ -54,13 +54,15 @@ type apiClient struct {
 	// device is who the device is to the server, by the last token; "" if that does not say.
 	device string
 
-	c     *config
-	hc    *http.Client
-	id    identitySource
-	key   crypto.Signer
-	lg    *logger
-	base  string // URL of the server that gave the token
-	token string
+	c        *config
+	hc       *http.Client
+	id       identitySource
+	key      crypto.Signer
+	lg       *logger
+	says     string // identity in the last request for a token
+	accepted string // identity that the last token was got with
+	base     string // URL of the server that gave the token
+	token    string
 }
 
 func newAPIClient(c *config, hc *http.Client, id identitySource, key crypto.Signer, lg *logger) *apiClient {
@@ -83,6 +85,7 @@ func (a *apiClient) authBody(ctx context.Context) (body []byte, signature string
 	if err != nil {
 		return nil, "", err
 	}
+	a.says = id
 	der, err := x509.MarshalPKIXPublicKey(a.key.Public())
 	if err != nil {
 		return nil, "", fmt.Errorf("device key: %w", err)
@@ -161,7 +164,7 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		return tryLater("%q: got a token of %d bytes, want one word", base+apiAuth, len(token))
 	}
-	a.base, a.token, a.device = base, token, tokenDevice(token)
+	a.base, a.token, a.device, a.accepted = base, token, tokenDevice(token), a.says
 	a.authenticated++
 	a.lg.debugf("authenticated with %q", base)
 	return nil

@@ -179,10 +179,14 @@ func signBody(key crypto.Signer, body []byte) ([]byte, error) {
 	return key.Sign(rand.Reader, sum[:], crypto.SHA256)
 }
 
+func identityScript(c *config) string {
+	return c.paths.in(c.paths.data, "identity", "mender-device-identity")
+}
+
 // readIdentity runs the identity script; where there is none, the identity is the MAC
 // address of the ethernet interface with the lowest index, as Mender's script has it.
 func readIdentity(ctx context.Context, c *config, sysfs string, lg *logger) (string, error) {
-	script := c.paths.in(c.paths.data, "identity", "mender-device-identity")
+	script := identityScript(c)
 	if _, err := os.Stat(script); errors.Is(err, fs.ErrNotExist) {
 		mac, err := lowestMAC(sysfs)
 		if err != nil {
