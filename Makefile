@@ -29,7 +29,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench test-cross demo session bench \
 	bench-peers corpus install install-init install-mender install-modules cross nonet size fuzz release reproducible \
-	packages packaging rig clean
+	packages packaging deb rig clean
 
 all: mendlet
 
@@ -182,6 +182,10 @@ packages:
 # What is in packaging/ and support/, as far as it can be tried here.
 packaging: mendlet
 	sh rig/packaging.sh
+
+# Debian packages in out/debian; as root they are tried in a small Debian, which is thrown away.
+deb:
+	@sh rig/debian.sh '$(GO)'
 
 # A/B device in QEMU with real U-Boot and kernel; needs root and Debian.
 rig:

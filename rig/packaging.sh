@@ -19,8 +19,8 @@ have() {
 }
 
 # Every script, by its first line.
-scripts=$(grep -rlE '^#!' packaging support modules | sort)
-[ "$(echo "$scripts" | wc -l)" -ge 18 ] || fail "found only these scripts: $scripts"
+scripts=$(grep -rlE '^#!.*(sh|openrc-run|rc.common)\b' packaging support modules debian | sort)
+[ "$(echo "$scripts" | wc -l)" -ge 20 ] || fail "found only these scripts: $scripts"
 for shell in dash 'busybox sh'; do
 	have "${shell%% *}" "scripts are not read by it" || continue
 	for f in $scripts; do
@@ -35,6 +35,9 @@ if have shellcheck "scripts are not checked"; then
 		shellcheck -s "$kind" -e SC2034,SC1090,SC1091 "$f" || fail "shellcheck does not like $f"
 	done
 fi
+
+version=$(cat VERSION)
+head -n 1 debian/changelog | grep -qF "mendlet (${version%%+*}) " || fail "debian/changelog is not of version $version"
 
 # What is installed for each init, and that a script of the device's own that says who it is stays.
 base='usr/sbin/mendlet usr/share/man/man8/mendlet.8 usr/share/man/man5/mender.conf.5
