@@ -158,7 +158,7 @@ got=$(inside mender-update show-artifact)
 grep -qx ArtifactCommit "$root/data/app.log" || fail "the module was not told of the commit"
 kept "the client's update committed"
 got=$(inside dpkg-query -W -f '${Status}' mender-client)
-[ "$got" = "deinstall ok config-files" ] || fail "mender-client is \"$got\""
+[ "$got" = "install ok config-files" ] || fail "mender-client is \"$got\""
 for unit in mender-client.service multi-user.target.wants/mender-updated.service; do
 	want etc/systemd/system/$unit /lib/systemd/system/mender-updated.service
 done
@@ -187,7 +187,8 @@ dpkg_in --purge mendlet-mender mendlet
 kept "purged"
 dpkg_in --purge mender-client
 left=$(cd "$root" && find "$base" usr/share/mendlet usr/sbin/mendlet usr/bin/mender* etc/systemd \
-	\( -type l -o -type f \) ! -path "$base/modules/v3/*app" ! -path "$base/identity/*" 2> /dev/null | grep -i mend) || true
+	\( -type l -o -type f \) ! -path "$base/modules/v3/*app" ! -path "$base/identity/*" 2> /dev/null |
+	grep -i mend) || true
 [ -z "$left" ] || fail "left behind: $left"
 
 # A device that never had Mender's client.
