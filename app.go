@@ -484,10 +484,15 @@ func flagHelp(out io.Writer, fs *flag.FlagSet) {
 		if all[0] != f.Name {
 			return
 		}
-		slices.SortStableFunc(all, func(a, b string) int { return len(a) - len(b) })
-		for i, n := range all {
-			all[i] = dashed(n)
+		short, long := []string(nil), []string(nil)
+		for _, n := range all {
+			if len(n) == 1 {
+				short = append(short, dashed(n))
+			} else {
+				long = append(long, dashed(n))
+			}
 		}
+		all = append(short, long...)
 		value, text := flag.UnquoteUsage(f)
 		if d := f.DefValue; d != "" && d != "0" && d != "0s" && d != "false" {
 			text += " (" + strings.ReplaceAll(strings.Replace(d, "m0s", "m", 1), "h0m", "h") + ")"

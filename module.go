@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -210,18 +211,13 @@ func compactJSON(raw json.RawMessage) ([]byte, error) {
 func putJSON(b *bytes.Buffer, v any) error {
 	switch v := v.(type) {
 	case map[string]any:
-		keys := make([]string, 0, len(v))
+		inOrder := map[string]string{} // by what they are sorted by
 		for k := range v {
-			keys = append(keys, k)
+			inOrder[strings.ToLower(k)+"\x00"+k] = k
 		}
-		slices.SortFunc(keys, func(x, y string) int {
-			if n := strings.Compare(strings.ToLower(x), strings.ToLower(y)); n != 0 {
-				return n
-			}
-			return strings.Compare(x, y)
-		})
 		b.WriteByte('{')
-		for i, k := range keys {
+		for i, o := range slices.Sorted(maps.Keys(inOrder)) {
+			k := inOrder[o]
 			if i > 0 {
 				b.WriteByte(',')
 			}
