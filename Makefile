@@ -45,13 +45,14 @@ fmt:
 vet:
 	$(GO) vet ./...
 	$(GO) vet -tags nonet ./...
+	$(GO) vet -tags nodbus ./...
 	GOARCH=arm $(GO) vet ./...
 	cd rig/bench && $(GO) vet .
 	cd rig/driver && $(GO) vet .
 
 # What one build does not use another may: both are looked at together.
 staticcheck:
-	printf 'net:\nnonet: -tags=nonet\n' | $(GO) run $(STATICCHECK) -matrix ./...
+	printf 'net:\nnonet: -tags=nonet\nnodbus: -tags=nodbus\n' | $(GO) run $(STATICCHECK) -matrix ./...
 	cd rig/bench && $(GO) run $(STATICCHECK) .
 	cd rig/driver && $(GO) run $(STATICCHECK) .
 
@@ -156,6 +157,7 @@ nonet:
 
 # Raw and compressed sizes in bytes; fails over the budget.
 size: cross nonet
+	@$(MAKE) --no-print-directory cross NAME=mendlet-nodbus EXTRATAGS=,nodbus TARGETS=linux/arm/6
 	@sh rig/size.sh out
 
 # Source tarball with all that it depends on, binaries of every target and recovery build, and their

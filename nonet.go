@@ -34,7 +34,7 @@ func leftOut(name string) string {
 	switch name {
 	case "pack":
 		return "make artifacts on a build host, with a mendlet with network support or with mender-artifact"
-	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup":
+	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup", "auth-daemon":
 		return "it takes a mendlet with network support; " +
 			"install an artifact from a file or standard input with this one"
 	}

@@ -27,4 +27,12 @@ budget mendlet-nonet-linux-arm-7 4303000 1400000
 budget mendlet-nonet-linux-arm64 3972000 1206000
 budget mendlet-nonet-linux-mipsle-softfloat 4899000 1169000
 budget mendlet-nonet-linux-riscv64 3773000 1303000
+# What D-Bus may take of the compressed file.
+with=$(xz -9 --check=crc32 -c "$dir/mendlet-linux-arm-6" | wc -c)
+without=$(xz -9 --check=crc32 -c "$dir/mendlet-nodbus-linux-arm-6" | wc -c)
+echo "D-Bus takes $((with - without)) bytes of mendlet-linux-arm-6, xz -9"
+if [ $((with - without)) -gt 20480 ]; then
+	echo "which is over its budget of 20480 bytes"
+	fail=1
+fi
 exit $fail
