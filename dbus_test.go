@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -218,8 +219,18 @@ func TestBusService(t *testing.T) {
 			l, err := net.Listen("unix", d.socket())
 			must(t, err)
 			defer l.Close()
+			gate := make(chan struct{})
+			open := sync.OnceFunc(func() { close(gate) })
+			t.Cleanup(open) // the server waits at its end, too
+			d.server.fault = func(string, http.ResponseWriter, *http.Request) bool {
+				<-gate
+				return false
+			}
 			d.start()
 			p := accept(t, l, order)
+			p.call(9, 0, "/", "org.freedesktop.DBus.Peer", "Ping")
+			p.next("2 9 :1.9") // it has the name
+			open()
 			p.next(tokenSignal) // the device is not accepted
 			p.call(10, 0, authPath, authInterface, "GetJwtToken")
 			if got := pairOf(p.next("2 10 :1.9 ss")); got != " " {
