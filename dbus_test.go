@@ -511,6 +511,8 @@ func TestMenderConnect(t *testing.T) {
 	d.daemonBus(true)
 	came := make(chan string, 1)
 	d.server.Config.Handler = connectHandler(d.server.Config.Handler, came)
+	d.start()
+	d.until(authInterface+".GetJwtToken", "token.0.x "+d.server.URL)
 	conf := filepath.Join(d.dir, "connect.conf")
 	writeFile(t, conf, `{"ShellCommand":"/bin/sh","User":"root"}`)
 	cmd := exec.Command("mender-connect", "--config", conf, "--debug", "daemon")
@@ -530,7 +532,6 @@ func TestMenderConnect(t *testing.T) {
 			t.Logf("mender-connect said:\n%s", said.String())
 		}
 	}()
-	d.start()
 	select {
 	case got := <-came:
 		if got != "Bearer token.0.x" {
