@@ -102,7 +102,9 @@ func inheritStore(a *app, d *dir, s *menderStore, guessed bool) (changed bool, e
 		return false, err
 	}
 	if name == "" { // its clients up to 3.x fall back like this, too
-		name = a.nameFromInfo()
+		if name = a.nameFromInfo(); name == u.Artifact { // that is what runs on trial
+			name = unknownName
+		}
 		rec.Provides["artifact_name"] = name
 	}
 	rec.Mender = &inheritance{File: s.file, Txn: s.txn, Sum: s.sum, Time: s.time, Name: name,
@@ -219,11 +221,11 @@ func only(list []string) string {
 
 // standalone: the states of a standalone update have the names of the journal's steps.
 func (m *menderPending) standalone() *update {
+	if m.Version == 1 {
+		m.InState = string(stepCommitWait)
+	}
 	u := &update{Step: step(m.InState), Artifact: m.ArtifactName, Group: m.ArtifactGroup, Type: only(m.PayloadTypes),
 		Provides: m.ArtifactTypeInfoProvides, Clears: m.ArtifactClearsProvides}
-	if m.Version == 1 {
-		u.Step = stepCommitWait
-	}
 	switch {
 	case !slices.Contains(stopPoints, step(strings.TrimPrefix(string(u.Step), "Before_"))):
 		u.Type = "" // not understood
