@@ -57,6 +57,24 @@ func newAuthDevice(t *testing.T) *authDevice {
 
 func (d *authDevice) socket() string { return filepath.Join(d.dir, "run/dbus/system_bus_socket") }
 
+// pair is the n-th token that the server gave, from 0, which is waited for, and the server.
+func (d *authDevice) pair(n int) string {
+	s := d.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.tokens) <= n {
+		s.changed.Wait()
+	}
+	for token := range s.tokens {
+		claims, _ := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+		if bytes.Contains(claims, fmt.Appendf(nil, `"jti":"%d"`, n)) {
+			return token + " " + s.URL
+		}
+	}
+	d.t.Errorf("no token %d in %v", n, s.tokens)
+	return ""
+}
+
 // start runs the daemon until the test ends.
 func (d *authDevice) start() {
 	o := newOptions()
@@ -243,7 +261,7 @@ func TestBusService(t *testing.T) {
 			if m := p.next("2 11 :1.9 b"); !bytes.Equal(m.body, []byte{1, 0, 0, 0}) {
 				t.Errorf("got %v to FetchJwtToken, want true", m.body)
 			}
-			want := "token.0.x " + d.server.URL
+			want := d.pair(0)
 			if m := p.next(tokenSignal); pairOf(m) != want || m.fields[busDestination] != "" || m.fields[busSignature] != "ss" {
 				t.Errorf("got the signal %q to %q, want %q to all", pairOf(m), m.fields[busDestination], want)
 			}
@@ -446,14 +464,14 @@ func TestBusOfDebian(t *testing.T) {
 	d := newAuthDevice(t)
 	stop := d.daemonBus(true)
 	d.start()
-	d.until(authInterface+".GetJwtToken", "token.0.x "+d.server.URL)
+	d.until(authInterface+".GetJwtToken", d.pair(0))
 	if got := d.ask(authInterface+".GetJwtToken", 65534); !strings.Contains(got, "AccessDenied") {
 		t.Errorf("got %q for nobody, want a denial", got)
 	}
 	if got := d.ask(authInterface+".FetchJwtToken", 0); got != "boolean true" {
 		t.Errorf("got %q to FetchJwtToken, want true", got)
 	}
-	d.until(authInterface+".GetJwtToken", "token.1.x "+d.server.URL)
+	d.until(authInterface+".GetJwtToken", d.pair(1))
 	if got := d.ask("org.freedesktop.DBus.Introspectable.Introspect", 0); !strings.Contains(got, "JwtTokenStateChange") {
 		t.Errorf("got %q to Introspect", got)
 	}
@@ -462,7 +480,7 @@ func TestBusOfDebian(t *testing.T) {
 	}
 	stop()
 	d.daemonBus(true)
-	d.until(authInterface+".GetJwtToken", "token.1.x "+d.server.URL)
+	d.until(authInterface+".GetJwtToken", d.pair(1))
 }
 
 // Where the policy is not installed, it says which file is missing; once that is there, it has the name.
@@ -500,7 +518,7 @@ func TestBusWithoutPolicy(t *testing.T) {
 	}
 	stop()
 	d.daemonBus(true)
-	d.until(authInterface+".GetJwtToken", "token.0.x "+d.server.URL)
+	d.until(authInterface+".GetJwtToken", d.pair(0))
 }
 
 // Debian's mender-connect gets token and server, and calls the server with them.
@@ -512,7 +530,7 @@ func TestMenderConnect(t *testing.T) {
 	came := make(chan string, 1)
 	d.server.Config.Handler = connectHandler(d.server.Config.Handler, came)
 	d.start()
-	d.until(authInterface+".GetJwtToken", "token.0.x "+d.server.URL)
+	d.until(authInterface+".GetJwtToken", d.pair(0))
 	conf := filepath.Join(d.dir, "connect.conf")
 	writeFile(t, conf, `{"ShellCommand":"/bin/sh","User":"root"}`)
 	cmd := exec.Command("mender-connect", "--config", conf, "--debug", "daemon")
@@ -534,7 +552,7 @@ func TestMenderConnect(t *testing.T) {
 	}()
 	select {
 	case got := <-came:
-		if got != "Bearer token.0.x" {
+		if token, _, _ := strings.Cut(d.pair(0), " "); got != "Bearer "+token {
 			t.Errorf("mender-connect came with %q, want the token", got)
 		}
 	case <-over:
