@@ -183,7 +183,8 @@ packages:
 
 # What is in packaging/ and support/, as far as it can be tried here.
 packaging: mendlet
-	sh rig/packaging.sh
+	@sh rig/packaging.sh
+	@sh rig/recipes.sh '$(GO)'
 
 # Debian packages in out/debian; as root they are tried in a small Debian, which is thrown away.
 deb:
