@@ -242,11 +242,6 @@ func (d *dir) names() ([]string, error) {
 	return names, err
 }
 
-// read gives a whole file.
-func (d *dir) read(name string) ([]byte, error) {
-	return readClose(d.open(name, os.O_RDONLY, 0))
-}
-
 const atRemoveDir = 0x200 // AT_REMOVEDIR of linux/fcntl.h
 
 func (d *dir) unlink(name string, flag uintptr) error {

@@ -41,7 +41,7 @@ func TestDirIsHeld(t *testing.T) {
 	if names, err := d.names(); err != nil || !slices.Equal(names, []string{"a", "pipe", "sub"}) {
 		t.Errorf("got %q, %v", names, err)
 	}
-	if text, err := d.read("a"); string(text) != "x" || err != nil {
+	if text, err := readClose(d.open("a", os.O_RDONLY, 0)); string(text) != "x" || err != nil {
 		t.Errorf("got %q, %v", text, err)
 	}
 	must(t, d.rename("a", "c"))

@@ -659,7 +659,7 @@ func (s *session) reportStatus(ctx context.Context, status string) error {
 		return err
 	}
 	s.asked, s.patience = s.now(), askEvery
-	return s.api.status(ctx, s.a.rec.Update.ID, status, "")
+	return s.api.status(ctx, s.a.rec.Update.ID, status)
 }
 
 // askEvery is how often a long download is told of, and how long that may take: the line may be a
@@ -750,7 +750,7 @@ func (s *session) sendVerdict(ctx context.Context, v *verdict) error {
 	if v.Result == "committed" {
 		status = "success"
 	}
-	err := s.api.status(ctx, v.ID, status, "")
+	err := s.api.status(ctx, v.ID, status)
 	if errors.Is(err, errAborted) {
 		return nil
 	}

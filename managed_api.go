@@ -46,8 +46,6 @@ type apiClient struct {
 	v1Only string
 	// first is the server to ask before the others; it may be kept between runs, too.
 	first string
-	// authenticated counts the tokens got.
-	authenticated int
 	// refused: the server has said that it does not know the device, or not any more. It
 	// may then know nothing of what it was told before.
 	refused bool
@@ -165,7 +163,6 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 		return tryLater("%q: got a token of %d bytes, want one word", base+apiAuth, len(token))
 	}
 	a.base, a.token, a.device, a.accepted = base, token, tokenDevice(token), a.says
-	a.authenticated++
 	a.lg.debugf("authenticated with %q", base)
 	return nil
 }
@@ -280,9 +277,7 @@ func (a *apiClient) expect(ctx context.Context, method, path string, body []byte
 type deployment struct {
 	ID           string
 	ArtifactName string
-	DeviceTypes  []string
-	URI          string // presigned, valid until Expire
-	Expire       string // RFC 3339, or ""
+	URI          string // presigned, valid for some time
 }
 
 // nextDeployment asks what to install; nil: nothing. body is the v2 form,
@@ -342,9 +337,8 @@ func parseDeployment(text []byte) (*deployment, error) {
 	var r struct {
 		ID       string `json:"id"`
 		Artifact struct {
-			Name        string                       `json:"artifact_name"`
-			Source      struct{ URI, Expire string } `json:"source"`
-			DeviceTypes []string                     `json:"device_types_compatible"`
+			Name   string               `json:"artifact_name"`
+			Source struct{ URI string } `json:"source"`
 		} `json:"artifact"`
 	}
 	err := json.Unmarshal(text, &r)
@@ -361,17 +355,13 @@ func parseDeployment(text []byte) (*deployment, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("deployment %q: its artifact's source is not an http or https URL", r.ID)
 	}
-	return &deployment{ID: r.ID, ArtifactName: r.Artifact.Name, DeviceTypes: r.Artifact.DeviceTypes,
-		URI: r.Artifact.Source.URI, Expire: r.Artifact.Source.Expire}, nil
+	return &deployment{ID: r.ID, ArtifactName: r.Artifact.Name, URI: r.Artifact.Source.URI}, nil
 }
 
 // status reports where a deployment is: installing, downloading, rebooting, success,
-// failure. substate may be "". errAborted: an operator aborted it.
-func (a *apiClient) status(ctx context.Context, id, status, substate string) error {
-	body, err := json.Marshal(struct {
-		Status   string `json:"status"`
-		Substate string `json:"substate,omitempty"`
-	}{status, substate})
+// failure. errAborted: an operator aborted it.
+func (a *apiClient) status(ctx context.Context, id, status string) error {
+	body, err := json.Marshal(map[string]string{"status": status})
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func (x *takenOver) asMender(t *testing.T, statuses ...string) {
 		t.Fatalf("got deployment %+v, %v", dep, err)
 	}
 	for _, s := range statuses {
-		must(t, api.status(t.Context(), dep.ID, s, ""))
+		must(t, api.status(t.Context(), dep.ID, s))
 	}
 }
 
