@@ -221,7 +221,7 @@ func TestMutatedStores(t *testing.T) {
 		"synthetic-be64-plain"} {
 		whole := storeFile(t, name)
 		for at, old := range whole {
-			if old == 0 && at%64 > 0 && at%4096 > 200 {
+			if old == 0 && at%64 > 0 && at%4096 > 200 || testing.Short() && at%17 > 0 {
 				continue
 			}
 			for _, v := range []byte{0, 1, 0x7f, 0xff} {

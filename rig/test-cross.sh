@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 go=$1
 shift
-run='Writer|Artifact|Journal|Env|Unpack|Inflate|LZMA|XZ|Zstd|Pax|ReadBack|Pack'
+run='Writer|Artifact|Journal|Env|Unpack|Inflate|LZMA|XZ|Zstd|Pax|ReadBack|Pack|Store'
 skip='TestEnvToolIsSelf|TestBootstrapArtifact|RealArtifacts|TestZstdDamaged'
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
