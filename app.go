@@ -484,15 +484,14 @@ func flagHelp(out io.Writer, fs *flag.FlagSet) {
 		if all[0] != f.Name {
 			return
 		}
-		short, long := []string(nil), []string(nil)
+		var inOrder []string // the shortest first
 		for _, n := range all {
-			if len(n) == 1 {
-				short = append(short, dashed(n))
-			} else {
-				long = append(long, dashed(n))
+			i := 0
+			for ; i < len(inOrder) && len(inOrder[i]) <= len(dashed(n)); i++ {
 			}
+			inOrder = slices.Insert(inOrder, i, dashed(n))
 		}
-		all = append(short, long...)
+		all = inOrder
 		value, text := flag.UnquoteUsage(f)
 		if d := f.DefValue; d != "" && d != "0" && d != "0s" && d != "false" {
 			text += " (" + strings.ReplaceAll(strings.Replace(d, "m0s", "m", 1), "h0m", "h") + ")"
