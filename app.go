@@ -58,6 +58,19 @@ type verb struct {
 	run               func(context.Context, *app, []string) error
 }
 
+// persona is what the program is when it is called by another name. The zero value is mendlet itself.
+type persona struct {
+	name    string                        // as in messages; "": mendlet
+	list    func([]verb) []verb           // its verbs, made of ours
+	flags   func(*flag.FlagSet, *options) // what goes with every verb besides our options
+	version string                        // what stands behind ours
+	bare    bool                          // without a verb it is helpful
+	exit    func(error) int               // its exit codes
+}
+
+// errNoVerb: there is no such verb.
+var errNoVerb = errors.New("unknown verb")
+
 func newOptions() *options {
 	return &options{paths: defaultPaths(), log: "stderr", write: defaultWriteOptions()}
 }

@@ -413,3 +413,19 @@ func (s *setupFlags) write(path string, c *config) error {
 	}
 	return writeFileDurably(c.DeviceTypeFile, []byte("device_type="+s.deviceType+"\n"), 0o644)
 }
+
+// nameHost puts a line for a host and its s3 into a hosts file, in the place of one that is there.
+func nameHost(path, ip, host string) error {
+	text, err := readPlain(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if f := strings.Fields(lines[i]); len(f) > 1 && f[1] == host {
+			lines = append(lines[:i], lines[i+1:]...)
+		}
+	}
+	lines = append(lines, ip+"\t"+host+" s3."+host+"\n")
+	return writeFileDurably(path, []byte(strings.Join(lines, "\n")), 0o644)
+}

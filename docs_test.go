@@ -83,7 +83,7 @@ func TestVerbHelp(t *testing.T) {
 		"run":       {"(1h)", "accepted again", "-F, --forcebootstrap", "(no limit)"},
 		"bootstrap": {"accepted again"}, "setup": {"(1800 if", "(28800 if", "(300 if"}, "pack": {"(gzip)", "(rootfs-image)"},
 	} {
-		if v, err := findVerb(words); err != nil && leftOut(words) != "" {
+		if v, err := findVerb(persona{}, words); err != nil && leftOut(words) != "" {
 			continue
 		} else if v.name == "install" {
 			for _, s := range stopPoints {
@@ -252,6 +252,19 @@ func TestManual(t *testing.T) {
 			}
 		})
 	}
+	mender, _, err := calledAs([]string{"mender"})
+	must(t, err)
+	names := section(t, man, "SH", "NAMES OF MENDER'S CLIENT")
+	for _, v := range mender.verbs() {
+		fs := flag.NewFlagSet(v.name, flag.ContinueOnError)
+		v.flags(fs, &options{})
+		fs.VisitAll(func(f *flag.Flag) {
+			if o := dashed(f.Name); !known[o] && !regexp.MustCompile(`[ "(]`+o+`\b`).MatchString(names) {
+				t.Errorf("called as mender, %s: no option %s", v.name, o)
+			}
+		})
+		fs.VisitAll(func(f *flag.Flag) { known[dashed(f.Name)] = true })
+	}
 	for _, o := range regexp.MustCompile(`(?m)[ ("](--?[a-zA-Z][a-z-]*)`).FindAllStringSubmatch(man, -1) {
 		if !known[o[1]] {
 			t.Errorf("the program has no option %s", o[1])
@@ -345,7 +358,7 @@ func TestDocumentedCommands(t *testing.T) {
 		for _, m := range command.FindAllStringSubmatch(codeIn(file, readText(t, file)), -1) {
 			found++
 			words := strings.Fields(m[1])
-			v, err := findVerb(words[0])
+			v, err := findVerb(persona{}, words[0])
 			if err == nil && v.name == "pack" {
 				set := flag.NewFlagSet("", flag.ContinueOnError)
 				set.SetOutput(io.Discard)

@@ -183,8 +183,11 @@ func parseLevel(s string) (logLevel, error) {
 			return logLevel(i), nil
 		}
 	}
-	if strings.EqualFold(s, "warn") {
+	switch strings.ToLower(s) { // as Mender's client has had it
+	case "warn":
 		return levelWarning, nil
+	case "panic":
+		return levelFatal, nil
 	}
 	return levelInfo, usageError("log level %q: want one of %s", s, strings.Join(levelNames, ", "))
 }
@@ -263,6 +266,8 @@ func (l *logger) fail(err error) {
 }
 
 // noEOF is for an end that comes too early.
+//
+//go:noinline
 func noEOF(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF

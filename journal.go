@@ -275,17 +275,9 @@ func (j *journalFile) markDaemon() error {
 
 // daemonOf gives the process of the daemon that has the journal in ds; 0: there is none.
 func daemonOf(ds string) (pid int, err error) {
-	d, err := openDir(ds)
-	var f *os.File
-	if err == nil {
-		defer d.Close()
-		f, err = journalIn(d, os.O_RDONLY)
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("journal: %w", err)
+	f, err := viewJournal(ds)
+	if f == nil {
+		return 0, err
 	}
 	defer f.Close()
 	lock, err := daemonLock(f, syscall.F_GETLK)
@@ -294,9 +286,10 @@ func daemonOf(ds string) (pid int, err error) {
 		return 0, err
 	case lock.Type == syscall.F_UNLCK:
 		return 0, nil
-	case lock.Start != daemonMark || lock.Len != 1 || lock.Pid <= 0: // of a lock of the whole file, or from another PID namespace
-		return 0, fmt.Errorf("journal %q: process %d has bytes %d, %d long, locked, and is no daemon that can be seen from here",
-			f.Name(), lock.Pid, lock.Start, lock.Len)
+	case lock.Start != daemonMark || lock.Len != 1 || lock.Pid <= 0:
+		// Of a lock of the whole file, or from another PID namespace.
+		return 0, fmt.Errorf("journal %q: process %d has locked %d bytes at %d, and is no daemon that can be seen from here",
+			f.Name(), lock.Pid, lock.Len, lock.Start)
 	}
 	return int(lock.Pid), nil
 }
@@ -348,10 +341,8 @@ func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 	return j, rec, nil
 }
 
-// peekJournal reads the record without a lock and without changing anything; an absent
-// journal is an empty record. A reader may meet a copy that is just being written: then the
-// other one is good, unless two saves ended in between; hence the second look.
-func peekJournal(ds string, lg *logger) (*record, error) {
+// viewJournal opens the journal to look at it; nil where there is none.
+func viewJournal(ds string) (*os.File, error) {
 	d, err := openDir(ds)
 	var f *os.File
 	if err == nil {
@@ -359,10 +350,24 @@ func peekJournal(ds string, lg *logger) (*record, error) {
 		f, err = journalIn(d, os.O_RDONLY)
 	}
 	if errors.Is(err, os.ErrNotExist) {
-		return &record{}, nil
+		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
+	}
+	return f, nil
+}
+
+// peekJournal reads the record without a lock and without changing anything; an absent
+// journal is an empty record. A reader may meet a copy that is just being written: then the
+// other one is good, unless two saves ended in between; hence the second look.
+func peekJournal(ds string, lg *logger) (*record, error) {
+	f, err := viewJournal(ds)
+	if err != nil {
+		return nil, err
+	}
+	if f == nil {
+		return &record{}, nil
 	}
 	st := &device{f: f}
 	defer st.Close()

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -47,6 +48,14 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 nothing in progress, 3 refused 
 changed, 4 done and a reboot is needed, 64 usage, 75 try later.
 `
 
+const usageElsewhere = `usage: %s [options] VERB [options] [WORDS]
+
+Verbs:
+%s
+This is mendlet under another name. 'mendlet --help' lists the options that go
+with every verb, and mendlet(8), under NAMES OF MENDER'S CLIENT, what differs.
+`
+
 func verbs() []verb {
 	list := []verb{
 		{"install", "FILE|URL|-", "install an artifact", 1, installFlags, oneWord(standalone.install)},
@@ -65,7 +74,7 @@ func verbs() []verb {
 		list = append(list, verb{"setup", "", "write mender.conf from options; its other keys stay", 0, setupFlag,
 			func(_ context.Context, a *app, _ []string) error { return a.o.setup.write(a.o.mainConfig(), a.c) }})
 	}
-	return slices.Concat(list, packVerbs(), netVerbs(), busVerbs(), []verb{
+	return slices.Concat(list, packVerbs(), netVerbs(), busVerbs(), tokenVerbs(), []verb{
 		{"help", "[VERB]", "what there is, or the options of a verb", 0, nil, nil}, // both are dispatch's
 		{"version", "", "the version of this program", 0, nil, nil},
 	})
@@ -170,9 +179,15 @@ func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.W
 		lg.level = levelWarning
 		return fwCommand(ctx, name, args[1:], c, openFwEnv, in, out, errw, lg)
 	}
-	err := dispatch(ctx, args, o, lg, &patientReader{ctx: ctx, src: in}, out)
+	who, args, err := calledAs(args)
+	if err == nil {
+		err = dispatch(ctx, who, args, o, lg, &patientReader{ctx: ctx, src: in}, out)
+	}
 	if err != nil && !isTold(err) {
 		lg.fail(err)
+	}
+	if who.exit != nil {
+		return who.exit(err)
 	}
 	return exitCode(err)
 }
@@ -206,8 +221,12 @@ func (r *patientReader) Read(p []byte) (int, error) {
 	}
 }
 
-func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.Reader, out io.Writer) error {
+func dispatch(ctx context.Context, who persona, args []string, o *options, lg *logger,
+	in io.Reader, out io.Writer) error {
 	fs := newFlagSet(o)
+	if who.flags != nil {
+		who.flags(fs, o)
+	}
 	if err := fs.Parse(args[1:]); err != nil {
 		return unknownOption(fs, "", err)
 	}
@@ -218,13 +237,13 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 		}
 	}
 	switch {
-	case o.help, o.version:
-		general(o, out)
+	case o.help, o.version, who.bare && len(words) == 0:
+		general(who, o, out)
 		return nil
 	case len(words) == 0:
 		return usageError("no verb; 'mendlet --help' lists what there is")
 	}
-	v, err := findVerb(words[0])
+	v, err := findVerb(who, words[0])
 	if err != nil {
 		return err
 	}
@@ -234,9 +253,9 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 	o.version = o.version || v.name == "version"
 	switch {
 	case o.help:
-		return verbHelp(v, out)
+		return verbHelp(who, v, out)
 	case o.version:
-		general(o, out)
+		general(who, o, out)
 		return nil
 	}
 	a, err := newApp(o, lg, in, out, urlSource)
@@ -254,9 +273,19 @@ func dispatch(ctx context.Context, args []string, o *options, lg *logger, in io.
 	return err
 }
 
-func findVerb(name string) (verb, error) {
+// verbs are those of the name that the program is called by.
+func (p persona) verbs() []verb {
+	if p.list == nil {
+		return verbs()
+	}
+	return p.list(verbs())
+}
+
+func (p persona) String() string { return cmp.Or(p.name, "mendlet") }
+
+func findVerb(who persona, name string) (verb, error) {
 	var names []string
-	for _, v := range verbs() {
+	for _, v := range who.verbs() {
 		if v.name == name {
 			return v, nil
 		}
@@ -265,9 +294,9 @@ func findVerb(name string) (verb, error) {
 	if hint := leftOut(name); hint != "" {
 		return verb{}, withHint(usageError("this mendlet was built without the verb %q", name), "%s", hint)
 	}
-	err := usageError("unknown verb %q; 'mendlet --help' lists what there is", name)
+	err := usageError("%w %q; '%s --help' lists what there is", errNoVerb, name, who)
 	if near := closest(name, names); near != "" {
-		err = withHint(err, "did you mean 'mendlet %s'?", near)
+		err = withHint(err, "did you mean '%s %s'?", who, near)
 	}
 	return verb{}, err
 }
@@ -279,20 +308,24 @@ func newFlagSet(o *options) *flag.FlagSet {
 	return fs
 }
 
-func general(o *options, out io.Writer) {
+func general(who persona, o *options, out io.Writer) {
 	if o.version {
-		fmt.Fprintln(out, versionString())
+		fmt.Fprintln(out, versionString()+who.version)
 		return
 	}
 	var list strings.Builder
-	for _, v := range verbs() {
+	for _, v := range who.verbs() {
 		fmt.Fprintf(&list, "  %-14s %s\n", v.name, v.help)
+	}
+	if who.name != "" {
+		fmt.Fprintf(out, usageElsewhere, who, list.String())
+		return
 	}
 	fmt.Fprintf(out, usageText, list.String())
 }
 
-func verbHelp(v verb, out io.Writer) error {
-	fmt.Fprintf(out, "usage: mendlet %s\n%s\n", strings.TrimSpace(v.name+" [options] "+v.words), v.help)
+func verbHelp(who persona, v verb, out io.Writer) error {
+	fmt.Fprintf(out, "usage: %s %s\n%s\n", who, strings.TrimSpace(v.name+" [options] "+v.words), v.help)
 	if v.flags != nil {
 		fs := flag.NewFlagSet(v.name, flag.ContinueOnError)
 		v.flags(fs, newOptions())

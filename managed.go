@@ -30,13 +30,13 @@ import (
 const appliedConfig = "/var/lib/mender-configure/device-config.json"
 
 func keyFlags(fs *flag.FlagSet, o *options) {
-	fs.StringVar(&o.net.passphrase, "passphrase-file", "", "`FILE` (or -) with the passphrase of the device key")
+	fs.StringVar(&o.net.passphrase, "passphrase-file", o.net.passphrase, "`FILE` (or -) with the passphrase of the device key")
 }
 
 func bootstrapFlags(fs *flag.FlagSet, o *options) {
 	keyFlags(fs, o)
 	for _, name := range []string{"F", "forcebootstrap"} {
-		fs.BoolVar(&o.net.force, name, false, "make a new key, even if there is one: the server sees a new device "+
+		fs.BoolVar(&o.net.force, name, o.net.force, "make a new key, even if there is one: the server sees a new device "+
 			"then, which has to be accepted again, and the old one stays there without a device")
 	}
 }

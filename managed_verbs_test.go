@@ -259,8 +259,8 @@ func TestCheckUpdateMakesNothing(t *testing.T) {
 	}
 	before := list()
 	b.want(exitFailed, "hint: 'mendlet bootstrap' makes the key", "check-update")
-	if got := list(); !slices.Equal(got, before) || b.server.count("auth") != 0 {
-		t.Errorf("the datastore has %q, want %q; %d requests", got, before, b.server.count("auth"))
+	if got := list(); !slices.Equal(got, before) || b.server.count("POST auth") != 0 {
+		t.Errorf("the datastore has %q, want %q; %d requests", got, before, b.server.count("POST auth"))
 	}
 	must(t, os.RemoveAll(b.dir+"/var"))
 	b.want(exitFailed, "hint: 'mendlet bootstrap' makes the key", "check-update")

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"path/filepath"
 )
 
 // The recovery build: files and standard input only, without HTTP and TLS, and without pack.
@@ -22,6 +23,17 @@ func (n *netFlags) downloadFlags(*flag.FlagSet) {}
 
 func netVerbs() []verb { return nil }
 
+func tokenVerbs() []verb { return nil }
+
+// calledAs takes none of the names of Mender's programs: there is no server to be managed by.
+func calledAs(args []string) (persona, []string, error) {
+	switch name := filepath.Base(args[0]); name {
+	case "mender", "mender-update", "mender-auth", "mender-setup", "mender-snapshot":
+		return persona{}, nil, withHint(usageError("this mendlet was built without the name %q", name), "call it mendlet")
+	}
+	return persona{}, args, nil
+}
+
 func urlSource(_ *app, name string) *source {
 	return &source{open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
 		return nil, sourceID{}, withHint(errors.New("this mendlet was built without network support"),
@@ -34,7 +46,7 @@ func leftOut(name string) string {
 	switch name {
 	case "pack":
 		return "make artifacts on a build host, with a mendlet with network support or with mender-artifact"
-	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup", "auth-daemon":
+	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup", "auth-daemon", "token":
 		return "it takes a mendlet with network support; " +
 			"install an artifact from a file or standard input with this one"
 	}

@@ -27,7 +27,7 @@ func TestLeftOutVerbs(t *testing.T) {
 		}
 	}
 	var help bytes.Buffer
-	general(&options{}, &help)
+	general(persona{}, &options{}, &help)
 	if strings.Contains(help.String(), "\n  pack ") || !strings.Contains(help.String(), "\n  install ") {
 		t.Errorf("--help:\n%s", help.String())
 	}
