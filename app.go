@@ -71,10 +71,12 @@ type persona struct {
 // errNoVerb: there is no such verb.
 var errNoVerb = errors.New("unknown verb")
 
+//go:noinline
 func newOptions() *options {
 	return &options{paths: defaultPaths(), log: "stderr", write: defaultWriteOptions()}
 }
 
+//go:noinline
 func (o *options) mainConfig() string {
 	if o.config != "" {
 		return o.config
@@ -82,6 +84,7 @@ func (o *options) mainConfig() string {
 	return o.paths.in(o.paths.conf, "mender.conf")
 }
 
+//go:noinline
 func (o *options) fallbackConfig() string {
 	if o.fallback != "" {
 		return o.fallback
@@ -417,6 +420,8 @@ func (a *app) fetch(ctx context.Context) (*artifact, error) {
 }
 
 // lasting is the name of a source in any working directory.
+//
+//go:noinline
 func lasting(source string) string {
 	if abs, err := filepath.Abs(source); err == nil && source != "-" && !isURL(source) {
 		return abs
@@ -486,6 +491,8 @@ func unknownOption(fs *flag.FlagSet, verb string, err error) error {
 }
 
 // dashed is an option's name as it is written.
+//
+//go:noinline
 func dashed(name string) string { return strings.Repeat("-", min(len(name), 2)) + name }
 
 // flagHelp prints each option with all its names, which have the same text, and its default.
@@ -673,6 +680,8 @@ func (a *app) result(err error) string {
 
 // nextStep says what a person does with an update that the journal has; reboot: the machine has to
 // restart before anything else.
+//
+//go:noinline
 func nextStep(u *update, reboot bool) string {
 	switch {
 	case u.Managed && reboot:

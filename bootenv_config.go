@@ -61,6 +61,7 @@ type envCopy struct {
 	size   int64 // in bytes, header included
 }
 
+//go:noinline
 func (c envCopy) String() string { return fmt.Sprintf("%q at %#x", c.path, c.offset) }
 
 // envConfig is what a fw_env.config says of one environment.
@@ -101,6 +102,8 @@ func readEnvConfig(file, name string, h *envHost) (*envConfig, error) {
 }
 
 // describeEnv is err with what to do where there is no fw_env.config.
+//
+//go:noinline
 func describeEnv(err error, file string) error {
 	return withHint(err, "write %q with a line DEVICE OFFSET SIZE for each copy of the U-Boot environment, "+
 		"or set FwEnvConfig or BootEnv in the configuration", file)
@@ -219,6 +222,7 @@ func parseEnvNumber(what, s string) (int64, error) {
 	return n, nil
 }
 
+//go:noinline
 func checkEnvSize(n int64) error {
 	if n < envSizeMin || n > envSizeMax {
 		return fmt.Errorf("size %#x: want %#x to %#x bytes", n, envSizeMin, envSizeMax)
@@ -516,6 +520,7 @@ func (c envCopy) isCharDevice() bool {
 	return false
 }
 
+//go:noinline
 func charDevice(copies []envCopy) string {
 	for _, c := range copies {
 		if c.isCharDevice() {

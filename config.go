@@ -25,6 +25,7 @@ type paths struct {
 	ds   string // MENDER_DATASTORE_DIR, -d: everything that changes
 }
 
+//go:noinline
 func defaultPaths() paths {
 	env := func(name, def string) string {
 		if v := os.Getenv(name); v != "" {

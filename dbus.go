@@ -125,6 +125,8 @@ type busText struct {
 }
 
 // take gives the next n bytes from a multiple of align on; nil if there are no more that many.
+//
+//go:noinline
 func (t *busText) take(align, n int) []byte {
 	t.off = (t.off + align - 1) / align * align
 	if t.bad = t.bad || n < 0 || n > len(t.b)-t.off; t.bad {

@@ -77,6 +77,8 @@ func withHint(err error, format string, args ...any) error {
 }
 
 // told marks an error that must not be said a second time. The exit code stays.
+//
+//go:noinline
 func told(err error) error {
 	if err == nil {
 		return nil
@@ -85,6 +87,8 @@ func told(err error) error {
 }
 
 // isTold tells an error that is left to say nothing of: it was said, or is an exit code alone.
+//
+//go:noinline
 func isTold(err error) bool {
 	var c *codedError
 	for errors.As(err, &c) {
@@ -112,10 +116,14 @@ func exitCode(err error) int {
 }
 
 // isTemporary: the same thing may succeed when it is tried later.
+//
+//go:noinline
 func isTemporary(err error) bool { return exitCode(err) == exitTempFail }
 
 // mayPass tells an error that may be gone the next time, such as one of a medium or of a limit on
 // open files, from one about what a name stands for and who may use it.
+//
+//go:noinline
 func mayPass(err error) bool {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
@@ -130,6 +138,8 @@ func mayPass(err error) bool {
 }
 
 // refuseUnlessPassing is a refusal because of err, or exit code 75 where err may pass.
+//
+//go:noinline
 func refuseUnlessPassing(err error, format string, args ...any) error {
 	if exitCode(err) == exitTempFail || mayPass(err) {
 		return tryLater(format, args...)
@@ -153,6 +163,8 @@ func sleepContext(ctx context.Context, d time.Duration) error {
 }
 
 // hintOf returns the first hint in the chain, or "".
+//
+//go:noinline
 func hintOf(err error) string {
 	var c *codedError
 	for errors.As(err, &c) {
@@ -258,6 +270,8 @@ func (l *logger) warnf(format string, args ...any) { l.log(levelWarning, format,
 func (l *logger) errorf(format string, args ...any) { l.log(levelError, format, args...) }
 
 // fail logs an error and, on a line of its own, its hint.
+//
+//go:noinline
 func (l *logger) fail(err error) {
 	l.errorf("%v", err)
 	if h := hintOf(err); h != "" {
@@ -278,6 +292,8 @@ func noEOF(err error) error {
 // visible is s with all escaped, as in Go's strings, that a terminal or a reader of lines takes for
 // more than a letter: control characters, separators of lines, what changes the direction of
 // text, bytes that are not UTF-8, and U+FFFD, which stands for such.
+//
+//go:noinline
 func visible(s string) string {
 	hidden := func(r rune) bool { return r == utf8.RuneError || !strconv.IsGraphic(r) }
 	if !strings.ContainsFunc(s, hidden) {
@@ -301,10 +317,14 @@ func visible(s string) string {
 }
 
 // quote is s in quotes, as %q has it, and visible.
+//
+//go:noinline
 func quote(s string) string { return visible(strconv.Quote(s)) }
 
 // plain is s for output that programs read line by line: as it is, or quoted where it has
 // something that is not visible.
+//
+//go:noinline
 func plain(s string) string {
 	if visible(s) == s {
 		return s
@@ -313,12 +333,16 @@ func plain(s string) string {
 }
 
 // oneLine is an error or a message of several lines in one, visible.
+//
+//go:noinline
 func oneLine(s string) string {
 	return visible(strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "; "))
 }
 
 // atPlace is an error from parsing text as JSON, with the line and the column in characters, from 1,
 // where it was found.
+//
+//go:noinline
 func atPlace(text []byte, err error) error {
 	var wrong *json.SyntaxError
 	if !errors.As(err, &wrong) {
@@ -377,6 +401,8 @@ func uniqueKeys(text []byte, fold int) error {
 }
 
 // clip shortens what goes into a message.
+//
+//go:noinline
 func clip(b []byte) []byte { return b[:min(len(b), 120)] }
 
 //go:noinline
@@ -395,6 +421,8 @@ var errNoTree = errors.New("its work tree is gone")
 var errAborted = errors.New("the deployment was aborted on the server")
 
 // writerSink prefixes each line for people, as "mendlet: warning: …".
+//
+//go:noinline
 func writerSink(w io.Writer) logSink {
 	return func(level logLevel, msg string) {
 		tag := ""

@@ -136,6 +136,8 @@ func (w *slotWriter) writeBody(ctx context.Context, src io.Reader, start int64) 
 
 // buffer is the writer's i-th block of memory. Writing and reading back do not happen at
 // the same time and share them.
+//
+//go:noinline
 func (w *slotWriter) buffer(i int) []byte {
 	for len(w.buffers) <= i {
 		w.buffers = append(w.buffers, alignedBuffer(int(w.opt.block)))

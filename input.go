@@ -32,6 +32,8 @@ type input struct {
 }
 
 // newInput reads from r, whose first byte is at offset off of the file.
+//
+//go:noinline
 func newInput(r io.Reader, off int64, size int) *input {
 	return &input{r: r, buf: make([]byte, size), base: off, stop: math.MaxInt64}
 }
@@ -39,6 +41,8 @@ func newInput(r io.Reader, off int64, size int) *input {
 func (in *input) offset() int64 { return in.base + int64(in.pos) }
 
 // section ends the readable bytes n bytes from here; n < 0 lifts the fence.
+//
+//go:noinline
 func (in *input) section(n int64) {
 	in.stop = math.MaxInt64
 	if n >= 0 && n < math.MaxInt64-in.offset() {
@@ -159,6 +163,7 @@ func (in *input) need(n int) ([]byte, error) {
 	return p, err
 }
 
+//go:noinline
 func allZero(p []byte) bool { return bytes.Count(p, []byte{0}) == len(p) }
 
 // gzipWindow is how far back deflate can refer in bytes (RFC 1951, 2), so what must be known of
@@ -239,6 +244,7 @@ func (s *source) from(ctx context.Context, off int64) (io.Reader, error) {
 	return r, nil
 }
 
+//go:noinline
 func (s *source) close() {
 	if s.in != nil {
 		s.in.Close()

@@ -192,6 +192,8 @@ func readJournal(st storage) (j *journalFile, rec *record, damaged error, raw []
 const journalReads = 3
 
 // again reads until that works, as often as a copy is read.
+//
+//go:noinline
 func again(read func() error) (err error) {
 	for range journalReads {
 		if err = read(); err == nil {
@@ -342,6 +344,8 @@ func openJournal(ds string, lg *logger) (*journalFile, *record, error) {
 }
 
 // viewJournal opens the journal to look at it; nil where there is none.
+//
+//go:noinline
 func viewJournal(ds string) (*os.File, error) {
 	d, err := openDir(ds)
 	var f *os.File
@@ -558,6 +562,8 @@ func (u *update) UnmarshalJSON(text []byte) error {
 }
 
 // bad: the update does not succeed.
+//
+//go:noinline
 func (o outcome) bad() bool { return o != outcomeRunning }
 
 // settled: provides and verdict are in the record. A deployment's get there together with its

@@ -29,6 +29,7 @@ import (
 // appliedConfig is the file in which mender-configure keeps what it has applied.
 const appliedConfig = "/var/lib/mender-configure/device-config.json"
 
+//go:noinline
 func keyFlags(fs *flag.FlagSet, o *options) {
 	fs.StringVar(&o.net.passphrase, "passphrase-file", o.net.passphrase, "`FILE` (or -) with the passphrase of the device key")
 }
@@ -153,6 +154,7 @@ func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, off int6
 	return d, sourceID{Name: d.URLKey, Size: d.Size, Tag: cmp.Or(d.ETag, d.LastModified)}, nil
 }
 
+//go:noinline
 func newSession(a *app) *session { return &session{a: a, progress: func() {}} }
 
 // ready makes what it takes to talk to the server. An update that has broken that, such as

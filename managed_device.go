@@ -67,6 +67,7 @@ func knownKey(c *config, passphrase []byte, lg *logger) (crypto.Signer, error) {
 	return key, err
 }
 
+//go:noinline
 func deviceKeyPath(c *config) string { return c.paths.in(c.paths.ds, "mender-agent.pem") }
 
 // makeDeviceKey makes an Ed25519 key in PKCS#8 form, as Mender's own client does since 4.0.
@@ -179,6 +180,7 @@ func signBody(key crypto.Signer, body []byte) ([]byte, error) {
 	return key.Sign(rand.Reader, sum[:], crypto.SHA256)
 }
 
+//go:noinline
 func identityScript(c *config) string {
 	return c.paths.in(c.paths.data, "identity", "mender-device-identity")
 }

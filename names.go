@@ -26,6 +26,8 @@ import (
 
 // menderVerbs are the verbs of a name, as far as there are such. Those of mender-setup and mender-snapshot
 // are not said.
+//
+//go:noinline
 func menderVerbs(name string) []string {
 	list := ""
 	switch name {
@@ -150,6 +152,8 @@ func (m *asMender) adapt(v verb) verb {
 }
 
 // tellDaemon signals the daemon, if there is one.
+//
+//go:noinline
 func tellDaemon(a *app, sig syscall.Signal) (told bool, err error) {
 	pid, err := daemonOf(a.c.paths.ds)
 	if pid == 0 {

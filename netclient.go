@@ -238,6 +238,7 @@ func clientCertificate(conf *tls.Config, f tlsFiles) error {
 	return nil
 }
 
+//go:noinline
 func isPKCS11(s string) bool { return strings.HasPrefix(s, "pkcs11:") }
 
 func noEngine(key string) error {
@@ -272,6 +273,8 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 
 // urlKey is what names a URL in messages and in the journal: without the query, which in
 // a presigned URL is a secret and changes each time, and without a password.
+//
+//go:noinline
 func urlKey(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
@@ -411,6 +414,8 @@ func tlsHint(err error, hasClient bool) string {
 }
 
 // tidyNetError takes the URL out of what http.Client.Do returns: it may hold a secret.
+//
+//go:noinline
 func tidyNetError(err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {
@@ -513,6 +518,7 @@ type distrust struct{ error }
 
 func (e distrust) Unwrap() error { return e.error }
 
+//go:noinline
 func isDistrust(err error) bool {
 	var d distrust
 	return errors.As(err, &d)
@@ -533,6 +539,8 @@ func httpStatus(err error) int {
 }
 
 // retryAfterOf is how long the server behind err asked to be left alone; 0 if it did not.
+//
+//go:noinline
 func retryAfterOf(err error) time.Duration {
 	var e *statusError
 	if errors.As(err, &e) {

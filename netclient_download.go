@@ -535,6 +535,8 @@ func parseContentRange(values []string) (at, upto, total int64, err error) {
 }
 
 // decimal reads digits only: no sign, no space; at most 2^62, so that one more still fits.
+//
+//go:noinline
 func decimal(s string) (int64, error) {
 	n, err := strconv.ParseUint(s, 10, 62)
 	return int64(n), err

@@ -83,6 +83,8 @@ type packOptions struct {
 }
 
 // listFlag collects the values of an option that can be repeated.
+//
+//go:noinline
 func listFlag(l *[]string) func(string) error {
 	return func(s string) error {
 		*l = append(*l, s)

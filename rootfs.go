@@ -392,11 +392,15 @@ func bootsFrom(num int) []envVar {
 }
 
 // tryOnce is what makes the bootloader try a partition.
+//
+//go:noinline
 func tryOnce(num int) []envVar {
 	return append(bootsFrom(num), envVar{varUpgrade, "1"}, envVar{varBootcount, "0"})
 }
 
 // stayWith is what makes the bootloader stay with a partition.
+//
+//go:noinline
 func stayWith(num int) []envVar { return append(bootsFrom(num), envVar{varUpgrade, "0"}) }
 
 // switched tells whether the bootloader is to try the new slot, or has.

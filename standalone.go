@@ -83,6 +83,7 @@ func (a standalone) resumeInstall(ctx context.Context, source string) (resumed b
 	return false, nil
 }
 
+//go:noinline
 func (a standalone) notModified(err error) error {
 	a.print("Streaming failed.\nSystem not modified.")
 	return err

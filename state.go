@@ -292,6 +292,8 @@ func (f *flow) stop(ctx context.Context, s step) *pause {
 }
 
 // record journals where the update is.
+//
+//go:noinline
 func (f *flow) record(s step) error {
 	f.rec.Update.Step = s
 	return f.j.save(f.rec)
@@ -371,6 +373,8 @@ func (f *flow) fail(err error) {
 }
 
 // giveUp ends an update before anything was installed.
+//
+//go:noinline
 func (f *flow) giveUp(err error) result {
 	f.fail(err)
 	f.rec.Update.Outcome = outcomeFailed

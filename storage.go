@@ -212,6 +212,8 @@ func fullness(path string) string {
 }
 
 // noExec tells whether nothing can be run from where path is, or will be made.
+//
+//go:noinline
 func noExec(path string) bool {
 	const stNoExec = 8 // ST_NOEXEC of linux/statfs.h
 	st, err := fileSystem(path)
@@ -305,7 +307,9 @@ func flock(ctx context.Context, f *os.File, wait time.Duration, sleep sleeper) e
 	}
 }
 
-func (d *device) Size() int64  { return d.size }
+func (d *device) Size() int64 { return d.size }
+
+//go:noinline
 func (d *device) Close() error { return d.f.Close() }
 
 // ReadAt with direct I/O takes what is not aligned by way of a buffer that is.

@@ -91,6 +91,8 @@ func lastToken(a *app) ([]string, error) {
 }
 
 // keyHash is "" where there is no key.
+//
+//go:noinline
 func keyHash(c *config) string {
 	text, err := readPlain(cmp.Or(c.Security.AuthPrivateKey, deviceKeyPath(c)))
 	if err != nil {

@@ -34,6 +34,8 @@ type trail struct {
 }
 
 // follow finds out what a mount rests on. An error is one that may pass.
+//
+//go:noinline
 func (m *machine) follow(x mount, all []mount) (*trail, error) {
 	t := &trail{}
 	return t, t.mount(m, x, all)

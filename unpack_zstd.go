@@ -61,6 +61,8 @@ const (
 var errZstd = errors.New("zstd data is damaged")
 
 // skippable tells a frame of data for someone else by its first bytes (3.1.2).
+//
+//go:noinline
 func skippable(head []byte) bool {
 	return len(head) >= 4 && binary.LittleEndian.Uint32(head)&^15 == 0x184d2a50
 }
