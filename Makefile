@@ -131,7 +131,8 @@ install-mender:
 	for name in mender mender-update mender-auth mender-setup mender-snapshot; do \
 		ln -sf $(SBINDIR)/mendlet $(DESTDIR)$(BINDIR)/$$name || exit 1; done
 	[ '$(INIT)' != systemd ] || { install -d $(DESTDIR)$(UNITDIR) && \
-		install -m 0644 packaging/mender-updated.service packaging/mender-authd.service $(DESTDIR)$(UNITDIR)/; }
+		install -m 0644 packaging/mender-updated.service $(DESTDIR)$(UNITDIR)/ && \
+		install -m 0644 packaging/mendlet-auth.service $(DESTDIR)$(UNITDIR)/mender-authd.service; }
 	for f in $(wildcard packaging/io.mender.*.conf packaging/*/io.mender.*.conf); do \
 		install -D -m 0644 $$f $(DESTDIR)$(DBUSDIR)/system.d/$${f##*/} || exit 1; done
 	for f in $(wildcard packaging/io.mender.*.service packaging/*/io.mender.*.service); do \
