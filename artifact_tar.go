@@ -180,6 +180,8 @@ func (t *tarStream) extended(block *[512]byte, r *paxRecords) error {
 }
 
 // extendedSize checks the header of an extended header and gives the size of its records, in bytes (POSIX ustar).
+//
+//go:noinline
 func extendedSize(block *[512]byte) (int64, error) {
 	octal := func(b []byte) (int64, bool) {
 		n, err := strconv.ParseUint(strings.Trim(string(b), " \x00"), 8, 63)

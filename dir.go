@@ -199,6 +199,8 @@ func (d *dir) sub(name string) (*dir, error) {
 }
 
 // mkdir makes a directory that was not there. Its name is durable after sync.
+//
+//go:noinline
 func (d *dir) mkdir(name string) error {
 	return uninterrupted("mkdir", d.in(name), func() error { return syscall.Mkdirat(d.fd, name, 0o700) })
 }

@@ -274,6 +274,8 @@ func dispatch(ctx context.Context, who persona, args []string, o *options, lg *l
 }
 
 // verbs are those of the name that the program is called by.
+//
+//go:noinline
 func (p persona) verbs() []verb {
 	if p.list == nil {
 		return verbs()
@@ -281,6 +283,7 @@ func (p persona) verbs() []verb {
 	return p.list(verbs())
 }
 
+//go:noinline
 func (p persona) String() string { return cmp.Or(p.name, "mendlet") }
 
 func findVerb(who persona, name string) (verb, error) {

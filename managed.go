@@ -541,6 +541,7 @@ func (s *session) openLog() {
 	s.log, s.a.lg.tee = l, l.add
 }
 
+//go:noinline
 func (s *session) closeLog() {
 	if s.log != nil {
 		s.a.lg.tee = nil

@@ -537,6 +537,7 @@ func logLine(e deployLogEntry) []byte {
 	return b.Bytes()
 }
 
+//go:noinline
 func (l *deployLog) write(p []byte) {
 	n, _ := l.f.Write(p)
 	l.size += int64(n)
@@ -590,6 +591,8 @@ func readTail(f *os.File, n int64) ([]byte, error) {
 // deployLogBody reads a log into what the server takes: {"messages":[…]}, every entry
 // valid, no more of them than fit, from the end, and last as the last one, unless that is "". Where path
 // is "" there is no other.
+//
+//go:noinline
 func deployLogBody(path, last string) ([]byte, error) {
 	var text []byte
 	if path != "" {

@@ -216,6 +216,8 @@ func (d *download) receive(p []byte) (int, error) {
 }
 
 // stalled: large packets may be what gets lost, so the next connection does without.
+//
+//go:noinline
 func (d *download) stalled() {
 	if t, ok := d.hc.Transport.(*agent); ok {
 		t.dial.narrowDown()

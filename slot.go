@@ -33,6 +33,8 @@ type slots struct {
 }
 
 // mayRun tells that the slot of this number runs, or that nothing speaks against it.
+//
+//go:noinline
 func (s *slots) mayRun(num int) bool {
 	if s.running != nil {
 		return s.running.num == num
@@ -120,6 +122,8 @@ func (s *slot) isOn(t *trail) bool {
 }
 
 // on gives the slots that a mount rests on.
+//
+//go:noinline
 func (s *slots) on(t *trail) (found []*slot) {
 	for _, one := range []*slot{s.a, s.b} {
 		if one.isOn(t) {

@@ -596,6 +596,8 @@ var fseKinds = [3]struct {
 }
 
 // fseCodes makes entries, first of as many codes without extra bits as plain says.
+//
+//go:noinline
 func fseCodes(base uint64, plain int, extra ...uint64) []uint64 {
 	codes := make([]uint64, plain+len(extra))
 	copy(codes[plain:], extra)
