@@ -303,7 +303,8 @@ func (a *app) serverType() (string, error) {
 	if err == nil {
 		err = fmt.Errorf("%q has no system_type", path)
 	}
-	return "", withHint(refuse("DeviceTier is system: %w", err), "the orchestrator writes it; without one, leave DeviceTier out")
+	return "", withHint(refuse("DeviceTier is system: %w", err),
+		"the orchestrator writes it; without one, leave DeviceTier out")
 }
 
 // nextBody is the question for a deployment, as a device with these provides asks it.

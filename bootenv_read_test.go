@@ -370,7 +370,8 @@ func TestEnvToolsUnreadable(t *testing.T) {
 			t.Errorf("%s, a few times: got %v, %v", says, got, err)
 		}
 		env, dir := open(fmt.Sprintf(fails, 1000, says))
-		for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{"a", "2"}}), "check": env.check(t.Context(), nil)} {
+		for what, err := range map[string]error{"set": env.set(t.Context(), []envVar{{"a", "2"}}),
+			"check": env.check(t.Context(), nil)} {
 			var touched *envChangeError
 			if exitCode(err) != want || errors.As(err, &touched) {
 				t.Errorf("%s, %s: got %v, exit code %d, want %d", says, what, err, exitCode(err), want)
@@ -393,7 +394,8 @@ func TestEnvToolsUnreadable(t *testing.T) {
 	}
 	// A tool that is missing, and a device that cannot be written (sysfs has no such file for root either).
 	dir = fakeTools(t, map[string]string{"fw_printenv": printScript})
-	if _, err := openBootEnv(&config{BootEnv: "fw_setenv", FwEnvConfig: dir + "/none"}, testHost(openStorage)); exitCode(err) != exitRefused {
+	if _, err := openBootEnv(&config{BootEnv: "fw_setenv", FwEnvConfig: dir + "/none"},
+		testHost(openStorage)); exitCode(err) != exitRefused {
 		t.Errorf("no fw_setenv: got %v", err)
 	}
 	const seqnum = "/sys/kernel/uevent_seqnum"

@@ -465,7 +465,8 @@ func (s *authService) announce() {
 	}
 }
 
-// pair is the body of what tells token and server. s.mu is held. The bus ends a connection that sends what is not UTF-8.
+// pair is the body of what tells token and server. s.mu is held. The bus ends a connection that sends what is
+// not UTF-8.
 func (s *authService) pair() []byte {
 	return appendBusString(appendBusString(nil, s.token), strings.ToValidUTF8(s.url, "?"))
 }
@@ -596,7 +597,8 @@ func (s *authService) login(ctx context.Context) (token, base string, err error)
 	return n.api.token, n.api.base, nil
 }
 
-// tokenLife is how long a token that came at the time now is good, by its claims "iat" and "exp" (RFC 7519, 4.1; seconds
+// tokenLife is how long a token that came at the time now is good, by its claims "iat" and "exp" (RFC 7519, 4.1;
+// seconds
 // since 1970), which are the server's to verify: from a minute to 30 days; a day if it does not say.
 func tokenLife(token string, now time.Time) time.Duration {
 	var claims struct{ Exp, Iat float64 }

@@ -63,7 +63,8 @@ func (i *inheritance) String() string {
 		text += ", and its update " + i.Update
 	}
 	if i.Ignored != "" {
-		text += fmt.Sprintf("; it has written its store since, and its artifact is %q: that is not taken over, unless the journal is moved aside", i.Ignored)
+		text += fmt.Sprintf("; it has written its store since, and its artifact is %q: that is not taken over, unless the "+
+			"journal is moved aside", i.Ignored)
 	}
 	return fmt.Sprintf("%s (%q, transaction %d, of %s)", text, i.File, i.Txn, i.Time.Format(time.RFC3339))
 }

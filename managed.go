@@ -31,7 +31,8 @@ const appliedConfig = "/var/lib/mender-configure/device-config.json"
 
 //go:noinline
 func keyFlags(fs *flag.FlagSet, o *options) {
-	fs.StringVar(&o.net.passphrase, "passphrase-file", o.net.passphrase, "`FILE` (or -) with the passphrase of the device key")
+	fs.StringVar(&o.net.passphrase, "passphrase-file", o.net.passphrase,
+		"`FILE` (or -) with the passphrase of the device key")
 }
 
 func bootstrapFlags(fs *flag.FlagSet, o *options) {
@@ -215,7 +216,8 @@ func (s *session) identity(ctx context.Context) (string, error) {
 	err = refuse("the device's identity is now %s, and that is not the one which the server has accepted", id)
 	script := identityScript(a.c)
 	if _, serr := os.Stat(script); errors.Is(serr, os.ErrNotExist) {
-		return "", withHint(err, "put the identity script %q back; --forcebootstrap to be another device to the server", script)
+		return "", withHint(err, "put the identity script %q back; --forcebootstrap to be another device to the server",
+			script)
 	}
 	return "", withHint(err, "mend what %q prints; --forcebootstrap to be another device to the server", script)
 }
@@ -576,7 +578,8 @@ func (s *session) fetch(ctx context.Context) (*artifact, error) {
 		return nil, s.countUseless(err)
 	}
 	if s.a.c.DeviceTier == "system" && art.PayloadType != "mender-orchestrator-manifest" {
-		return nil, refuse("payload type %q: a device of DeviceTier system takes mender-orchestrator-manifest only", art.PayloadType)
+		return nil, refuse("payload type %q: a device of DeviceTier system takes mender-orchestrator-manifest only",
+			art.PayloadType)
 	}
 	if u := s.a.rec.Update; u.Artifact != "" && art.Name != u.Artifact {
 		return nil, fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, art.Name, u.Artifact)

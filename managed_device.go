@@ -277,7 +277,8 @@ func identityJSON(data map[string][]string) string {
 // identityString escapes what Mender's C++ client escapes, and nothing else: unlike
 // encoding/json it leaves <, >, & and bytes that are not UTF-8 as they are.
 func identityString(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\t", `\t`, "\r", `\r`, "\f", `\f`, "\b", `\b`).Replace(s) + `"`
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\t", `\t`, "\r", `\r`, "\f", `\f`, "\b",
+		`\b`).Replace(s) + `"`
 }
 
 // runScript runs a program without arguments and returns what it printed.

@@ -18,9 +18,11 @@ func TestIdentityDoesNotChangeSilently(t *testing.T) {
 	b.want(0, "", "run")
 	script := b.dir + "/share/identity/mender-device-identity"
 	must(t, os.Rename(script, script+".away"))
-	for _, words := range [][]string{{"run"}, {"run", "--splay", "1ns"}, {"check-update"}, {"send-inventory"}, {"bootstrap"}} {
+	for _, words := range [][]string{{"run"}, {"run", "--splay", "1ns"}, {"check-update"}, {"send-inventory"},
+		{"bootstrap"}} {
 		code, _, log := b.call(t.Context(), words...)
-		if code != exitRefused || !strings.Contains(log, "put the identity script") || !strings.Contains(log, "--forcebootstrap") {
+		if code != exitRefused || !strings.Contains(log, "put the identity script") ||
+			!strings.Contains(log, "--forcebootstrap") {
 			t.Errorf("%q: got exit code %d and %q, want a refusal with a hint", words, code, log)
 		}
 	}
@@ -56,7 +58,8 @@ func TestKeyThatVanished(t *testing.T) {
 	key := b.dir + "/var/mender-agent.pem"
 	must(t, os.Rename(key, key+".away"))
 	for _, words := range [][]string{{"run"}, {"check-update"}, {"send-inventory"}, {"bootstrap"}} {
-		if code, _, log := b.call(t.Context(), words...); code != exitRefused || !strings.Contains(log, "the server has accepted one") {
+		if code, _, log := b.call(t.Context(), words...); code != exitRefused ||
+			!strings.Contains(log, "the server has accepted one") {
 			t.Errorf("%q: got exit code %d and %q, want a refusal", words, code, log)
 		}
 		if _, err := os.Stat(key); err == nil {
@@ -79,8 +82,9 @@ func TestDeviceTierSystem(t *testing.T) {
 	a.c.DeviceTier = "system"
 	path := dir + topologyFile
 	must(t, os.MkdirAll(strings.TrimSuffix(path, "/topology.yaml"), 0o755))
-	for text, want := range map[string]string{"": "", "x: y\n": "", "api_version: v1\nsystem_type: gate\ncomponents: []\n": "gate",
-		"system_type: \"gate way\" # its name\r\n": "gate way", "  system_type: inner\n": "", "system_type:\n": ""} {
+	for text, want := range map[string]string{"": "", "x: y\n": "",
+		"api_version: v1\nsystem_type: gate\ncomponents: []\n": "gate",
+		"system_type: \"gate way\" # its name\r\n":             "gate way", "  system_type: inner\n": "", "system_type:\n": ""} {
 		writeFile(t, path, text)
 		got, err := a.serverType()
 		if got != want || want == "" && (exitCode(err) != exitRefused || hintOf(err) == "") {

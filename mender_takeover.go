@@ -143,7 +143,8 @@ func (s *menderStore) provides() (map[string]string, error) {
 		}
 	}
 	// Of null, too, comes a map; it has neither of these.
-	m := mergeProvides(p, &artifact{Name: string(s.values["artifact-name"]), Group: string(s.values["artifact-group"]), Clears: []string{"artifact_group"}})
+	m := mergeProvides(p, &artifact{Name: string(s.values["artifact-name"]), Group: string(s.values["artifact-group"]),
+		Clears: []string{"artifact_group"}})
 	return m, nil
 }
 
@@ -203,7 +204,8 @@ func (s *menderStore) pending() (*update, string, error) {
 		if m.Name == "idle" || m.Name == "init" {
 			return nil, "", nil
 		}
-		if early := u.Step == stepDownload || u.Step == stepCleanup; !early && (u.Artifact == "" || u.Type == "") || u.Managed == (u.ID == "") {
+		if early := u.Step == stepDownload || u.Step == stepCleanup; !early && (u.Artifact == "" || u.Type == "") ||
+			u.Managed == (u.ID == "") {
 			return nil, "", fmt.Errorf("%s %.50q is not understood", key, m.Name+m.InState)
 		}
 		return u, m.Name + m.InState, nil
@@ -247,7 +249,8 @@ const menderSteps = " update-store=" + string(stepDownload) + " update-install="
 	" rollback=" + string(stepRollback) + " rollback-reboot=" + string(stepRollbackReboot) +
 	" verify-rollback-reboot=" + string(stepVerifyRollbackReboot) +
 	" after-rollback-reboot=" + string(stepVerifyRollbackReboot) + " update-error=" + string(stepFailure) +
-	" cleanup=" + string(stepCleanup) + " update-retry-report=" + string(stepReport) + " status-report-error=" + string(stepReport) + " "
+	" cleanup=" + string(stepCleanup) + " update-retry-report=" + string(stepReport) + " " +
+	"status-report-error=" + string(stepReport) + " "
 
 // menderPause begins the names of states in which the daemon waits for leave to go on (update control map).
 const menderPause = "mender-update-control"
@@ -257,7 +260,8 @@ func (m *menderPending) deployment() *update {
 	if m.Version < 2 { // which had images only
 		i.Artifact.PayloadTypes, i.SupportsRollback = []string{rootfsImage}, menderSupported
 	}
-	u := &update{Managed: true, ID: i.ID, Artifact: i.Artifact.Name, Group: i.Artifact.Group, Type: only(i.Artifact.PayloadTypes),
+	u := &update{Managed: true, ID: i.ID, Artifact: i.Artifact.Name, Group: i.Artifact.Group,
+		Type:     only(i.Artifact.PayloadTypes),
 		Provides: i.Artifact.Provides, Clears: i.Artifact.Clears, Reboot: "Yes"}
 	_, rest, ok := strings.Cut(menderSteps, " "+m.Name+"=")
 	at, _, _ := strings.Cut(rest, " ")
@@ -340,11 +344,13 @@ func adoptSlots(a *app, u *update, state string) error {
 		err = s.agree(vars)
 	}
 	if err != nil {
-		return withHint(refuseUnlessPassing(err, "the update of Mender's client to %q is not taken over: %w", u.Artifact, err), "%s", hintOf(err))
+		return withHint(refuseUnlessPassing(err, "the update of Mender's client to %q is not taken over: %w", u.Artifact,
+			err), "%s", hintOf(err))
 	}
 	trial := vars[varUpgrade] != "" && vars[varUpgrade] != "0"
 	to := s.byNum(vars[varBootPart])
-	kept := u.Step == stepCommitLeave || u.Step == stepCommitLeaveWait || u.Step == stepCommit && a.nameFromInfo() == u.Artifact
+	kept := u.Step == stepCommitLeave || u.Step == stepCommitLeaveWait || u.Step == stepCommit &&
+		a.nameFromInfo() == u.Artifact
 	if !trial && !kept { // not switched over yet, or gone back
 		to = s.other(to)
 	}

@@ -32,7 +32,8 @@ func newTakenOver(t *testing.T, store, env string, heard ...string) *takenOver {
 	s := newManagedSetup(t)
 	s.images = map[string][]byte{"app-1": s.images["old"], storeRelease: s.images["new"]}
 	image := filepath.Join(s.dir, "new.img") // of newSimSetup
-	must(t, packCommand([]string{"-n", storeRelease, "-c", "sim", "-f", image, "-o", s.dir + "/release.mender"}, io.Discard, nil))
+	must(t, packCommand([]string{"-n", storeRelease, "-c", "sim", "-f", image, "-o", s.dir + "/release.mender"},
+		io.Discard, nil))
 	text, err := os.ReadFile(s.dir + "/release.mender")
 	must(t, err)
 	ran := storeFile(t, store)
@@ -108,7 +109,8 @@ func TestDeploymentTakenOverAfterReboot(t *testing.T) {
 		t.Errorf("the log is not gone on with: %q", text)
 	}
 	rec, _ := x.d.peek()
-	if got := providesText(rec.Provides); got != "custom=value1 rootfs-image.checksum=75b02d596961ebfa69227801527b3b22b17473803680f34ab0413c0703907c72 "+
+	if got := providesText(rec.Provides); got != "custom=value1 "+
+		"rootfs-image.checksum=75b02d596961ebfa69227801527b3b22b17473803680f34ab0413c0703907c72 "+
 		"rootfs-image.version=release-2" {
 		t.Errorf("got provides %s", got)
 	}
@@ -271,7 +273,8 @@ func TestModuleDownloadTakenOver(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(x.dir, menderStoreFile), x.ran, 0o600))
 	writeScript(t, filepath.Join(x.dir, "modules/v3/testmod"), testModule, 0o755)
 	must(t, os.WriteFile(x.dir+"/payload", []byte("good"), 0o600))
-	must(t, packCommand([]string{"-T", "testmod", "-n", "app-2", "-c", "sim", "-f", x.dir + "/payload", "-o", x.dir + "/app.mender"},
+	must(t, packCommand([]string{"-T", "testmod", "-n", "app-2", "-c", "sim", "-f", x.dir + "/payload", "-o",
+		x.dir + "/app.mender"},
 		io.Discard, nil))
 	x.server.mu.Lock()
 	x.server.artifacts["app-2"] = readFileOrNil(x.dir + "/app.mender")

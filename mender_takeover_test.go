@@ -465,7 +465,8 @@ func TestMenderStillRuns(t *testing.T) {
 	lock := syscall.Flock_t{Type: syscall.F_RDLCK, Len: 1}
 	must(t, syscall.FcntlFlock(f.Fd(), ofdSetLock, &lock))
 	err = d.start().openState()
-	if exitCode(err) != exitTempFail || !strings.Contains(err.Error(), "Mender's client is running") || !strings.Contains(hintOf(err), "stop it") {
+	if exitCode(err) != exitTempFail || !strings.Contains(err.Error(), "Mender's client is running") ||
+		!strings.Contains(hintOf(err), "stop it") {
 		t.Errorf("got %v, want that it runs, with a hint", err)
 	}
 	if rec, _ := d.peek(); rec.Provides != nil || rec.Mender != nil {

@@ -979,7 +979,8 @@ func startable(head []byte) error {
 	case bytes.HasPrefix(head, []byte("\x7fELF")):
 		return nil
 	case bytes.HasPrefix(head, []byte("\xef\xbb\xbf#!")):
-		return withHint(errors.New("begins with a byte order mark, where #! should stand first"), "save it as UTF-8 without that mark")
+		return withHint(errors.New("begins with a byte order mark, where #! should stand first"),
+			"save it as UTF-8 without that mark")
 	case !script || len(words) == 0:
 		return withHint(errors.New("has no #! line, which names the interpreter"), "begin it with a line #!/bin/sh")
 	case bytes.HasSuffix(line, []byte("\r")):

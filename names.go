@@ -32,7 +32,8 @@ func menderVerbs(name string) []string {
 	list := ""
 	switch name {
 	case "mender":
-		list = "bootstrap check-update commit daemon install rollback send-inventory setup show-artifact show-provides snapshot"
+		list = "bootstrap check-update commit daemon install rollback send-inventory setup show-artifact show-provides " +
+			"snapshot"
 	case "mender-update":
 		list = "install resume commit rollback show-artifact show-provides check-update send-inventory daemon"
 	case "mender-auth":

@@ -63,10 +63,12 @@ func TestNames(t *testing.T) {
 		{"mender version", 3, "unknown verb"}, {"mender bogus", 3, "'mender --help'"}, {"mender comit", 3, "'mender commit'"},
 		{"mender plan x", 3, ""}, {"mender-update", 1, "no verb"}, {"mender-update bogus", 1, "unknown verb"},
 		{"mender-update bootstrap", 1, "unknown verb"}, {"mender-auth commit", 1, "unknown verb"},
-		{"mender --bogus", 1, "unknown option"}, {"mender commit extra", 1, "got 1 words"}, {"mender install", 1, "got 0 words"},
+		{"mender --bogus", 1, "unknown option"}, {"mender commit extra", 1, "got 1 words"}, {"mender install", 1,
+			"got 0 words"},
 		{"mender -l bogus commit", 1, "log level"}, {"mender -l panic commit", 2, "No update in progress."},
 		{"mender --no-syslog commit", 2, ""}, {"mender commit --no-syslog", 2, ""}, {"mender-update commit", 2, ""},
-		{"mender-update rollback", 2, ""}, {"mender-update resume", 2, ""}, {"mender install /nowhere.mender", 1, "no such file"},
+		{"mender-update rollback", 2, ""}, {"mender-update resume", 2, ""}, {"mender install /nowhere.mender", 1,
+			"no such file"},
 		{"mender install --passphrase-file /nowhere /nowhere.mender", 1, "/nowhere.mender"},
 		{"mender show-artifact", 0, "unknown\n"}, {"mender-update show-provides", 0, "artifact_name=unknown\n"},
 		{"mender --passphrase-file /nowhere bootstrap", 1, "passphrase: open /nowhere"},
@@ -74,7 +76,8 @@ func TestNames(t *testing.T) {
 		{"mender bootstrap -F", 0, "made a device key"}, {"mender-auth bootstrap", 0, "the device is accepted"},
 		{"mender-update auth bootstrap", 0, "the device is accepted"},
 		{"mendlet mender", 64, "unknown verb"}, {"mendlet --no-syslog commit", 64, "unknown option"},
-		{"mendlet -F bootstrap", 64, "unknown option"}, {"mendlet commit extra", 64, ""}, {"mendlet install /nowhere.mender", 1, ""},
+		{"mendlet -F bootstrap", 64, "unknown option"}, {"mendlet commit extra", 64, ""}, {"mendlet install /nowhere.mender",
+			1, ""},
 		{"mendlet-1.2 bogus", 64, "'mendlet --help'"},
 	} {
 		words := strings.Fields(c.call)
@@ -125,17 +128,21 @@ func TestNamesSetup(t *testing.T) {
 		want         map[string]string // by the key in mender.conf
 		hosts        bool
 	}{
-		{words: "--device-type b --url https://x.example --server-cert /c", want: map[string]string{"ServerURL": "https://x.example",
-			"ServerCertificate": "/c"}},
-		{words: "--device-type b --server-url https://x.example -E /c --demo-polling --update-poll 7", want: map[string]string{
-			"ServerCertificate": "/c", "UpdatePollIntervalSeconds": "7", "InventoryPollIntervalSeconds": "5",
-			"RetryPollIntervalSeconds": "30"}},
-		{words: "--device-type b --demo --server-ip 10.0.0.7", want: map[string]string{"ServerURL": "https://docker.mender.io",
-			"UpdatePollIntervalSeconds": "5"}, hosts: true},
+		{words: "--device-type b --url https://x.example --server-cert /c",
+			want: map[string]string{"ServerURL": "https://x.example",
+				"ServerCertificate": "/c"}},
+		{words: "--device-type b --server-url https://x.example -E /c --demo-polling --update-poll 7",
+			want: map[string]string{
+				"ServerCertificate": "/c", "UpdatePollIntervalSeconds": "7", "InventoryPollIntervalSeconds": "5",
+				"RetryPollIntervalSeconds": "30"}},
+		{words: "--device-type b --demo --server-ip 10.0.0.7",
+			want: map[string]string{"ServerURL": "https://docker.mender.io",
+				"UpdatePollIntervalSeconds": "5"}, hosts: true},
 		{words: "--device-type b --demo-server", want: map[string]string{"ServerURL": "https://docker.mender.io",
 			"UpdatePollIntervalSeconds": "1800"}},
-		{words: "--device-type b --demo --hosted-mender --tenant-token T --quiet --username u@example.com", want: map[string]string{
-			"ServerURL": "https://hosted.mender.io", "TenantToken": "T", "UpdatePollIntervalSeconds": "5"}},
+		{words: "--device-type b --demo --hosted-mender --tenant-token T --quiet --username u@example.com",
+			want: map[string]string{
+				"ServerURL": "https://hosted.mender.io", "TenantToken": "T", "UpdatePollIntervalSeconds": "5"}},
 		{words: "--device-type b --hosted-mender --username u@example.com --password p", fails: "--tenant-token"},
 		{words: "--device-type b --hosted-mender", fails: "--tenant-token"},
 		{words: "--device-type b --server-url https://x.example --server-ip 10.0.0.7", fails: "more than one"},
@@ -207,7 +214,8 @@ func TestNamesDaemonActs(t *testing.T) {
 		n, m := polls(), b.server.requests["PUT inventory"]
 		b.server.mu.Unlock()
 		for _, name := range []string{"mender-update", "mender"} {
-			if code, out, log := b.as(name, "check-update"); code != 0 || out != "" || !strings.Contains(log, "told the daemon") {
+			if code, out, log := b.as(name, "check-update"); code != 0 || out != "" ||
+				!strings.Contains(log, "told the daemon") {
 				t.Errorf("%s: %s check-update: %d, %q, %q", call, name, code, out, log)
 			}
 			n++
@@ -277,7 +285,8 @@ func TestNamesSignalOnlyDaemon(t *testing.T) {
 func menderClient(t *testing.T, dir string, words ...string) (code int, out string) {
 	script := fmt.Sprintf("mount --bind %s/etc /etc/mender && "+
 		"mount --bind %s/share/modules/v3 /usr/share/mender/modules/v3 && exec \"$@\"", dir, dir)
-	cmd := exec.Command("unshare", append([]string{"-m", "sh", "-c", script, "-", "/usr/bin/mender", "--no-syslog"}, words...)...)
+	cmd := exec.Command("unshare", append([]string{"-m", "sh", "-c", script, "-", "/usr/bin/mender", "--no-syslog"},
+		words...)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.Run()
@@ -323,7 +332,8 @@ esac`, reboot, rollback), 0o755)
 		"install DIR/plain-good", "show-artifact", "commit", "show-artifact", "show-provides", "commit",
 		"install --reboot-exit-code DIR/reboots-good", "rollback", "show-artifact", "rollback",
 		"install DIR/reboots-good", "commit", "show-artifact", "install DIR/plain-broken", "show-artifact", "commit",
-		"install --passphrase-file DIR/nowhere --reboot-exit-code DIR/oneway-good", "show-artifact", "show-provides", "commit",
+		"install --passphrase-file DIR/nowhere --reboot-exit-code " +
+			"DIR/oneway-good", "show-artifact", "show-provides", "commit",
 		"install DIR/oneway-broken", "show-artifact", "check-update extra",
 	} {
 		words := strings.Fields(strings.ReplaceAll(call, "DIR", b.dir))
@@ -387,6 +397,7 @@ func setupResult(t *testing.T, conf, ds string) string {
 	must(t, err)
 	dt, err := c.deviceType()
 	must(t, err)
-	return fmt.Sprint(c.Servers, c.ServerCertificate, c.TenantToken, c.UpdatePollIntervalSeconds, c.InventoryPollIntervalSeconds,
+	return fmt.Sprint(c.Servers, c.ServerCertificate, c.TenantToken, c.UpdatePollIntervalSeconds,
+		c.InventoryPollIntervalSeconds,
 		c.RetryPollIntervalSeconds, dt)
 }

@@ -91,8 +91,10 @@ func (b *menderBoard) mender(words ...string) string {
 	ctx, stop := context.WithTimeout(b.t.Context(), 2*time.Minute)
 	defer stop()
 	slot := b.slots[map[string]string{"A": "2", "B": "3"}[b.booted]]
-	cmd := exec.CommandContext(ctx, "unshare", slices.Concat([]string{"-m", "sh", "-ec", menderRoot, "sh", b.dir, slot}, words)...)
-	cmd.Env = append(os.Environ(), "PATH="+b.dir+"/bin:"+os.Getenv("PATH"), "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent")
+	cmd := exec.CommandContext(ctx, "unshare", slices.Concat([]string{"-m", "sh", "-ec", menderRoot, "sh", b.dir, slot},
+		words)...)
+	cmd.Env = append(os.Environ(), "PATH="+b.dir+"/bin:"+os.Getenv("PATH"),
+		"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent")
 	for i, e := range cmd.Env {
 		if strings.HasPrefix(e, "MENDER_") {
 			cmd.Env[i] = "X=" // the directories are its own
@@ -168,7 +170,8 @@ func TestMenderImageThatDoesNotBoot(t *testing.T) {
 }
 
 func TestMenderModuleStandalone(t *testing.T) {
-	for verb, want := range map[string][2]string{"commit": {"committed", "app-2"}, "rollback": {"rolled-back", "release-1"}} {
+	for verb, want := range map[string][2]string{"commit": {"committed", "app-2"},
+		"rollback": {"rolled-back", "release-1"}} {
 		t.Run(verb, func(t *testing.T) {
 			b := newMenderBoard(t)
 			must(t, os.WriteFile(b.dir+"/app.mender", b.artifact("app-2", "good"), 0o600))
@@ -238,7 +241,8 @@ func TestMenderModuleCutShort(t *testing.T) {
 		b.verdict("rolled-back", "release-1")
 	})
 	b.heardOnce(dep, "failure")
-	if got := strings.Join(strings.Fields(string(readFileOrNil(b.dir+"/calls"))), " "); !strings.Contains(got, "ArtifactRollback") ||
+	if got := strings.Join(strings.Fields(string(readFileOrNil(b.dir+"/calls"))), " "); !strings.Contains(got,
+		"ArtifactRollback") ||
 		!strings.HasSuffix(got, "Cleanup") || strings.Contains(got, "Install") {
 		t.Errorf("the module was called for %s", got)
 	}
