@@ -450,15 +450,20 @@ func loopDevice(t testing.TB, n int64, args ...string) (node, file string) {
 	return attach(t, file, args...), file
 }
 
+// attach makes a loop device of the file. Its number is not 2, which is slot A's on many boards.
 func attach(t testing.TB, file string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("losetup", append(args, "-f", "--show", file)...).CombinedOutput()
-	if err != nil {
-		t.Skipf("needs a loop device: %v: %s", err, out)
+	for {
+		out, err := exec.Command("losetup", append(args, "-f", "--show", file)...).CombinedOutput()
+		if err != nil {
+			t.Skipf("needs a loop device: %v: %s", err, out)
+		}
+		node := strings.TrimSpace(string(out))
+		t.Cleanup(func() { exec.Command("losetup", "-d", node).Run() })
+		if node != "/dev/loop2" {
+			return node
+		}
 	}
-	node := strings.TrimSpace(string(out))
-	t.Cleanup(func() { exec.Command("losetup", "-d", node).Run() })
-	return node
 }
 
 // The end of a device whose size is a multiple of 512 but not of 4096.
