@@ -38,6 +38,7 @@ func newInput(r io.Reader, off int64, size int) *input {
 	return &input{r: r, buf: make([]byte, size), base: off, stop: math.MaxInt64}
 }
 
+//go:noinline
 func (in *input) offset() int64 { return in.base + int64(in.pos) }
 
 // section ends the readable bytes n bytes from here; n < 0 lifts the fence.
