@@ -87,6 +87,8 @@ type busMessage struct {
 func padTo8(b []byte) []byte { return append(b, make([]byte, -len(b)&7)...) }
 
 // appendBusString appends a string to b, whose start is at a multiple of 4 bytes in the message.
+//
+//go:noinline
 func appendBusString(b []byte, s string) []byte {
 	b = append(b, make([]byte, -len(b)&3)...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
@@ -125,8 +127,6 @@ type busText struct {
 }
 
 // take gives the next n bytes from a multiple of align on; nil if there are no more that many.
-//
-//go:noinline
 func (t *busText) take(align, n int) []byte {
 	t.off = (t.off + align - 1) / align * align
 	if t.bad = t.bad || n < 0 || n > len(t.b)-t.off; t.bad {
@@ -465,8 +465,8 @@ func (s *authService) announce() {
 	}
 }
 
-// pair is the body of what tells token and server. s.mu is held. The bus ends a connection that sends what is
-// not UTF-8.
+// pair is the body of what tells token and server. s.mu is held. The bus ends a connection that sends what is not
+// UTF-8.
 func (s *authService) pair() []byte {
 	return appendBusString(appendBusString(nil, s.token), strings.ToValidUTF8(s.url, "?"))
 }
@@ -598,8 +598,7 @@ func (s *authService) login(ctx context.Context) (token, base string, err error)
 }
 
 // tokenLife is how long a token that came at the time now is good, by its claims "iat" and "exp" (RFC 7519, 4.1;
-// seconds
-// since 1970), which are the server's to verify: from a minute to 30 days; a day if it does not say.
+// seconds since 1970), which are the server's to verify: from a minute to 30 days; a day if it does not say.
 func tokenLife(token string, now time.Time) time.Duration {
 	var claims struct{ Exp, Iat float64 }
 	if parts := strings.Split(token, "."); len(parts) == 3 {

@@ -312,7 +312,8 @@ func TestBusRefuses(t *testing.T) {
 	must(t, err)
 	defer l.Close()
 	d.start()
-	for _, answer := range []string{"REJECTED EXTERNAL\r\n", strings.Repeat("x", 8192), "", "OK 00\r\nxxxxxxxxxxxxxxxxxxxx",
+	for _, answer := range []string{"REJECTED EXTERNAL\r\n", strings.Repeat("x", 8192), "",
+		"OK 00\r\nxxxxxxxxxxxxxxxxxxxx",
 		"OK 00\r\nl\x02\x01\x01\xff\xff\xff\xff\x01\x00\x00\x00\xff\xff\xff\xff"} {
 		conn, err := l.Accept()
 		must(t, err)
@@ -329,7 +330,8 @@ func TestBusSockets(t *testing.T) {
 		"unix:path=/run/dbus/system_bus_socket":                    {"/run/dbus/system_bus_socket"},
 		"unix:abstract=/tmp/a,guid=00;unix:path=/b%20c%2f;tcp:x=y": {"@/tmp/a", "/b c/"},
 		"unix:guid=00,path=/x":                                     {"/x"},
-		"":                                                         nil, "unix:": nil, "unix:path=": nil, "unix:path=%zz": nil, "launchd:env=x": nil, "path=/x": nil,
+		"":                                                         nil, "unix:": nil, "unix:path=": nil,
+		"unix:path=%zz": nil, "launchd:env=x": nil, "path=/x": nil,
 		"unix:runtime=yes": nil,
 	} {
 		if got := busSockets(address); !slices.Equal(got, want) {
