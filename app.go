@@ -39,6 +39,7 @@ type options struct {
 	config, fallback, logLevel, logFile, log, progress string
 	skipVerify, quiet, help, version                   bool
 	rebootExitCode, json                               bool
+	source, compression                                string // of snapshot
 	write                                              writeOptions
 	stopBefore                                         []string
 	net                                                netFlags

@@ -401,9 +401,14 @@ func (m *machine) nodeOfRoot() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ue, err := m.uevent("/sys/dev/block/" + r.dev)
+	return m.nodeOf(r.dev)
+}
+
+// nodeOf is the node of the block device with this number (devtmpfs has the names that the kernel tells).
+func (m *machine) nodeOf(number string) (string, error) {
+	ue, err := m.uevent("/sys/dev/block/" + number)
 	if err == nil && ue["DEVNAME"] == "" {
-		err = fmt.Errorf("the mounted root is on %s (%s), which is no block device", r.source, r.dev)
+		err = fmt.Errorf("%s is not the number of a block device", number)
 	}
 	return m.path("/dev/" + ue["DEVNAME"]), err
 }

@@ -74,7 +74,7 @@ func verbs() []verb {
 		list = append(list, verb{"setup", "", "write mender.conf from options; its other keys stay", 0, setupFlag,
 			func(_ context.Context, a *app, _ []string) error { return a.o.setup.write(a.o.mainConfig(), a.c) }})
 	}
-	return slices.Concat(list, packVerbs(), netVerbs(), busVerbs(), tokenVerbs(), []verb{
+	return slices.Concat(list, packVerbs(), netVerbs(), busVerbs(), tokenVerbs(), snapshotVerbs(), []verb{
 		{"help", "[VERB]", "what there is, or the options of a verb", 0, nil, nil}, // both are dispatch's
 		{"version", "", "the version of this program", 0, nil, nil},
 	})
@@ -169,8 +169,11 @@ func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.W
 			code = exitFailed
 		}
 	}()
-	o := newOptions()
-	if name := filepath.Base(args[0]); name == "fw_printenv" || name == "fw_setenv" {
+	o, name := newOptions(), filepath.Base(args[0])
+	if code, called := runGuard(name, in, out); called {
+		return code
+	}
+	if name == "fw_printenv" || name == "fw_setenv" {
 		c, err := loadConfig(o.paths, configFile{path: o.mainConfig()}, configFile{path: o.fallbackConfig()}, nil)
 		if err != nil {
 			lg.fail(err)

@@ -34,6 +34,10 @@ func calledAs(args []string) (persona, []string, error) {
 	return persona{}, args, nil
 }
 
+func snapshotVerbs() []verb { return nil }
+
+func runGuard(string, io.Reader, io.Writer) (code int, called bool) { return 0, false }
+
 func urlSource(_ *app, name string) *source {
 	return &source{open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
 		return nil, sourceID{}, withHint(errors.New("this mendlet was built without network support"),
@@ -46,6 +50,8 @@ func leftOut(name string) string {
 	switch name {
 	case "pack":
 		return "make artifacts on a build host, with a mendlet with network support or with mender-artifact"
+	case "snapshot":
+		return "write the device to a file or pipe with dd, after 'fsfreeze -f' or from a system that does not run on it"
 	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup", "auth-daemon", "token":
 		return "it takes a mendlet with network support; " +
 			"install an artifact from a file or standard input with this one"

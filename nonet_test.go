@@ -14,10 +14,11 @@ import (
 // A verb that another build has is refused as such.
 func TestLeftOutVerbs(t *testing.T) {
 	for words, want := range map[string]string{
-		"pack -n x":   "without the verb \"pack\"",
-		"pack --help": "hint: make artifacts on a build host",
-		"daemon":      "hint: it takes a mendlet with network support",
-		"what":        "unknown verb \"what\"",
+		"pack -n x":     "without the verb \"pack\"",
+		"pack --help":   "hint: make artifacts on a build host",
+		"daemon":        "hint: it takes a mendlet with network support",
+		"snapshot dump": "hint: write the device to a file or pipe with dd",
+		"what":          "unknown verb \"what\"",
 	} {
 		var out, errw bytes.Buffer
 		args := append([]string{"mendlet"}, strings.Fields(words)...)

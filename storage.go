@@ -459,9 +459,7 @@ const ioctlWrite, ioctlRead = 1, 2
 func ioctlNumber(direction, size, kind, number uintptr) uintptr {
 	shift := 30
 	if strings.HasPrefix(runtime.GOARCH, "mips") {
-		if shift = 29; direction == ioctlWrite {
-			direction = 4
-		}
+		shift, direction = 29, direction&ioctlRead|direction&ioctlWrite<<2
 	}
 	return direction<<shift | size<<16 | kind<<8 | number
 }
