@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -106,20 +105,6 @@ func TestOptionPlaces(t *testing.T) {
 	b.must(t, exitFailed, "install", "/nowhere.mender", "-L", log)
 	if text, _ := os.ReadFile(log); !strings.Contains(string(text), "mendlet: error: open /nowhere.mender") {
 		t.Errorf("log file: %q", text)
-	}
-}
-
-// By the names of Mender's programs everything is as by its own.
-func TestOtherNames(t *testing.T) {
-	b := newImageBoard(t)
-	for _, name := range []string{"mender", "/usr/bin/mender-update"} {
-		var out, errs bytes.Buffer
-		args := b.args(t, "show-artifact")
-		args[0] = name
-		if code := runProgram(t.Context(), args, nil, &out, &errs); code != 0 || out.String() != "unknown\n" ||
-			errs.Len() > 0 {
-			t.Errorf("%s: exit %d, %q, %q", name, code, &out, &errs)
-		}
 	}
 }
 

@@ -401,3 +401,17 @@ func setupResult(t *testing.T, conf, ds string) string {
 		c.InventoryPollIntervalSeconds,
 		c.RetryPollIntervalSeconds, dt)
 }
+
+// By the names of Mender's programs everything is as by its own.
+func TestOtherNames(t *testing.T) {
+	b := newImageBoard(t)
+	for _, name := range []string{"mender", "/usr/bin/mender-update"} {
+		var out, errs bytes.Buffer
+		args := b.args(t, "show-artifact")
+		args[0] = name
+		if code := runProgram(t.Context(), args, nil, &out, &errs); code != 0 || out.String() != "unknown\n" ||
+			errs.Len() > 0 {
+			t.Errorf("%s: exit %d, %q, %q", name, code, &out, &errs)
+		}
+	}
+}
