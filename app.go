@@ -468,6 +468,15 @@ func (a *app) nameUnsaved() {
 	}
 }
 
+// textFlag registers an option of several names.
+//
+//go:noinline
+func textFlag(fs *flag.FlagSet, p *string, def, help string, names []string) {
+	for _, n := range names {
+		fs.StringVar(p, n, def, help)
+	}
+}
+
 func progressFlag(fs *flag.FlagSet, o *options) {
 	fs.StringVar(&o.progress, "progress", "",
 		"`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
@@ -537,10 +546,10 @@ func flagHelp(out io.Writer, fs *flag.FlagSet) {
 func newApp(o *options, lg *logger, in io.Reader, out io.Writer,
 	urlSource func(*app, string) *source) (*app, error) {
 	running := strings.ToLower(o.running)
-	if !slices.Contains([]string{"", "a", "b", "none"}, running) {
+	if !listed([]string{"", "a", "b", "none"}, running) {
 		return nil, usageError("--running %q: want A, B or none", o.running)
 	}
-	if !slices.Contains([]string{"", "bar", "lines", "json", "none"}, o.progress) {
+	if !listed([]string{"", "bar", "lines", "json", "none"}, o.progress) {
 		return nil, usageError("--progress %q: want bar, lines, json or none", o.progress)
 	}
 	if err := setUpLog(o, lg); err != nil {

@@ -626,7 +626,7 @@ func (a *artifact) nextFile() (*payloadFile, error) {
 			return nil, a.fail(err)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(a.manifest)) {
+	for _, name := range sortedKeys(a.manifest) {
 		return nil, a.fail(fmt.Errorf("%q is in the manifest and not in the payload", name))
 	}
 	return nil, io.EOF
@@ -779,16 +779,16 @@ func (a *artifact) drain() error {
 // checkDepends says whether the artifact is for this device. provides is what the device
 // has stored, artifact_name and artifact_group among it.
 func (a *artifact) checkDepends(deviceType string, provides map[string]string) error {
-	if !slices.Contains(a.DeviceTypes, deviceType) {
+	if !listed(a.DeviceTypes, deviceType) {
 		return refuse("artifact %q is for device type %q; this device is %q", a.Name, strings.Join(a.DeviceTypes, ", "),
 			deviceType)
 	}
-	for _, key := range slices.Sorted(maps.Keys(a.Depends)) {
+	for _, key := range sortedKeys(a.Depends) {
 		got, ok := provides[key]
 		if !ok {
 			return refuse("artifact %q depends on %s %q; this device provides no %s", a.Name, key, a.Depends[key], key)
 		}
-		if !slices.Contains(a.Depends[key], got) {
+		if !listed(a.Depends[key], got) {
 			return refuse("artifact %q depends on %s %q; this device provides %q", a.Name, key, a.Depends[key], got)
 		}
 	}

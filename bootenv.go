@@ -343,7 +343,7 @@ func (e *nativeEnv) changed(old []byte, vars []envVar) ([]byte, error) {
 		return nil, err
 	}
 	for _, v := range vars {
-		if e.writable != nil && !slices.Contains(e.writable, v.name) {
+		if e.writable != nil && !listed(e.writable, v.name) {
 			return nil, withHint(refuse("boot environment: %q is not among what %q lists as writable for %q",
 				v.name, e.file, e.name), "the boot loader would not take it; add it to the writelist there "+
 				"and to CONFIG_ENV_FLAGS_LIST_STATIC of the boot loader")

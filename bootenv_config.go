@@ -403,9 +403,9 @@ func (y *envYAML) begin(file string, l yamlLine) error {
 // once is an error for a key that is not one of those, or comes again.
 func once(seen *[]string, l yamlLine, keys ...string) error {
 	switch {
-	case !slices.Contains(keys, l.key):
+	case !listed(keys, l.key):
 		return fmt.Errorf("got %q, want one of %s", l.key+l.value, strings.Join(keys, ", "))
-	case slices.Contains(*seen, l.key):
+	case listed(*seen, l.key):
 		return fmt.Errorf("%s comes twice", l.key)
 	}
 	*seen = append(*seen, l.key)

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -312,7 +311,7 @@ func printEnv(ctx context.Context, env bootEnv, names []string, bare bool, show 
 		return nil, err
 	}
 	if len(names) == 0 {
-		names = slices.Sorted(maps.Keys(there))
+		names = sortedKeys(there)
 	}
 	var b strings.Builder
 	for _, n := range names {

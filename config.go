@@ -9,10 +9,8 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -201,7 +199,7 @@ func (c *config) parse(text []byte, lg *logger) error {
 	if err := parseObject(text, &keys); err != nil {
 		return err
 	}
-	for _, k := range slices.Sorted(maps.Keys(keys)) {
+	for _, k := range sortedKeys(keys) {
 		one, err := json.Marshal(map[string]json.RawMessage{k: keys[k]})
 		if err != nil {
 			return err

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -240,7 +240,7 @@ func (d *dir) names() ([]string, error) {
 	f := os.NewFile(uintptr(fd), d.path)
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
-	slices.Sort(names)
+	sort.Strings(names)
 	return names, err
 }
 

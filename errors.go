@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -437,3 +439,21 @@ func writerSink(w io.Writer) logSink {
 func newLogger(w io.Writer) *logger {
 	return &logger{level: levelInfo, sinks: []logSink{writerSink(w)}}
 }
+
+// sortedKeys gives the keys of m in order. It sorts by the standard library's own instance for strings, which is there
+// anyway, where slices.Sorted would make another one here.
+//
+//go:noinline
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}
+
+// listed is slices.Contains for what is in no hurry.
+//
+//go:noinline
+func listed(list []string, s string) bool { return slices.Contains(list, s) }

@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -179,7 +177,7 @@ func (r *report) print(w io.Writer) {
 	r.printSlots(w)
 	if r.EnvFrom != "" {
 		printf(w, "boot environment: %s\n", r.EnvFrom)
-		for _, k := range slices.Sorted(maps.Keys(r.Env)) {
+		for _, k := range sortedKeys(r.Env) {
 			printf(w, "  %s=%s\n", k, r.Env[k])
 		}
 	}
@@ -190,7 +188,7 @@ func (r *report) print(w io.Writer) {
 		printf(w, "note: %s\n", n)
 	}
 	printf(w, "provides:\n")
-	for _, k := range slices.Sorted(maps.Keys(r.Provides)) {
+	for _, k := range sortedKeys(r.Provides) {
 		printf(w, "  %s=%s\n", k, r.Provides[k])
 	}
 	if u := r.Update; u != nil {
@@ -429,51 +427,53 @@ func showCommand(a *artifact, asJSON bool, w io.Writer) error {
 	return err
 }
 
+//go:noinline
+func shownLine(b *strings.Builder, key, format string, args ...any) {
+	printf(b, "%-14s "+format+"\n", append([]any{key + ":"}, args...)...)
+}
+
 func (s *shown) text() string {
 	var b strings.Builder
-	line := func(key, format string, args ...any) {
-		printf(&b, "%-14s "+format+"\n", append([]any{key + ":"}, args...)...)
-	}
-	line("name", "%s", s.Name)
+	shownLine(&b, "name", "%s", s.Name)
 	if s.Group != "" {
-		line("group", "%s", s.Group)
+		shownLine(&b, "group", "%s", s.Group)
 	}
-	line("device types", "%s", strings.Join(s.DeviceTypes, ", "))
+	shownLine(&b, "device types", "%s", strings.Join(s.DeviceTypes, ", "))
 	if s.Type != nil {
-		line("payload type", "%s", *s.Type)
+		shownLine(&b, "payload type", "%s", *s.Type)
 	} else {
-		line("payload type", "none (empty payload)")
+		shownLine(&b, "payload type", "none (empty payload)")
 	}
-	line("compression", "%s", s.Compression)
+	shownLine(&b, "compression", "%s", s.Compression)
 	switch {
 	case s.SignedBy != "":
-		line("signature", "verified with key %q", s.SignedBy)
+		shownLine(&b, "signature", "verified with key %q", s.SignedBy)
 	case s.Signed:
-		line("signature", "present, not checked")
+		shownLine(&b, "signature", "present, not checked")
 	default:
-		line("signature", "none")
+		shownLine(&b, "signature", "none")
 	}
-	line("manifest", "sha256 %s", s.Manifest)
-	for _, k := range slices.Sorted(maps.Keys(s.Depends)) {
-		line("depends", "%s = %s", k, strings.Join(s.Depends[k], " or "))
+	shownLine(&b, "manifest", "sha256 %s", s.Manifest)
+	for _, k := range sortedKeys(s.Depends) {
+		shownLine(&b, "depends", "%s = %s", k, strings.Join(s.Depends[k], " or "))
 	}
-	for _, k := range slices.Sorted(maps.Keys(s.Provides)) {
-		line("provides", "%s = %s", k, s.Provides[k])
+	for _, k := range sortedKeys(s.Provides) {
+		shownLine(&b, "provides", "%s = %s", k, s.Provides[k])
 	}
 	switch {
 	case s.Clears != nil:
-		line("clears", "%s", strings.Join(s.Clears, " "))
+		shownLine(&b, "clears", "%s", strings.Join(s.Clears, " "))
 	default:
-		line("clears", "everything (no clears_artifact_provides)")
+		shownLine(&b, "clears", "everything (no clears_artifact_provides)")
 	}
 	if s.MetaData != nil {
-		line("meta-data", "%s", strings.Join(strings.Fields(string(s.MetaData)), " "))
+		shownLine(&b, "meta-data", "%s", strings.Join(strings.Fields(string(s.MetaData)), " "))
 	}
 	for _, n := range s.Scripts {
-		line("script", "%s", n)
+		shownLine(&b, "script", "%s", n)
 	}
 	for _, f := range s.Files {
-		line("file", "%s, %d bytes, sha256 %s", f.Name, f.Size, f.Sum)
+		shownLine(&b, "file", "%s, %d bytes, sha256 %s", f.Name, f.Size, f.Sum)
 	}
 	return b.String()
 }

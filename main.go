@@ -120,11 +120,7 @@ func installFlags(fs *flag.FlagSet, o *options) {
 }
 
 func globalFlags(fs *flag.FlagSet, o *options) {
-	str := func(p *string, names ...string) {
-		for _, n := range names {
-			fs.StringVar(p, n, *p, "")
-		}
-	}
+	str := func(p *string, names ...string) { textFlag(fs, p, *p, "", names) }
 	yes := func(p *bool, names ...string) {
 		for _, n := range names {
 			fs.BoolVar(p, n, *p, "")
@@ -390,7 +386,7 @@ func prepareProcess() {
 func wholePath(path string) string {
 	list := filepath.SplitList(path)
 	for _, d := range []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"} {
-		if !slices.Contains(list, d) {
+		if !listed(list, d) {
 			list = append(list, d)
 		}
 	}

@@ -858,7 +858,7 @@ func readOnly(all []mount, remount func(point string) error) (failed []string) {
 	for _, x := range slices.Backward(all) {
 		device := strings.HasPrefix(x.source, "/dev/") || strings.HasPrefix(x.source, "ubi") ||
 			!strings.HasPrefix(x.dev, "0:")
-		if !device || x.fstype == "devtmpfs" || seen[x.dev] || slices.Contains(x.options, "ro") {
+		if !device || x.fstype == "devtmpfs" || seen[x.dev] || listed(x.options, "ro") {
 			continue
 		}
 		seen[x.dev] = true

@@ -23,7 +23,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -258,7 +257,7 @@ func parseKeyValues(text []byte, data map[string][]string) error {
 // sorted, no spaces, one value as a string and several as a list. It must never change.
 func identityJSON(data map[string][]string) string {
 	var b strings.Builder
-	for i, k := range slices.Sorted(maps.Keys(data)) {
+	for i, k := range sortedKeys(data) {
 		b.WriteString([2]string{"{", ","}[min(i, 1)])
 		b.WriteString(identityString(k) + ":")
 		if v := data[k]; len(v) == 1 {
@@ -350,7 +349,7 @@ func inventoryBody(data map[string][]string) ([]byte, error) {
 		Value any    `json:"value"`
 	}
 	list := []attribute{}
-	for _, k := range slices.Sorted(maps.Keys(data)) {
+	for _, k := range sortedKeys(data) {
 		v := data[k]
 		switch {
 		case k == "" || len(v) == 0: // the server refuses a list with a nameless one

@@ -11,12 +11,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -216,7 +214,7 @@ func putJSON(b *bytes.Buffer, v any) error {
 			inOrder[strings.ToLower(k)+"\x00"+k] = k
 		}
 		b.WriteByte('{')
-		for i, o := range slices.Sorted(maps.Keys(inOrder)) {
+		for i, o := range sortedKeys(inOrder) {
 			k := inOrder[o]
 			if i > 0 {
 				b.WriteByte(',')

@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 )
@@ -110,7 +109,7 @@ func (m *asMender) verbs(ours []verb) (list []verb) {
 			v = verb{v.name, "", "give the device's token to other programs over D-Bus", 0, keyFlags,
 				func(ctx context.Context, a *app, _ []string) error { return authDaemon(ctx, a) }}
 		}
-		if slices.Contains(mine, v.name) {
+		if listed(mine, v.name) {
 			list = append(list, m.adapt(v))
 		}
 	}

@@ -23,11 +23,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -106,11 +104,7 @@ func pairFlag(m map[string]oneOrMore) func(string) error {
 
 // flags declares the options.
 func (o *packOptions) flags(fs *flag.FlagSet) {
-	text := func(p *string, def, help string, names ...string) {
-		for _, n := range names {
-			fs.StringVar(p, n, def, help)
-		}
-	}
+	text := func(p *string, def, help string, names ...string) { textFlag(fs, p, def, help, names) }
 	list := func(f func(string) error, help string, names ...string) {
 		for _, n := range names {
 			fs.Func(n, help+"; repeatable", f)
@@ -182,7 +176,7 @@ func (o *packOptions) check() error {
 	switch {
 	case o.name == "" || o.output == "" || len(o.devices) == 0:
 		return usageError("pack: want -n NAME, -c DEVICE_TYPE and -o FILE")
-	case !slices.Contains([]string{"none", "gzip", "xz"}, o.compression):
+	case !listed([]string{"none", "gzip", "xz"}, o.compression):
 		return usageError("pack: compression %q: want none, gzip or xz", o.compression)
 	case o.bootstrap && (len(o.files)+len(o.scripts) > 0 || o.metaFile != ""):
 		return usageError("pack: a bootstrap artifact has no files, scripts or meta-data")
@@ -367,7 +361,7 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 	sum("version", []byte(version))
 	sum(o.suffixed("header.tar"), header)
 	var manifest []byte
-	for _, name := range slices.Sorted(maps.Keys(sums)) {
+	for _, name := range sortedKeys(sums) {
 		manifest = fmt.Appendf(manifest, "%x  %s\n", sums[name], name)
 	}
 	members := []scriptFile{{"version", []byte(version)}, {"manifest", manifest}}
@@ -577,7 +571,7 @@ func (o *packOptions) scriptMembers() ([]scriptFile, error) {
 		bodies[name] = body
 	}
 	var list []scriptFile
-	for _, name := range slices.Sorted(maps.Keys(bodies)) {
+	for _, name := range sortedKeys(bodies) {
 		list = append(list, scriptFile{"scripts/" + name, bodies[name]})
 	}
 	return list, nil

@@ -104,7 +104,7 @@ func (s *slots) oneDisk(m *machine, all []mount) error {
 		}
 	}
 	a, b := on[0].disks, on[1].disks
-	if len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(disk string) bool { return slices.Contains(b, disk) }) {
+	if len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(disk string) bool { return listed(b, disk) }) {
 		return nil
 	}
 	return withHint(refuse("slot %s is on disk %s, and slot %s on %s", s.a, strings.Join(a, ", "), s.b,
@@ -115,10 +115,10 @@ func (s *slots) oneDisk(m *machine, all []mount) error {
 // isOn tells whether what a trail was followed from rests on the slot.
 func (s *slot) isOn(t *trail) bool {
 	if s.ubi {
-		return slices.Contains(t.devs, s.path)
+		return listed(t.devs, s.path)
 	}
 	num := deviceNumber(s.path)
-	return num != "" && slices.Contains(t.devs, num) || slices.Contains(t.files, s.path)
+	return num != "" && listed(t.devs, num) || listed(t.files, s.path)
 }
 
 // on gives the slots that a mount rests on.

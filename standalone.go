@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -321,7 +320,7 @@ func (a standalone) showArtifact() error {
 
 func (a standalone) showProvides() error {
 	p, err := a.provides()
-	for _, k := range slices.Sorted(maps.Keys(p)) {
+	for _, k := range sortedKeys(p) {
 		printf(a.out, "%s=%s\n", k, p[k])
 	}
 	return err

@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -95,7 +94,7 @@ func (t *trail) overlay(m *machine, x mount, all []mount) error {
 
 // device follows a block device by its number.
 func (t *trail) device(m *machine, num string, all []mount) error {
-	if slices.Contains(t.devs, num) {
+	if listed(t.devs, num) {
 		return nil
 	}
 	t.devs = append(t.devs, num)
@@ -159,7 +158,7 @@ func (t *trail) end(m *machine, dir, name string, all []mount) error {
 	}
 	t.files = append(t.files, path)
 	on := mountOf(all, path)
-	if on == nil || on.fstype == "overlay" || slices.Contains(t.devs, on.dev) {
+	if on == nil || on.fstype == "overlay" || listed(t.devs, on.dev) {
 		t.lost = append(t.lost, path)
 		return nil
 	}
@@ -195,7 +194,7 @@ func (m *machine) forgets(path string) (string, error) {
 // inMemory gives back what to say of a mount if it is in memory.
 func (m *machine) inMemory(x mount, all []mount, text string) (string, error) {
 	t, err := m.follow(x, all)
-	if err != nil || !slices.Contains(t.ends, "memory") {
+	if err != nil || !listed(t.ends, "memory") {
 		return "", err
 	}
 	return text, nil
@@ -203,7 +202,7 @@ func (m *machine) inMemory(x mount, all []mount, text string) (string, error) {
 
 func (m *machine) overlayForgets(x mount, all []mount) (string, error) {
 	upper := x.option("upperdir")
-	if slices.Contains(x.options, "volatile") {
+	if listed(x.options, "volatile") {
 		return fmt.Sprintf("%q is an overlay that was mounted as volatile", x.point), nil
 	}
 	if len(upper) == 0 {
