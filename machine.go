@@ -401,14 +401,18 @@ func (m *machine) nodeOfRoot() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return m.nodeOf(r.dev)
+	node, err := m.nodeOf(r.dev)
+	if err != nil {
+		err = fmt.Errorf("the mounted root is on %s: %w", r.source, err)
+	}
+	return node, err
 }
 
 // nodeOf is the node of the block device with this number (devtmpfs has the names that the kernel tells).
 func (m *machine) nodeOf(number string) (string, error) {
 	ue, err := m.uevent("/sys/dev/block/" + number)
 	if err == nil && ue["DEVNAME"] == "" {
-		err = fmt.Errorf("%s is not the number of a block device", number)
+		err = fmt.Errorf("no block device has the number %s", number)
 	}
 	return m.path("/dev/" + ue["DEVNAME"]), err
 }
