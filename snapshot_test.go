@@ -229,12 +229,12 @@ func (d *mounted) writable(when string) {
 // Whatever ends a dump thaws: a signal, the death of the program, of its child, and a reader that has gone or sleeps.
 func TestSnapshotThaws(t *testing.T) {
 	d := newMounted(t)
-	cmd, out, _ := d.begin()
+	cmd, _, _ := d.begin()
 	must(t, cmd.Process.Kill())
 	d.writable("killed")
 	cmd.Wait()
 
-	cmd, out, _ = d.begin()
+	cmd, out, _ := d.begin()
 	must(t, cmd.Process.Signal(syscall.SIGTERM))
 	d.writable("told to end while nobody reads")
 	io.Copy(io.Discard, out)
