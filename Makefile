@@ -58,7 +58,6 @@ staticcheck:
 
 # Many tests wait for clocks and children, so more of them run at a time than there are cores.
 test:
-	$(GO) vet ./...
 	$(GO) test $(GOFLAGS) -parallel 6 -timeout 30m $(TESTFLAGS) ./...
 
 # With what "make test" leaves out: every crash state followed to its end, every system call as a place to
