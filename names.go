@@ -56,7 +56,9 @@ func calledAs(args []string) (persona, []string, error) {
 	case 0:
 		return persona{}, args, nil
 	case 1:
-		args = append([]string{name, list[0]}, args[1:]...)
+		if len(args) != 2 || args[1] != "--version" && args[1] != "-v" { // which are no verb's
+			args = append([]string{name, list[0]}, args[1:]...)
+		}
 	}
 	m := &asMender{name: name}
 	p := persona{name: name, list: m.verbs, flags: m.flags, exit: m.exit}

@@ -63,6 +63,7 @@ func TestNames(t *testing.T) {
 		{"mender version", 3, "unknown verb"}, {"mender bogus", 3, "'mender --help'"}, {"mender comit", 3, "'mender commit'"},
 		{"mender plan x", 3, ""}, {"mender-update", 1, "no verb"}, {"mender-update bogus", 1, "unknown verb"},
 		{"mender-update bootstrap", 1, "unknown verb"}, {"mender-auth commit", 1, "unknown verb"},
+		{"mender-snapshot --version", 0, ""}, {"mender-setup -v", 0, ""},
 		{"mender --bogus", 1, "unknown option"}, {"mender commit extra", 1, "got 1 words"}, {"mender install", 1,
 			"got 0 words"},
 		{"mender -l bogus commit", 1, "log level"}, {"mender -l panic commit", 2, "No update in progress."},
