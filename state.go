@@ -690,8 +690,11 @@ func (f *flow) rollback(ctx context.Context) (result, error) {
 	if err != nil {
 		f.fail(err)
 	}
-	if lerr := f.leave(ctx, "ArtifactRollback"); lerr != nil && err == nil && f.mode.strict {
+	switch lerr := f.leave(ctx, "ArtifactRollback"); {
+	case lerr != nil && err == nil && f.mode.strict:
 		f.fail(lerr)
+	case lerr != nil:
+		f.lg.warnf("%v", lerr)
 	}
 	if err != nil || !f.mode.reboots {
 		return done, nil
@@ -741,8 +744,11 @@ func (f *flow) failure(ctx context.Context) (result, error) {
 	if err := f.call(ctx, "ArtifactFailure"); err != nil {
 		f.fail(err)
 	}
-	if err := f.leave(ctx, "ArtifactFailure"); err != nil && f.mode.strict {
+	switch err := f.leave(ctx, "ArtifactFailure"); {
+	case err != nil && f.mode.strict:
 		f.fail(err)
+	case err != nil:
+		f.lg.warnf("%v", err)
 	}
 	return done, nil
 }

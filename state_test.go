@@ -346,3 +346,46 @@ func TestJournalHoldsAnyUpdate(t *testing.T) {
 	j, _ := mustRead(t, d)
 	must(t, j.save(rec))
 }
+
+// What a person drives runs all scripts of the way back and behind the commit, whatever becomes of the first; a
+// deployment ends a state at the first that fails. Both report it.
+func TestLaterScriptsRun(t *testing.T) {
+	for _, c := range []struct {
+		step   step
+		states []string
+	}{
+		{stepCommitLeave, []string{"ArtifactCommit_Leave"}},
+		{stepRollback, []string{"ArtifactRollback_Enter", "ArtifactRollback_Leave"}},
+		{stepFailure, []string{"ArtifactFailure_Enter", "ArtifactFailure_Leave"}},
+	} {
+		for _, state := range c.states {
+			for _, m := range []mode{standaloneMode, managedMode} {
+				s, traced := scriptRun(t)
+				putScript(t, s.artifactDir, state+"_01", traceScript+"exit 3\n", 0o755)
+				putScript(t, s.artifactDir, state+"_02", traceScript, 0o755)
+				st, err := openLocked(dirOf(t, t.TempDir()))
+				must(t, err)
+				defer st.Close()
+				j, rec, _, _, err := readJournal(st)
+				must(t, err)
+				var said strings.Builder
+				rec.Update = &update{Step: stepCommitWait, Artifact: "new"}
+				f := &flow{lg: newLogger(&said), j: j, rec: rec, mode: m, handler: calm{}, scripts: s,
+					bootID: func() string { return "1" }}
+				if _, p := f.run(t.Context(), c.step); p != nil {
+					t.Fatal(p.err)
+				}
+				want := 2
+				if m.strict {
+					want = 1
+				}
+				if got := traced(); len(got) != want {
+					t.Errorf("%s, %+v: ran %v, want %d scripts", state, m, got, want)
+				}
+				if !strings.Contains(said.String(), "exit status 3") {
+					t.Errorf("%s, %+v: said %q", state, m, said.String())
+				}
+			}
+		}
+	}
+}
