@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -249,12 +250,13 @@ func TestBrokenIPv6(t *testing.T) {
 // A path that loses large packets: the second try of a handshake, and the connection after a
 // stall, do without them.
 func TestLargePacketsLost(t *testing.T) {
-	var d *dialer
+	var latest atomic.Pointer[dialer] // a handler of the first server may still ask when the second client is made
 	tune := netOptions{tuneDialer: func(made *dialer) {
-		d = made
-		d.first = 200 * time.Millisecond
+		made.first = 200 * time.Millisecond
+		latest.Store(made)
 	}}
 	lost := func() bool {
+		d := latest.Load()
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return !d.narrow
@@ -282,7 +284,7 @@ func TestLargePacketsLost(t *testing.T) {
 		t.Errorf("download: got %v after %d requests", err, len(f.ranges))
 	}
 	// What a narrow connection is.
-	raw, err := d.DialContext(t.Context(), "tcp", f.Listener.Addr().String())
+	raw, err := latest.Load().DialContext(t.Context(), "tcp", f.Listener.Addr().String())
 	must(t, err)
 	defer raw.Close()
 	rc, err := raw.(*net.TCPConn).SyscallConn()
