@@ -83,6 +83,7 @@ type verdict struct {
 type netState struct {
 	NextTry       time.Time `json:"next_try,omitzero"` // no request before this; from backoff or Retry-After
 	Failures      int       `json:"failures,omitempty"`
+	Failure       string    `json:"failure,omitempty"` // the last one, for people
 	InventoryHash string    `json:"inventory_hash,omitempty"`
 	InventoryTime time.Time `json:"inventory_time,omitzero"`
 	ConfigHash    string    `json:"config_hash,omitempty"` // of mender-configure's file, as the server has it

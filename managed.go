@@ -54,6 +54,12 @@ func runFlags(fs *flag.FlagSet, o *options) {
 	progressFlag(fs, o)
 }
 
+func runOnceFlags(fs *flag.FlagSet, o *options) {
+	runFlags(fs, o)
+	fs.BoolVar(&o.net.atOnce, "now", false, "for a person at the device: wait neither for the time that earlier failures, "+
+		"or the server, have set nor for --splay")
+}
+
 // recovery and leftOut: see nonet.go.
 const recovery = false
 
@@ -69,7 +75,7 @@ func netVerbs() []verb {
 		return func(ctx context.Context, a *app, _ []string) error { return run(ctx, a) }
 	}
 	return []verb{
-		{"run", "", "poll the server once, do what it says, exit", 0, runFlags, plain(runOnce)},
+		{"run", "", "poll the server once, do what it says, exit", 0, runOnceFlags, plain(runOnce)},
 		{"daemon", "", "the same in a loop", 0, runFlags, plain(runDaemon)},
 		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags,
 			plain(checkUpdate)},
@@ -297,10 +303,10 @@ func runOnce(ctx context.Context, a *app) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	if err := notBefore(a); err != nil {
+	if err := notBefore(a); err != nil && !a.o.net.atOnce {
 		return err
 	}
-	if d := a.o.net.splay; d > 0 && a.rec.Update == nil {
+	if d := a.o.net.splay; d > 0 && a.rec.Update == nil && !a.o.net.atOnce {
 		id, err := newSession(a).identity(ctx)
 		if err != nil {
 			return err
@@ -315,9 +321,10 @@ func runOnce(ctx context.Context, a *app) error {
 // notBefore is an error while a wait after failures lasts. A wait beyond what is ever asked
 // for was journaled under another clock and does not count.
 func notBefore(a *app) error {
-	if wait := time.Until(a.rec.net().NextTry); wait > 0 && wait <= maxRetryAfter {
-		return tryLater("not before %s (%s): the last try failed or the server asked for it",
-			a.rec.net().NextTry.Format(time.RFC3339), wait.Round(time.Second))
+	n := a.rec.net()
+	if wait := time.Until(n.NextTry); wait > 0 && wait <= maxRetryAfter {
+		return withHint(tryLater("not before %s, in %s; failures in a row: %d, the last: %s", n.NextTry.Format(time.RFC3339),
+			wait.Round(time.Second), n.Failures, n.Failure), "'mendlet run --now' does not wait")
 	}
 	return nil
 }
@@ -351,13 +358,16 @@ func (s *session) scheduleRetry(outer context.Context, err error, ended bool) er
 	case outer.Err() != nil || code == exitRefused:
 	case code == exitTempFail || (httpStatus(err) != 0 || isDistrust(err)) && !ended:
 		n.Failures++
+		n.Failure = oneLine(fmt.Sprintf("%.300s", err))
 		wait := retryAfterOf(err)
 		if wait == 0 {
 			wait = backoff(n.Failures, seconds(s.a.c.RetryPollIntervalSeconds))
+		} else {
+			n.Failure += "; so long the server asks to be left alone"
 		}
 		n.NextTry = time.Now().Add(wait).UTC().Truncate(time.Second)
 	default:
-		n.Failures = 0
+		n.Failures, n.Failure = 0, ""
 	}
 	if jerr := s.a.j.save(s.a.rec); jerr != nil {
 		return errors.Join(err, jerr)

@@ -38,13 +38,18 @@ func TestManagedVerbs(t *testing.T) {
 	key, err := os.ReadFile(b.dir + "/var/mender-agent.pem")
 	must(t, err)
 	b.want(exitTempFail, "hint: accept the device", "run")
-	b.want(exitTempFail, "not before", "run")
+	asked := b.server.count("POST auth")
+	if _, _, log := b.call(t.Context(), "run"); !strings.Contains(log, "failures in a row: 1, the last: not authorized") ||
+		!strings.Contains(log, "hint: 'mendlet run --now'") || b.server.count("POST auth") != asked {
+		t.Errorf("a run that comes too early says %q", log)
+	}
+	b.want(exitTempFail, "hint: accept the device", "run", "--now", "--splay", "1000h")
+	b.want(exitTempFail, "failures in a row: 2", "run") // one that a person has made counts like any
 	b.want(exitTempFail, "accept the device", "check-update")
 	b.want(exitTempFail, "accept the device", "send-inventory")
 	b.server.setDevice(boardID, "accepted")
 	b.want(0, "the device is accepted", "bootstrap")
-	b.wait()
-	b.want(0, "nothing is deployed", "run")
+	b.want(0, "nothing is deployed", "run", "--now")
 	if inv := b.server.deviceByID(boardID).inventory; inv["device_type"] != "qemu" || inv["mendlet_version"] == nil ||
 		inv["artifact_name"] != "unknown" {
 		t.Errorf("got inventory %v", inv)

@@ -551,6 +551,7 @@ type netFlags struct {
 	splay      time.Duration
 	noReboot   bool
 	force      bool
+	atOnce     bool // no wait that earlier runs have left
 	passphrase string
 
 	// For tests: other times and clocks.

@@ -507,6 +507,10 @@ func TestRunRetryAfter(t *testing.T) {
 		if next := rec.Net.NextTry.Sub(began); next < c.want-3*time.Second || next > c.want+time.Minute {
 			t.Errorf("%d, Retry-After %q: next try after %s, want %s", c.code, c.after, next, c.want)
 		}
+		if named := strings.Contains(rec.Net.Failure, "the server asks"); named != (c.want != time.Minute) ||
+			!strings.Contains(rec.Net.Failure, strconv.Itoa(c.code)) {
+			t.Errorf("%d, %q: the journal has %q", c.code, c.after, rec.Net.Failure)
+		}
 		requests := len(s.log)
 		wantCode(t, r.again(), exitTempFail)
 		if len(s.log) != requests {
