@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nonet
+
+package main
+
+import (
+	"cmp"
+	"slices"
+)
+
+// What of an image is on the device already, and in which runs the rest is fetched. Nothing here reads or fetches: the
+// same plan tells a publisher what a device would do.
+
+// deltaSource is where a chunk can be had without the network.
+type deltaSource int
+
+const (
+	fromRunning deltaSource = iota // the slot that is not written to
+	fromIdle                       // the one that is, ahead of the writer
+)
+
+// Where a chunk comes from, in one number: an offset in a source, or this.
+const notFound = -1
+
+// deltaPlan says for each chunk of an image where its bytes come from. Besides the index it takes 12 bytes for a chunk
+// while sources are looked through, then 8. Once it is settled it does not change.
+type deltaPlan struct {
+	x     *deltaIndex
+	from  []int64  // by chunk: offset<<1 | source, or notFound
+	order []uint32 // the chunks by their sums; nil once settled
+	whole bool     // all is fetched, in one run
+}
+
+func newDeltaPlan(x *deltaIndex) *deltaPlan {
+	p := &deltaPlan{x: x, from: make([]int64, len(x.chunks)), order: make([]uint32, len(x.chunks))}
+	for i := range x.chunks {
+		p.from[i], p.order[i] = notFound, uint32(i)
+	}
+	slices.SortFunc(p.order, func(a, b uint32) int { return cmp.Compare(x.chunks[a].sum, x.chunks[b].sum) })
+	return p
+}
+
+// found takes down that c is at offset at of a source. The running slot is preferred; of several places in the idle one
+// the last counts, which is the best if they come in order.
+func (p *deltaPlan) found(s deltaSource, c chunk, at int64) {
+	if c.zero() {
+		return
+	}
+	i, ok := slices.BinarySearchFunc(p.order, c.sum,
+		func(n uint32, sum uint64) int { return cmp.Compare(p.x.chunks[n].sum, sum) })
+	for ; ok && i < len(p.order) && p.x.chunks[p.order[i]].sum == c.sum; i++ {
+		n := p.order[i]
+		if p.x.chunks[n].size == c.size && (p.from[n] < 0 || s == fromIdle && p.from[n]&1 == int64(fromIdle)) {
+			p.from[n] = at<<1 | int64(s)
+		}
+	}
+}
+
+// source gives where chunk i comes from; ok is false for one of zeros and one that is fetched.
+func (p *deltaPlan) source(i int) (s deltaSource, at int64, ok bool) {
+	f := p.from[i]
+	return deltaSource(f & 1), f >> 1, f >= 0 && !p.x.chunks[i].zero()
+}
+
+// forget drops what was found in a source.
+func (p *deltaPlan) forget(s deltaSource) {
+	for i, f := range p.from {
+		if f >= 0 && f&1 == int64(s) {
+			p.from[i] = notFound
+		}
+	}
+}
+
+// settle ends the search. What the idle slot has counts only where the writer, which begins at byte start of the image
+// and follows behind the reader, cannot have been when its chunk is read.
+func (p *deltaPlan) settle(start int64) {
+	p.order = nil
+	pos := int64(0)
+	for i := range p.x.chunks {
+		if s, at, ok := p.source(i); ok && s == fromIdle && at < max(pos, start) {
+			p.from[i] = notFound
+		}
+		pos += int64(p.x.chunks[i].size)
+	}
+}
+
+// missing tells a chunk that has to be fetched; the one behind the last stands for the end of the data, which always is.
+func (p *deltaPlan) missing(i int) bool {
+	return p.whole || i == len(p.x.chunks) || p.from[i] < 0 && !p.x.chunks[i].zero()
+}
+
+// deltaRun is what one request gets: the members of the chunks from first up to end, where the one behind the last chunk
+// is the end of the data, bytes off up to upto of the data member.
+type deltaRun struct {
+	first, end int
+	off, upto  int64
+}
+
+// run is the first one at or behind chunk i, whose member begins at off. Runs with at most gap bytes between them are
+// one. i is at most the number of chunks.
+func (p *deltaPlan) run(i int, off, gap int64) deltaRun {
+	for ; !p.missing(i); i++ {
+		off += int64(p.x.chunks[i].stored)
+	}
+	r := deltaRun{i, i, off, off}
+	between := int64(0)
+	for ; ; i++ {
+		if p.missing(i) {
+			r.end, r.upto, between = i+1, off, 0
+		}
+		if i == len(p.x.chunks) {
+			return r
+		}
+		n := int64(p.x.chunks[i].stored)
+		if off += n; r.end == i+1 {
+			r.upto = off
+		} else if between += n; between > gap {
+			return r
+		}
+	}
+}
+
+// deltaCost is what a plan comes to, in bytes.
+type deltaCost struct {
+	Fetch    int64 `json:"fetch"`    // stored, index and gaps included, but not what is before and behind the image's data
+	Whole    int64 `json:"whole"`    // stored, all that there is in the same sense
+	Requests int   `json:"requests"` // besides the one for the header
+	Missing  int64 `json:"missing"`  // of the image, fetched
+	Running  int64 `json:"running"`  // of the image, from the running slot
+	Idle     int64 `json:"idle"`     // and from the idle one
+	Zeros    int64 `json:"zeros"`
+}
+
+// cost of the image from chunk 0 on, with such a gap.
+func (p *deltaPlan) cost(gap int64) (c deltaCost) {
+	n := len(p.x.chunks)
+	head := p.x.first
+	c.Fetch, c.Whole = head, p.x.end
+	for i, off := 0, head; i < n; {
+		r := p.run(i, off, gap)
+		c.Fetch += r.upto - r.off
+		c.Requests++
+		i, off = r.end, r.upto
+	}
+	for i := range p.x.chunks {
+		size := int64(p.x.chunks[i].size)
+		switch s, _, ok := p.source(i); {
+		case p.x.chunks[i].zero():
+			c.Zeros += size
+		case !ok || p.whole:
+			c.Missing += size
+		case s == fromIdle:
+			c.Idle += size
+		default:
+			c.Running += size
+		}
+	}
+	return c
+}
+
+// deltaScan finds the chunks of what is written to it, an old image or a slot.
+type deltaScan struct {
+	plan *deltaPlan
+	src  deltaSource
+	c    *chunker
+	at   int64 // of buf in the source
+	buf  []byte
+}
+
+func newDeltaScan(p *deltaPlan, s deltaSource) *deltaScan {
+	return &deltaScan{plan: p, src: s, c: newChunker(p.x.average)}
+}
+
+// Write takes the next bytes.
+func (d *deltaScan) Write(p []byte) (int, error) {
+	d.buf = append(d.buf, p...)
+	d.cut(d.c.max)
+	return len(p), nil
+}
+
+// cut takes chunks off the front of what is there, as long as that is need bytes or more.
+func (d *deltaScan) cut(need int) {
+	from := 0
+	for from < len(d.buf) && len(d.buf)-from >= need {
+		n := d.c.next(d.buf[from:])
+		d.plan.found(d.src, describe(d.buf[from:from+n]), d.at)
+		from, d.at = from+n, d.at+int64(n)
+	}
+	d.buf = d.buf[:copy(d.buf, d.buf[from:])]
+}
+
+// end cuts what is left, where the source ends. jump goes on at offset at, where what is between cannot be read.
+func (d *deltaScan) end() { d.cut(1) }
+
+func (d *deltaScan) jump(at int64) { d.at, d.buf = at, d.buf[:0] }
