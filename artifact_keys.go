@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -26,20 +27,28 @@ import (
 // maxRSA bounds RSA moduli, in bits: the time to verify grows with the square of the size.
 const maxRSA = 16384
 
-// verifyKey is a public key that artifacts may be signed with.
+// verifyKey is a public key that artifacts or channel files may be signed with.
 type verifyKey struct {
 	path string
-	key  crypto.PublicKey // *rsa.PublicKey or *ecdsa.PublicKey
+	key  crypto.PublicKey // *rsa.PublicKey, *ecdsa.PublicKey or, not for artifacts, ed25519.PublicKey
 }
 
 // loadVerifyKeys reads PEM files of type PUBLIC KEY. Of several that were named, one that cannot be
 // loaded, as while keys are replaced, is warned of. It is an error if none can be: going on would be
 // going on without any check. No paths: nil, no signature is demanded.
 func loadVerifyKeys(paths []string, lg *logger) ([]verifyKey, error) {
+	return loadKeys(paths, "artifacts", lg)
+}
+
+// loadKeys is loadVerifyKeys for what the keys are to verify; only artifacts cannot be signed with Ed25519.
+func loadKeys(paths []string, what string, lg *logger) ([]verifyKey, error) {
 	var keys []verifyKey
 	var faults []error
 	for _, path := range paths {
 		key, err := loadVerifyKey(path)
+		if _, edwards := key.(ed25519.PublicKey); edwards && what == "artifacts" {
+			err = fmt.Errorf("key %q: got a key of type %T, want RSA or ECDSA", path, key)
+		}
 		if err != nil {
 			faults = append(faults, err)
 			continue
@@ -47,10 +56,10 @@ func loadVerifyKeys(paths []string, lg *logger) ([]verifyKey, error) {
 		keys = append(keys, verifyKey{path, key})
 	}
 	if len(keys) == 0 && len(paths) > 0 {
-		return nil, refuse("no key to verify artifacts with can be loaded: %w", errors.Join(faults...))
+		return nil, refuse("no key to verify %s with can be loaded: %w", what, errors.Join(faults...))
 	}
 	for _, err := range faults {
-		lg.warnf("one of the keys to verify artifacts with is left out: %v", err)
+		lg.warnf("one of the keys to verify %s with is left out: %v", what, err)
 	}
 	return keys, nil
 }
@@ -72,7 +81,7 @@ func loadVerifyKey(path string) (crypto.PublicKey, error) {
 	return key, nil
 }
 
-// parsePublicKey reads a SubjectPublicKeyInfo (RFC 5280, 4.1) of RSA, or of ECDSA on P-224,
+// parsePublicKey reads a SubjectPublicKeyInfo (RFC 5280, 4.1) of RSA, of Ed25519, or of ECDSA on P-224,
 // P-256, P-384 or P-521.
 func parsePublicKey(der []byte) (crypto.PublicKey, error) {
 	key, err := x509.ParsePKIXPublicKey(der)
@@ -84,8 +93,10 @@ func parsePublicKey(der []byte) (crypto.PublicKey, error) {
 		return k, checkRSA(k)
 	case *ecdsa.PublicKey:
 		return k, nil
+	case ed25519.PublicKey:
+		return k, nil
 	}
-	return nil, fmt.Errorf("got a key of type %T, want RSA or ECDSA", key)
+	return nil, fmt.Errorf("got a key of type %T, want RSA, ECDSA or Ed25519", key)
 }
 
 // checkRSA refuses, when the key is read, what crypto/rsa would refuse at each signature, and
