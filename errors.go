@@ -413,6 +413,9 @@ func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 // errChanged: other bytes stand where those of before stood. What was fetched is of no use.
 var errChanged = errors.New("the artifact at the source has changed")
 
+// errNoRanges: an artifact may be had from there as a whole only.
+var errNoRanges = errors.New("no part as asked for")
+
 // errStartOver: what an interrupted install left cannot be gone on with.
 var errStartOver = errors.New("the install starts over")
 

@@ -9,7 +9,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"math/rand"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -40,18 +42,28 @@ type flaky struct {
 
 	mu     sync.Mutex
 	ranges []string
+	conns  int
 }
 
 func newFlaky(t *testing.T, size int, answer func(f *flaky, n int, w http.ResponseWriter, r *http.Request)) *flaky {
 	f := &flaky{data: make([]byte, size)}
 	rand.New(rand.NewSource(1)).Read(f.data) // wherever it is cut, no part is like another
-	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
 		f.ranges = append(f.ranges, r.Header.Get("Range"))
 		n := len(f.ranges)
 		f.mu.Unlock()
 		answer(f, n, w, r)
 	}))
+	f.Config.ConnState = func(_ net.Conn, st http.ConnState) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if st == http.StateNew {
+			f.conns++
+		}
+	}
+	f.Config.ErrorLog = log.New(io.Discard, "", 0)
+	f.Start()
 	t.Cleanup(func() { f.CloseClientConnections(); f.Close() })
 	f.hc = testHTTPClient(t, testConfig(t), netOptions{})
 	return f

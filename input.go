@@ -219,12 +219,27 @@ type source struct {
 	// is what the first bytes were of; errChanged: it is not that any more. Standard input
 	// can be opened once, at 0.
 	open func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error)
+	// span gives a reader for parts of what open has told to be id; nil: there are no parts to be had.
+	span func(ctx context.Context, id sourceID) (spanReader, error)
 	once bool // cannot be opened again
 	id   sourceID
 	in   io.ReadCloser // what was opened last
 
 	mixed   bool // what came may be of two files: the server has told of it in two ways
 	doubted bool
+}
+
+// spanReader reads parts of an artifact, one after the other, over one connection as long as that lasts. It is for one
+// goroutine at a time, and outlives no context that it was made with. It is never silently wrong: what comes is of the
+// place and the file that were asked for, as far as a server tells. After an error it is only good to be closed.
+type spanReader interface {
+	io.ReadCloser // io.EOF behind the last byte of the span, and before the first span; Close ends the connection
+	// span aims the next Reads at the bytes from off up to, but not including, end, and returns when an answer has
+	// begun; so how long that takes, but for the first one, is the round trip. What is left of the span before it
+	// costs the connection. Errors, as of Read: errChanged: another file has come to stand there; errNoRanges: the
+	// server, or one in between, does not give parts, and has been asked again where it did before; else as of
+	// any download, which has been tried again and under new links.
+	span(off, end int64) error
 }
 
 // doubtful tells once whether bad bytes from here are no proof that the artifact is bad.

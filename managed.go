@@ -128,21 +128,32 @@ func newClient(a *app) (*http.Client, error) {
 
 // urlSource is install's way to the network: without authentication.
 func urlSource(a *app, url string) *source {
-	return &source{open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
-		hc, err := newClient(a)
-		if err != nil {
-			return nil, sourceID{}, err
+	var hc *http.Client
+	open := func(ctx context.Context, o downloadOptions, want sourceID) (*download, sourceID, error) {
+		if hc == nil {
+			var err error
+			if hc, err = newClient(a); err != nil {
+				return nil, sourceID{}, err
+			}
 		}
-		return openHTTP(ctx, a, hc, url, off, want, nil)
-	}}
+		return openHTTP(ctx, a, hc, url, o, want)
+	}
+	return &source{
+		open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+			return open(ctx, downloadOptions{offset: off}, want)
+		},
+		span: func(ctx context.Context, id sourceID) (spanReader, error) {
+			d, _, err := open(ctx, downloadOptions{same: true}, id)
+			return d, err
+		},
+	}
 }
 
-// openHTTP downloads url from off on.
-func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, off int64, want sourceID,
-	relink func(context.Context) (string, error)) (io.ReadCloser, sourceID, error) {
-	o := downloadOptions{retries: a.c.RetryDownloadCount, limitRate: a.o.net.limitRate, lg: a.lg, offset: off,
-		relink: relink}
-	if off > 0 {
+// openHTTP downloads url as o says: from an offset on, or in spans, of what is known as want.
+func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, o downloadOptions, want sourceID) (
+	*download, sourceID, error) {
+	o.retries, o.limitRate, o.lg = a.c.RetryDownloadCount, a.o.net.limitRate, a.lg
+	if o.offset > 0 || o.same {
 		o.size = max(want.Size, 0)
 		if o.etag = want.Tag; !strings.HasPrefix(want.Tag, `"`) && !strings.HasPrefix(want.Tag, "W/") {
 			o.etag, o.lastModified = "", want.Tag
@@ -522,7 +533,15 @@ func (s *session) resume(ctx context.Context) error {
 }
 
 func (s *session) newFlow(ctx context.Context) (*flow, error) {
-	s.a.src = &source{open: s.openDeployed}
+	s.a.src = &source{
+		open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+			return s.openDeployed(ctx, downloadOptions{offset: off}, want)
+		},
+		span: func(ctx context.Context, id sourceID) (spanReader, error) {
+			r, _, err := s.openDeployed(ctx, downloadOptions{same: true}, id)
+			return r, err
+		},
+	}
 	f, err := s.a.newFlow()
 	if err != nil {
 		return nil, err
@@ -613,17 +632,18 @@ func (s *session) countUseless(err error) error {
 
 // openDeployed is the source of the deployment's artifact. After a pause the server is asked again,
 // in the very words of the first time, for a link that is still good.
-func (s *session) openDeployed(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
+func (s *session) openDeployed(ctx context.Context, o downloadOptions, want sourceID) (
+	*progressReader, sourceID, error) {
 	if s.dep == nil {
 		if err := s.refresh(ctx); err != nil {
 			return nil, sourceID{}, err
 		}
 	}
-	relink := func(ctx context.Context) (string, error) {
+	o.relink = func(ctx context.Context) (string, error) {
 		err := s.refresh(ctx)
 		return s.dep.URI, err
 	}
-	d, id, err := openHTTP(ctx, s.a, s.hc, s.dep.URI, off, want, relink)
+	d, id, err := openHTTP(ctx, s.a, s.hc, s.dep.URI, o, want)
 	if err != nil {
 		return nil, id, err
 	}
@@ -652,13 +672,13 @@ func (s *session) refresh(ctx context.Context) error {
 
 // progressReader tells the watchdog that bytes come in.
 type progressReader struct {
-	io.ReadCloser
+	*download
 	ctx context.Context
 	s   *session
 }
 
 func (k *progressReader) Read(p []byte) (int, error) {
-	n, err := k.ReadCloser.Read(p)
+	n, err := k.download.Read(p)
 	k.s.a.fetched.Add(int64(n))
 	if n > 0 {
 		k.s.progress()

@@ -39,10 +39,19 @@ var (
 	errUseless = errors.New("answer of no use")
 )
 
+// keepWait is how long the end of an answer is waited for when all that was wanted has come.
+const keepWait = time.Second
+
+// maxBefore is how many bytes before those of a span are read over, as of a proxy that has a file in slices.
+const maxBefore = 1 << 20
+
 type downloadOptions struct {
 	offset             int64  // first byte wanted
 	size               int64  // of the whole, as known from before; 0: unknown
 	etag, lastModified string // as known from before, or ""
+	// same: the file must not change between one answer and the next, so it is errChanged when its validators
+	// are others than the first, and only the bytes that span aims at are asked for.
+	same bool
 	// relink gives a new URL for the same bytes when the server answers 403, 404 or 410
 	// (a presigned link has expired); nil: there is none.
 	relink func(context.Context) (string, error)
@@ -56,7 +65,8 @@ type downloadOptions struct {
 	lg        *logger
 }
 
-// download reads one URL to its end, over as many connections as that takes.
+// download reads one URL to its end, or span after span of it, over as many connections as that takes. It is for one
+// goroutine at a time.
 type download struct {
 	Size         int64 // of the whole; -1 while unknown
 	ETag         string
@@ -68,7 +78,9 @@ type download struct {
 	hc      *http.Client
 	url     string
 	o       downloadOptions
+	direct  string // where a redirect of url led, which is asked without it as long as that goes; or ""
 	off     int64
+	end     int64         // of the span; -1: that of the file
 	body    io.ReadCloser // nil between connections
 	from    int64         // where in the file the new bytes of this answer begin
 	upto    int64         // where its bytes end; -1: not known
@@ -96,12 +108,15 @@ func openDownload(ctx context.Context, hc *http.Client, rawURL string, o downloa
 	if o.sleep == nil {
 		o.sleep = sleepContext
 	}
-	d := &download{ctx: ctx, hc: hc, o: o, off: o.offset, Size: -1, ETag: o.etag, LastModified: o.lastModified}
+	d := &download{ctx: ctx, hc: hc, o: o, off: o.offset, end: -1, Size: -1, ETag: o.etag, LastModified: o.lastModified}
 	if o.size > 0 {
 		d.Size = o.size
 	}
 	if err := d.setURL(rawURL); err != nil {
 		return nil, err
+	}
+	if o.same {
+		d.end = 0
 	}
 	if d.atEnd() {
 		return d, nil
@@ -112,16 +127,28 @@ func openDownload(ctx context.Context, hc *http.Client, rawURL string, o downloa
 	return d, nil
 }
 
+// span is for downloads with o.same; see spanReader.
+func (d *download) span(off, end int64) error {
+	d.finish()
+	if off < 0 || off >= end || d.Size >= 0 && end > d.Size {
+		return fmt.Errorf("%q: got bytes %d to %d to fetch, want some of a file of %d", d.URLKey, off, end, d.Size)
+	}
+	d.off, d.end = off, end
+	return d.connect()
+}
+
 func (d *download) setURL(raw string) error {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return refuse("download: not an http or https URL")
 	}
-	d.url, d.URLKey = raw, urlKey(u)
+	d.url, d.URLKey, d.direct = raw, urlKey(u), ""
 	return nil
 }
 
-func (d *download) atEnd() bool { return d.Size >= 0 && d.off >= d.Size }
+func (d *download) atEnd() bool {
+	return d.Size >= 0 && d.off >= d.Size || d.end >= 0 && d.off >= d.end
+}
 
 func (d *download) Read(p []byte) (int, error) {
 	if len(p) == 0 {
@@ -150,7 +177,7 @@ func (d *download) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	d.Close()
+	d.finish()
 	return 0, io.EOF
 }
 
@@ -178,7 +205,7 @@ func (d *download) readSome(p []byte) (int, error) {
 	if d.off == d.upto {
 		return 0, io.EOF
 	}
-	for _, end := range []int64{d.Size, d.upto} {
+	for _, end := range []int64{d.Size, d.upto, d.end} {
 		if end >= 0 {
 			p = p[:min(int64(len(p)), end-d.off)]
 		}
@@ -237,6 +264,16 @@ func (d *download) pace(n int) error {
 	return d.o.sleep(d.ctx, d.due.Sub(now))
 }
 
+// finish is Close behind the last byte that is wanted. The connection can be used again if there is no more in
+// the answer, and only when its end has been seen, as behind the last chunk.
+func (d *download) finish() {
+	if d.body != nil && d.off == d.upto {
+		d.watch.Reset(min(d.o.stall, keepWait))
+		d.body.Read(make([]byte, 1)) // what comes is not wanted; a connection that fails is not kept
+	}
+	d.Close()
+}
+
 // Close ends the connection. A later Read would make a new one.
 func (d *download) Close() error {
 	if d.body != nil {
@@ -258,13 +295,18 @@ func (d *download) connect() error {
 		if isDistrust(err) && d.off > 0 { // it was trusted when the first bytes came
 			err = tryLater("%w", err)
 		}
-		if errors.Is(err, errUseless) && !d.whole && d.off > 0 {
+		if errors.Is(err, errUseless) && !d.whole && d.off > 0 && !d.o.same {
 			d.o.lg.warnf("%v; asking for the whole file", err)
 			d.whole = true
 			continue
 		}
+		was := d.direct
+		d.direct = ""
 		switch httpStatus(err) {
 		case 403, 404, 410:
+			if was != "" {
+				continue
+			}
 			if d.o.relink == nil || d.relinks >= 2 {
 				return err
 			}
@@ -294,6 +336,9 @@ func (d *download) again(err error) error {
 	if !isTemporary(err) || errors.Is(err, errChanged) || d.Fetched == 0 && errors.Is(err, errUseless) {
 		return err
 	}
+	if errors.Is(err, errNoRanges) && d.tries >= 2 { // it had them before: one of several may be at fault
+		return err
+	}
 	d.tries++
 	wait := max(downloadBackoff(d.tries), retryAfterOf(err))
 	if d.tries > d.o.retries || wait > maxDownloadWait {
@@ -318,13 +363,21 @@ func (d *download) request() error {
 	cancel := d.cancel
 	d.watch = time.AfterFunc(d.o.stall, func() { cancel(errStalled) })
 	d.waited, d.window = 0, 0
-	req, err := http.NewRequestWithContext(d.conn, http.MethodGet, d.url, nil)
+	req, err := http.NewRequestWithContext(d.conn, http.MethodGet, cmp.Or(d.direct, d.url), nil)
 	if err != nil {
 		return refuse("download: not an http or https URL")
 	}
 	req.Header.Set("Accept-Encoding", "identity")
 	// No If-Range: where each replica has an ETag of its own it would make the whole file come again.
-	if d.off > 0 && !d.whole {
+	if d.o.same {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", d.off, d.end-1))
+		switch { // a weak ETag never matches (RFC 9110, 13.1.1); it is looked at in the answer
+		case strings.HasPrefix(d.ETag, `"`):
+			req.Header.Set("If-Match", d.ETag)
+		case d.LastModified != "":
+			req.Header.Set("If-Unmodified-Since", d.LastModified)
+		}
+	} else if d.off > 0 && !d.whole {
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(d.off, 10)+"-")
 	}
 	resp, err := d.hc.Do(req)
@@ -345,6 +398,8 @@ func (d *download) request() error {
 	d.from = d.off
 	if err != nil {
 		d.Close()
+	} else if d.o.same && resp.Request.URL.String() != d.url {
+		d.direct = resp.Request.URL.String()
 	}
 	return err
 }
@@ -354,7 +409,7 @@ func (d *download) request() error {
 // taken, in whatever way they come: that they are the right ones is for the manifest's SHA-256 to say.
 func (d *download) accept(r *http.Response) (at int64, err error) {
 	span := r.Header.Values("Content-Range")
-	total := r.ContentLength
+	total, all := r.ContentLength, false
 	d.upto = total
 	switch c := r.StatusCode; {
 	case c == http.StatusPartialContent, c == http.StatusOK && len(span) > 0: // proxies make a 200 of a 206
@@ -362,11 +417,14 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 			return 0, d.useless("%w", err)
 		}
 	case c == http.StatusOK, c == http.StatusNonAuthoritativeInfo:
+		all = true
 	case c == http.StatusRequestedRangeNotSatisfiable:
 		return d.off, d.pastEnd(span)
 	case c < 400:
 		return 0, d.useless("got HTTP status %d, want 200", c)
-	case d.off > 0 && !d.whole && rangeTrouble(c):
+	case c == http.StatusPreconditionFailed && d.o.same:
+		return 0, tryLater("%q: got HTTP status %d: %w", d.URLKey, c, errChanged)
+	case (d.off > 0 && !d.whole || d.o.same) && rangeTrouble(c):
 		return 0, d.useless("%w", newStatusError("range", r, d.head(maxHead)))
 	default:
 		return 0, newStatusError(fmt.Sprintf("%q", d.URLKey), r, d.head(maxHead))
@@ -374,16 +432,19 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 	if at == 0 {
 		// An artifact begins with its member "version".
 		if head := d.head(8); isWebPage(r.Header, head) && !bytes.HasPrefix(head, []byte("version\x00")) {
-			return 0, withHint(d.useless("got a web page, %q, want an artifact", serverWords(d.head(maxHead))),
-				"%s", hintPage)
+			return 0, withHint(tryLater("%q: %w: got a web page, %q, want an artifact", d.URLKey, errUseless,
+				serverWords(d.head(maxHead))), "%s", hintPage)
 		}
 	}
 	if enc := strings.ToLower(r.Header.Get("Content-Encoding")); !harmlessEncoding[enc] {
 		return 0, withHint(d.useless("got Content-Encoding %q, want none", enc),
 			"the server, or a proxy on the way, has to leave the file as it is")
 	}
-	if d.Size >= 0 && (total >= 0 && total != d.Size || d.upto > d.Size) {
-		return 0, d.useless("got a file of %d bytes, want %d: %w", max(total, d.upto), d.Size, errChanged)
+	if d.Size >= 0 && (total >= 0 && total != d.Size || d.upto > d.Size) || total >= 0 && total < d.end {
+		return 0, d.useless("got a file of %d bytes, want %d: %w", max(total, d.upto), max(d.Size, d.end), errChanged)
+	}
+	if d.o.same && (all || d.off-at > maxBefore) {
+		return 0, d.useless("got HTTP status %d and bytes from %d on, want %d to %d", r.StatusCode, at, d.off, d.end-1)
 	}
 	if at > d.off || d.upto >= 0 && d.upto <= d.off && total != d.off {
 		return 0, d.useless("got bytes %d to %d, want some from byte %d on", at, d.upto, d.off)
@@ -391,8 +452,21 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 	if d.Size < 0 {
 		d.Size = total
 	}
-	etag, modified := r.Header.Get("ETag"), r.Header.Get("Last-Modified")
-	if changed(strings.TrimPrefix(d.ETag, "W/"), strings.TrimPrefix(etag, "W/")) || changed(d.LastModified, modified) {
+	return at, d.validate(r.Header.Get("ETag"), r.Header.Get("Last-Modified"))
+}
+
+// validate compares what an answer says of the file with what one before it said.
+func (d *download) validate(etag, modified string) error {
+	old, is := strings.TrimPrefix(d.ETag, "W/"), strings.TrimPrefix(etag, "W/")
+	if d.o.same {
+		if changed(old, is) || (old == "" || is == "") && changed(d.LastModified, modified) {
+			return tryLater("%q: got ETag %q, Last-Modified %q, want %q, %q: %w",
+				d.URLKey, etag, modified, d.ETag, d.LastModified, errChanged)
+		}
+		d.ETag, d.LastModified = cmp.Or(d.ETag, etag), cmp.Or(d.LastModified, modified)
+		return nil
+	}
+	if changed(old, is) || changed(d.LastModified, modified) {
 		d.o.lg.debugf("%q: got ETag %q, Last-Modified %q, want %q, %q",
 			d.URLKey, etag, modified, d.ETag, d.LastModified)
 		if d.o.mixed != nil {
@@ -400,7 +474,7 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 		}
 	}
 	d.ETag, d.LastModified = cmp.Or(etag, d.ETag), cmp.Or(modified, d.LastModified)
-	return at, nil
+	return nil
 }
 
 const maxHead = 2 << 10 // bytes of a page or an error that are looked at
@@ -417,7 +491,11 @@ func (d *download) head(n int) []byte {
 
 // useless makes the error for an answer that cannot be used.
 func (d *download) useless(format string, args ...any) error {
-	return tryLater("%q: %w: %w", d.URLKey, errUseless, fmt.Errorf(format, args...))
+	err := fmt.Errorf(format, args...)
+	if d.o.same && !errors.Is(err, errChanged) {
+		err = fmt.Errorf("%w: %w", errNoRanges, err)
+	}
+	return tryLater("%q: %w: %w", d.URLKey, errUseless, err)
 }
 
 func changed(was, is string) bool { return was != "" && is != "" && was != is }
@@ -444,7 +522,7 @@ func (d *download) part(r *http.Response, span []string) (at, upto, total int64,
 			return 0, 0, 0, err
 		}
 	}
-	if len(span) == 0 && d.Size >= 0 && r.ContentLength == d.Size-d.off { // it can only be that
+	if len(span) == 0 && !d.o.same && d.Size >= 0 && r.ContentLength == d.Size-d.off { // it can only be that
 		return d.off, d.Size, d.Size, nil
 	}
 	return parseContentRange(span)
@@ -482,7 +560,11 @@ type readCloser struct {
 func (d *download) pastEnd(span []string) error {
 	for _, s := range span {
 		_, text, _ := strings.Cut(s, "*/")
-		if n, err := decimal(text); err == nil && n == d.off && d.Size < 0 {
+		n, err := decimal(text)
+		if err == nil && d.o.same && n < d.end {
+			return d.useless("got a file of %d bytes, want %d or more: %w", n, d.end, errChanged)
+		}
+		if err == nil && n == d.off && d.Size < 0 {
 			d.Size = n
 			return nil
 		}

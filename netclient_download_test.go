@@ -633,6 +633,339 @@ func TestDownloadRefusesURL(t *testing.T) {
 	}
 }
 
+// spans are what the tests below read of 90,000 bytes, one after the other.
+var spans = [][2]int64{{1000, 5000}, {5000, 5001}, {20_000, 60_000}, {70_000, 70_300}, {89_000, 90_000}}
+
+// readSpans reads spans as a caller does who knows how long they are, and gives the first error.
+func readSpans(t *testing.T, f *flaky, d *download) error {
+	t.Helper()
+	defer d.Close()
+	if n, err := d.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatalf("before the first span: got %d bytes, %v", n, err)
+	}
+	for i, s := range spans {
+		if err := d.span(s[0], s[1]); err != nil {
+			return err
+		}
+		got, err := []byte(nil), error(nil)
+		if i%2 == 0 { // to its end, or as many as are known to be there: both is good
+			got, err = io.ReadAll(d)
+		} else {
+			got = make([]byte, s[1]-s[0])
+			_, err = io.ReadFull(d, got)
+		}
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, f.data[s[0]:s[1]]) {
+			t.Fatalf("span %d: got %d bytes that are not those of the file", s, len(got))
+		}
+	}
+	return nil
+}
+
+// spanDownload is a download of a file known from a first answer with ETag "one".
+func spanDownload(t *testing.T, f *flaky, o downloadOptions) *download {
+	t.Helper()
+	o.same, o.sleep, o.retries = true, f.fast.sleep, 3
+	if o.size == 0 {
+		o.size = int64(len(f.data))
+	}
+	d, err := openDownload(t.Context(), f.hc, f.URL+"/a?secret=1", o)
+	must(t, err)
+	return d
+}
+
+// bounds of the range that is asked for, which must have both.
+func bounds(t *testing.T, r *http.Request) (from, to int) {
+	if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); err != nil {
+		t.Errorf("got Range %q, want both ends", r.Header.Get("Range"))
+	}
+	return from, to + 1
+}
+
+// spanned sends from..to of what a request for a part asks for.
+func (f *flaky) spanned(w http.ResponseWriter, from, to int) {
+	f.ranged(w, from, to, fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(f.data)))
+}
+
+// Span after span comes by a request each, for no more than that, over one connection.
+func TestDownloadSpans(t *testing.T) {
+	const date = "Mon, 02 Jan 2006 15:04:05 GMT"
+	for name, c := range map[string]struct {
+		o              downloadOptions
+		etag, modified string // of the answers
+		match, since   string // of the requests, but for the first
+	}{
+		"strong ETag":   {downloadOptions{etag: `"one"`}, `"one"`, date, `"one"`, ""},
+		"weak ETag":     {downloadOptions{etag: `W/"one"`}, `W/"one"`, date, "", date},
+		"became strong": {downloadOptions{etag: `W/"one"`}, `"one"`, "", "", ""},
+		"date":          {downloadOptions{lastModified: date}, "", date, "", date},
+		"nothing known": {downloadOptions{}, `"one"`, "", `"one"`, ""},
+		"nothing told":  {downloadOptions{}, "", "", "", ""},
+		"told no more":  {downloadOptions{etag: `"one"`}, "", "", `"one"`, ""},
+		"other date":    {downloadOptions{etag: `"one"`, lastModified: "x"}, `"one"`, date, `"one"`, ""},
+		"size unknown":  {downloadOptions{size: -1}, `"one"`, "", `"one"`, ""},
+	} {
+		for _, chunked := range []bool{false, true} {
+			f := newFlaky(t, 90_000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) {
+				h := r.Header
+				if n > 1 && (h.Get("If-Match") != c.match || h.Get("If-Unmodified-Since") != c.since) {
+					t.Errorf("%s: got If-Match %q, If-Unmodified-Since %q", name, h.Get("If-Match"),
+						h.Get("If-Unmodified-Since"))
+				}
+				for k, v := range map[string]string{"ETag": c.etag, "Last-Modified": c.modified} {
+					if v != "" {
+						w.Header().Set(k, v)
+					}
+				}
+				from, to := bounds(t, r)
+				if !chunked {
+					w.Header().Set("Content-Length", strconv.Itoa(to-from))
+				}
+				f.spanned(w, from, to)
+				http.NewResponseController(w).Flush()
+			})
+			d := spanDownload(t, f, c.o)
+			err := readSpans(t, f, d)
+			f.mu.Lock()
+			if err != nil || f.conns != 1 || len(f.ranges) != len(spans) || d.Fetched != 45_301 {
+				t.Errorf("%s: got %v, %d bytes over %d connections by %q", name, err, d.Fetched, f.conns, f.ranges)
+			}
+			f.mu.Unlock()
+		}
+	}
+}
+
+// Answers from the second request on that are taken, and at what price.
+func TestDownloadSpansTaken(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		answer          func(f *flaky, n int, w http.ResponseWriter, from, to int)
+		conns, requests int // at most, exactly
+	}{
+		{"connection closed", func(f *flaky, _ int, w http.ResponseWriter, from, to int) {
+			w.Header().Set("Connection", "close")
+			f.spanned(w, from, to)
+		}, 4, 5},
+		{"more than asked for", func(f *flaky, _ int, w http.ResponseWriter, from, to int) {
+			f.spanned(w, from, len(f.data))
+		}, 4, 5},
+		{"some before", func(f *flaky, _ int, w http.ResponseWriter, from, to int) {
+			f.spanned(w, from-999, to)
+		}, 1, 5},
+		{"slices", func(f *flaky, _ int, w http.ResponseWriter, from, to int) {
+			at := from / 8192 * 8192
+			w.Header().Set("Content-Length", strconv.Itoa(min(at+8192, to)-at))
+			f.spanned(w, at, min(at+8192, to))
+		}, 1, 10},
+		{"200 for 206", func(f *flaky, _ int, w http.ResponseWriter, from, to int) {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", from, to-1))
+			w.Write(f.data[from:to])
+		}, 1, 5},
+		{"multipart", func(f *flaky, _ int, w http.ResponseWriter, from, to int) {
+			w.Header().Set("Content-Type", "multipart/byteranges; boundary=X")
+			w.WriteHeader(206)
+			fmt.Fprintf(w, "--X\r\nContent-Range: bytes %d-%d/90000\r\n\r\n%s\r\n--X--\r\n", from, to-1, f.data[from:to])
+		}, 4, 5},
+		{"short, and cut", func(f *flaky, n int, w http.ResponseWriter, from, to int) {
+			if n == 3 {
+				w.Header().Set("Content-Length", strconv.Itoa(to-from))
+				f.spanned(w, from, from+1000)
+				http.NewResponseController(w).Flush()
+				panic(http.ErrAbortHandler)
+			}
+			f.spanned(w, from, to)
+		}, 2, 6},
+		{"whole once", func(f *flaky, n int, w http.ResponseWriter, from, to int) {
+			if n == 3 {
+				w.Write(f.data)
+				return
+			}
+			f.spanned(w, from, to)
+		}, 2, 6},
+		{"busy once", func(f *flaky, n int, w http.ResponseWriter, from, to int) {
+			if n == 3 {
+				w.WriteHeader(503)
+				return
+			}
+			f.spanned(w, from, to)
+		}, 1, 6},
+	} {
+		f := newFlaky(t, 90_000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) {
+			from, to := bounds(t, r)
+			w.Header().Set("ETag", `"one"`)
+			if n == 1 {
+				f.spanned(w, from, to)
+				return
+			}
+			c.answer(f, n, w, from, to)
+		})
+		err := readSpans(t, f, spanDownload(t, f, downloadOptions{etag: `"one"`}))
+		f.mu.Lock()
+		if err != nil || f.conns > c.conns || len(f.ranges) != c.requests {
+			t.Errorf("%s: got %v over %d connections by %q, want %d at most", c.name, err, f.conns, f.ranges, c.conns)
+		}
+		f.mu.Unlock()
+	}
+}
+
+// Answers from request number from on that are not taken: what is said, and that wrong bytes never come.
+func TestDownloadSpansRefused(t *testing.T) {
+	bad := func(code int, contentRange string) func(f *flaky, w http.ResponseWriter) {
+		return func(f *flaky, w http.ResponseWriter) {
+			if contentRange != "" {
+				w.Header().Set("Content-Range", contentRange)
+			}
+			w.WriteHeader(code)
+			w.Write(f.data[:300])
+		}
+	}
+	tag := func(etag, date string, code int) func(f *flaky, w http.ResponseWriter) {
+		return func(f *flaky, w http.ResponseWriter) {
+			w.Header().Set("ETag", etag)
+			w.Header().Set("Last-Modified", date)
+			bad(code, "bytes 1000-90000/90000")(f, w)
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		answer func(f *flaky, w http.ResponseWriter)
+		want   error
+	}{
+		{"200", func(f *flaky, w http.ResponseWriter) { w.Write(f.data) }, errNoRanges},
+		{"200 of another size", bad(200, ""), errChanged},
+		{"203", func(f *flaky, w http.ResponseWriter) { w.WriteHeader(203); w.Write(f.data) }, errNoRanges},
+		{"416", bad(416, ""), errNoRanges},
+		{"416, same size", bad(416, "bytes */90000"), errNoRanges},
+		{"416, smaller", bad(416, "bytes */900"), errChanged},
+		{"206 without", bad(206, ""), errNoRanges},
+		{"elsewhere", bad(206, "bytes 80000-80299/90000"), errNoRanges},
+		{"before", bad(206, "bytes 0-299/90000"), errNoRanges},
+		{"garbage", bad(206, "bytes x-300/90000"), errNoRanges},
+		{"backwards", bad(206, "bytes 1000-999/90000"), errNoRanges},
+		{"another size", bad(206, "bytes 1000-1299/90001"), errChanged},
+		{"smaller", bad(206, "bytes 1000-1299/1300"), errChanged},
+		{"beyond the end", bad(206, "bytes 1000-90000/*"), errChanged},
+		{"compressed", func(f *flaky, w http.ResponseWriter) {
+			w.Header().Set("Content-Encoding", "gzip")
+			f.spanned(w, 1000, 5000)
+		}, errNoRanges},
+		{"204", bad(204, ""), errNoRanges}, {"304", bad(304, ""), errNoRanges}, {"400", bad(400, ""), errNoRanges},
+		{"501", bad(501, ""), errNoRanges}, {"412", bad(412, ""), errChanged},
+		{"another ETag", tag(`"two"`, "", 206), errChanged}, {"another weak one", tag(`W/"two"`, "", 206), errChanged},
+		{"another ETag, 200", tag(`"two"`, "", 200), errChanged},
+		{"another date", tag("", "Mon, 02 Jan 2006 15:04:06 GMT", 206), errChanged},
+		{"403", bad(403, ""), nil}, {"500", bad(500, ""), nil},
+		{"a web page", func(f *flaky, w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, "<html><title>Log in</title></html>")
+		}, errUseless},
+	} {
+		for _, first := range []int{1, 3} {
+			f := newFlaky(t, 90_000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) {
+				if n < first {
+					f.spanned(w, int(spans[n-1][0]), int(spans[n-1][1]))
+					return
+				}
+				c.answer(f, w)
+			})
+			o := downloadOptions{etag: `"one"`}
+			if c.name == "another date" {
+				o = downloadOptions{lastModified: "Mon, 02 Jan 2006 15:04:05 GMT"}
+			}
+			err := readSpans(t, f, spanDownload(t, f, o))
+			if err == nil || c.want != nil && !errors.Is(err, c.want) {
+				t.Errorf("%s, request %d: got %v, want %v", c.name, first, err, c.want)
+			}
+			if len(f.ranges) > first+3 {
+				t.Errorf("%s, request %d: %d requests", c.name, first, len(f.ranges))
+			}
+			if c.want == errNoRanges && first == 1 && len(f.ranges) != 1 {
+				t.Errorf("%s: asked %d times of a server that never gave a part", c.name, len(f.ranges))
+			}
+			if c.want == errChanged && len(f.ranges) != first || exitCode(err) == exitRefused {
+				t.Errorf("%s, request %d: got %v after %d requests", c.name, first, err, len(f.ranges))
+			}
+		}
+	}
+	f := newFlaky(t, 2<<20, func(f *flaky, _ int, w http.ResponseWriter, _ *http.Request) {
+		f.spanned(w, 1000, len(f.data))
+	})
+	if err := readSpans(t, f, spanDownload(t, f, downloadOptions{})); err != nil {
+		t.Errorf("a little before: got %v", err)
+	}
+	if err := spanDownload(t, f, downloadOptions{}).span(2<<20-9, 2<<20); !errors.Is(err, errNoRanges) {
+		t.Errorf("far before: got %v", err)
+	}
+	g := newFlaky(t, 90_000, func(f *flaky, _ int, w http.ResponseWriter, _ *http.Request) {
+		f.ranged(w, 1000, 1300, "bytes 1000-1299/1300")
+	})
+	if err := readSpans(t, g, spanDownload(t, g, downloadOptions{size: -1})); !errors.Is(err, errChanged) {
+		t.Errorf("too small for what is in it: got %v", err)
+	}
+	for _, s := range [][2]int64{{-1, 4}, {4, 4}, {5, 4}, {0, 2<<20 + 1}} {
+		if err := spanDownload(t, f, downloadOptions{}).span(s[0], s[1]); err == nil {
+			t.Errorf("span %d: want an error", s)
+		}
+	}
+}
+
+// Of a redirect to a presigned link the place is remembered for as long as it is good.
+func TestDownloadSpansRedirect(t *testing.T) {
+	var store *flaky
+	good := 2 // answers by one link
+	front := newFlaky(t, 90_000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, fmt.Sprintf("%s/%d", store.URL, n), http.StatusFound)
+	})
+	uses := map[string]int{}
+	store = newFlaky(t, 90_000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) {
+		if uses[r.URL.Path]++; uses[r.URL.Path] > good {
+			w.WriteHeader(403)
+			return
+		}
+		f.serve(w, r)
+	})
+	err := readSpans(t, front, spanDownload(t, front, downloadOptions{etag: `"one"`}))
+	if err != nil || len(front.ranges) != 3 || len(store.ranges) != len(spans)+2 {
+		t.Fatalf("got %v by %q and %q", err, front.ranges, store.ranges)
+	}
+	// A link that is never good is an end.
+	good = 0
+	err = readSpans(t, front, spanDownload(t, front, downloadOptions{etag: `"one"`}))
+	if httpStatus(err) != 403 || len(front.ranges) != 4 {
+		t.Fatalf("got %v by %q", err, front.ranges)
+	}
+}
+
+// A link expires between spans, the line stalls in one, and the pace is kept over all.
+func TestDownloadSpansGoOn(t *testing.T) {
+	f := newFlaky(t, 90_000, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) {
+		from, to := bounds(t, r)
+		switch {
+		case n == 2:
+			w.WriteHeader(410)
+		case n == 4:
+			w.Header().Set("Content-Length", strconv.Itoa(to-from))
+			f.spanned(w, from, from+500)
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		default:
+			f.spanned(w, from, to)
+		}
+	})
+	asked := 0
+	d := spanDownload(t, f, downloadOptions{stall: 100 * time.Millisecond, limitRate: 1000,
+		relink: func(context.Context) (string, error) { asked++; return f.URL, nil }})
+	must(t, readSpans(t, f, d))
+	if asked != 1 || !strings.HasPrefix(f.ranges[4], "bytes=20500-") {
+		t.Errorf("got %d new links, ranges %q", asked, f.ranges)
+	}
+	if owed := f.fast.slept[len(f.fast.slept)-1]; owed < 20*time.Second {
+		t.Errorf("the last wait was %s, want about 45s", owed)
+	}
+}
+
 func FuzzContentRange(f *testing.F) {
 	for _, s := range []string{"bytes 3-8/9", "bytes 3-8/*", "bytes 3-8", "bytes 3-/9", "bytes */9",
 		"bytes=3-4611686018427387903/*", ""} {
