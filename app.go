@@ -262,7 +262,7 @@ func (a *app) readBootstrap(ds *dir) (map[string]string, error) {
 func (a *app) nameFromInfo() string {
 	text, err := os.ReadFile(a.c.paths.in(a.c.paths.conf, "artifact_info"))
 	if err == nil {
-		for line := range strings.SplitSeq(string(text), "\n") {
+		for _, line := range strings.Split(string(text), "\n") {
 			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "artifact_name="); ok && name != "" {
 				return name
 			}
@@ -294,7 +294,7 @@ func (a *app) serverType() (string, error) {
 	}
 	path := a.m.path(topologyFile)
 	text, err := os.ReadFile(path)
-	for line := range strings.SplitSeq(string(text), "\n") {
+	for _, line := range strings.Split(string(text), "\n") {
 		v, ok := strings.CutPrefix(line, "system_type:")
 		v, _, _ = strings.Cut(v, " #")
 		if v = strings.Trim(v, " \t\r\"'"); ok && v != "" {
@@ -517,10 +517,10 @@ func flagHelp(out io.Writer, fs *flag.FlagSet) {
 		}
 		var inOrder []string // the shortest first
 		for _, n := range all {
-			i := 0
-			for ; i < len(inOrder) && len(inOrder[i]) <= len(dashed(n)); i++ {
+			inOrder = append(inOrder, dashed(n))
+			for i := len(inOrder) - 1; i > 0 && len(inOrder[i-1]) > len(inOrder[i]); i-- {
+				inOrder[i-1], inOrder[i] = inOrder[i], inOrder[i-1]
 			}
-			inOrder = slices.Insert(inOrder, i, dashed(n))
 		}
 		all = inOrder
 		value, text := flag.UnquoteUsage(f)
@@ -532,7 +532,7 @@ func flagHelp(out io.Writer, fs *flag.FlagSet) {
 			fmt.Fprintln(out, line)
 			line = strings.Repeat(" ", 28)
 		}
-		for word := range strings.FieldsSeq(text) {
+		for _, word := range strings.Fields(text) {
 			if utf8.RuneCountInString(line+" "+word) > 80 {
 				fmt.Fprintln(out, line)
 				line = strings.Repeat(" ", 28)

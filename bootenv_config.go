@@ -165,7 +165,7 @@ func chooseEnv(file string, text []byte, name string, h *envHost) (*envConfig, e
 func parseEnvConfig(file string, text []byte) ([]envCopy, error) {
 	var copies []envCopy
 	n := 0
-	for line := range strings.SplitSeq(string(text), "\n") {
+	for _, line := range strings.Split(string(text), "\n") {
 		n++
 		f := strings.Fields(line)
 		if i := slices.IndexFunc(f, func(s string) bool { return s[0] == '#' }); i >= 0 {
@@ -248,7 +248,7 @@ func checkEnvSize(n int64) error {
 
 // isEnvYAML tells that form from lines DEVICE OFFSET SIZE: its first line is a key.
 func isEnvYAML(text []byte) bool {
-	for line := range strings.SplitSeq(string(text), "\n") {
+	for _, line := range strings.Split(string(text), "\n") {
 		line = strings.TrimSpace(cutComment(line))
 		if line != "" {
 			return strings.HasSuffix(line, ":") || strings.HasPrefix(line, "---") || strings.ContainsAny(line[:1], "%{")
@@ -332,7 +332,7 @@ type envYAML struct {
 func parseEnvYAML(file, text string) ([]*envConfig, error) {
 	y := &envYAML{}
 	n := 0
-	for line := range strings.SplitSeq(text, "\n") {
+	for _, line := range strings.Split(text, "\n") {
 		n++
 		line = cutComment(line)
 		if t := strings.TrimSpace(line); t == "" || t == "---" && len(y.all) == 0 {

@@ -87,7 +87,7 @@ func (t *toolEnv) vars(ctx context.Context) (map[string]string, error) {
 		return nil, err
 	}
 	m := map[string]string{}
-	for line := range strings.SplitSeq(out, "\n") {
+	for _, line := range strings.Split(out, "\n") {
 		if name, value, ok := strings.Cut(line, "="); ok {
 			m[name] = value
 		}
@@ -460,7 +460,7 @@ func fwSet(ctx context.Context, env bootEnv, f fwCall, in io.Reader) error {
 // "=" or a blank, ends the name. A name alone unsets.
 func parseFwScript(text string) []envVar {
 	var vars []envVar
-	for line := range strings.SplitSeq(text, "\n") {
+	for _, line := range strings.Split(text, "\n") {
 		line = strings.TrimLeft(strings.TrimRight(line, "\r"), " \t")
 		if line == "" || line[0] == '#' {
 			continue

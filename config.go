@@ -323,7 +323,7 @@ func (c *config) deviceType() (string, error) {
 			"write device_type=NAME into %q; NAME is what artifacts for this board are made with", c.DeviceTypeFile)
 	}
 	got := ""
-	for line := range strings.SplitSeq(string(text), "\n") {
+	for _, line := range strings.Split(string(text), "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue

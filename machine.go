@@ -71,7 +71,7 @@ func (m *machine) number(name string) (int, error) {
 func (m *machine) uevent(dir string) (map[string]string, error) {
 	text, err := m.read(dir + "/uevent")
 	vars := map[string]string{}
-	for line := range strings.SplitSeq(string(text), "\n") {
+	for _, line := range strings.Split(string(text), "\n") {
 		if k, v, ok := strings.Cut(line, "="); ok {
 			vars[k] = v
 		}
@@ -367,7 +367,7 @@ func (m *machine) mounts() ([]mount, error) {
 		return nil, refuse("%q is not there: mount procfs", m.path("/proc/self/mountinfo"))
 	}
 	var all []mount
-	for line := range strings.SplitSeq(string(text), "\n") {
+	for _, line := range strings.Split(string(text), "\n") {
 		before, after, ok := strings.Cut(line, " - ")
 		f, g := strings.Fields(before), strings.Fields(after)
 		if !ok || len(f) < 5 || len(g) < 2 {

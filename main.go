@@ -159,7 +159,7 @@ func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.W
 	defer func() {
 		if fault := recover(); fault != nil {
 			lg.errorf("internal error: %v", fault)
-			for line := range strings.SplitSeq(strings.TrimSpace(string(debug.Stack())), "\n") {
+			for _, line := range strings.Split(strings.TrimSpace(string(debug.Stack())), "\n") {
 				lg.errorf("%s", strings.ReplaceAll(line, "\t", "  "))
 			}
 			code = exitFailed

@@ -240,7 +240,7 @@ func lowestMAC(sysfs string) (string, error) {
 // parseKeyValues adds lines key=value to data. A line without "=" is an error; what came
 // before it stays. Empty lines are passed over.
 func parseKeyValues(text []byte, data map[string][]string) error {
-	for line := range strings.SplitSeq(string(text), "\n") {
+	for _, line := range strings.Split(string(text), "\n") {
 		if line == "" {
 			continue
 		}

@@ -485,7 +485,7 @@ func markupWords(text string) string {
 		}
 	}
 	var b strings.Builder
-	for part := range strings.SplitSeq(text, "<") {
+	for _, part := range strings.Split(text, "<") {
 		if _, behind, tag := strings.Cut(part, ">"); tag {
 			part = behind
 		}

@@ -13,7 +13,7 @@ import (
 func (x mount) lowerDirs() []string {
 	dirs := append(x.option("lowerdir+"), x.option("datadir+")...)
 	for _, v := range x.option("lowerdir") {
-		for d := range strings.SplitSeq(strings.ReplaceAll(v, `\:`, "\x00"), ":") {
+		for _, d := range strings.Split(strings.ReplaceAll(v, `\:`, "\x00"), ":") {
 			if d != "" { // "::" is before layers of data only
 				dirs = append(dirs, strings.ReplaceAll(d, "\x00", ":"))
 			}

@@ -77,7 +77,7 @@ func defaultDictLimit() int64 {
 	if err != nil {
 		return limit
 	}
-	for line := range strings.SplitSeq(string(text), "\n") {
+	for _, line := range strings.Split(string(text), "\n") {
 		f := strings.Fields(line)
 		if len(f) >= 2 && f[0] == "MemAvailable:" {
 			if kb, err := strconv.ParseInt(f[1], 10, 64); err == nil {

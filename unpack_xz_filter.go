@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
-	"slices"
 )
 
 // The filters that may stand before LZMA2 in xz (The .xz File Format 1.2.1, 5.3.2 and 5.3.3): a difference to earlier
@@ -63,7 +62,7 @@ func (c *xzFilters) add(id uint64, p []byte) error {
 	default:
 		return fmt.Errorf("filter %#x with %d bytes of properties is not known", id, len(p))
 	}
-	c.list = slices.Insert(c.list, 0, f)
+	c.list = append([]xzFilter{f}, c.list...)
 	if c.buf == nil {
 		c.buf = make([]byte, xzFilterRoom)
 	}
