@@ -84,22 +84,25 @@ type busMessage struct {
 }
 
 // padTo8 fills b to a multiple of 8 bytes.
+//
+//go:noinline
 func padTo8(b []byte) []byte { return append(b, make([]byte, -len(b)&7)...) }
+
+//go:noinline
+func appendBusNumber(b []byte, n uint32) []byte { return binary.LittleEndian.AppendUint32(b, n) }
 
 // appendBusString appends a string to b, whose start is at a multiple of 4 bytes in the message.
 //
 //go:noinline
 func appendBusString(b []byte, s string) []byte {
 	b = append(b, make([]byte, -len(b)&3)...)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
-	return append(append(b, s...), 0)
+	return append(append(appendBusNumber(b, uint32(len(s))), s...), 0)
 }
 
 // encode gives the message's bytes, little endian.
 func (m *busMessage) encode(serial uint32) []byte {
-	le := binary.LittleEndian
-	b := le.AppendUint32([]byte{'l', m.kind, m.flags, 1}, uint32(len(m.body)))
-	b = le.AppendUint32(le.AppendUint32(b, serial), 0)
+	b := appendBusNumber([]byte{'l', m.kind, m.flags, 1}, uint32(len(m.body)))
+	b = appendBusNumber(appendBusNumber(b, serial), 0)
 	for code, v := range m.fields {
 		if v == "" && (code != busReplySerial || m.replyTo == 0) {
 			continue
@@ -107,14 +110,14 @@ func (m *busMessage) encode(serial uint32) []byte {
 		b = append(padTo8(b), byte(code), 1, busTypes[code], 0)
 		switch busTypes[code] {
 		case 'u':
-			b = le.AppendUint32(b, m.replyTo)
+			b = appendBusNumber(b, m.replyTo)
 		case 'g':
 			b = append(append(append(b, byte(len(v))), v...), 0)
 		default:
 			b = appendBusString(b, v)
 		}
 	}
-	le.PutUint32(b[12:], uint32(len(b)-16))
+	binary.LittleEndian.PutUint32(b[12:], uint32(len(b)-16))
 	return append(padTo8(b), m.body...)
 }
 
@@ -136,6 +139,7 @@ func (t *busText) take(align, n int) []byte {
 	return t.b[t.off-n : t.off]
 }
 
+//go:noinline
 func (t *busText) number() uint32 {
 	if p := t.take(4, 4); p != nil {
 		return t.order.Uint32(p)
@@ -293,9 +297,9 @@ func (c *busConn) call(member, signature string, body []byte) (*busText, error) 
 
 // busSockets are the sockets that an address of the bus names, as net.Dial takes them ("Server Addresses").
 func busSockets(address string) (sockets []string) {
-	for one := range strings.SplitSeq(address, ";") {
+	for _, one := range strings.Split(address, ";") {
 		rest, ok := strings.CutPrefix(one, "unix:")
-		for pair := range strings.SplitSeq(rest, ",") {
+		for _, pair := range strings.Split(rest, ",") {
 			key, value, _ := strings.Cut(pair, "=")
 			path, err := url.PathUnescape(value)
 			switch {
@@ -359,9 +363,9 @@ type authService struct {
 
 	mu    sync.Mutex
 	conn  *busConn // on which it has the name; or nil
-	token string   // "": there is none
-	url   string   // of the server that gave it
-	busy  bool     // a login is under way or asked for
+	up    upstream
+	local string // address that others get for the server's; "": that itself
+	busy  bool   // a login is under way or asked for
 }
 
 // authDaemon has the name on the bus, and asks the server for tokens, until ctx ends. A bus that is not there, or
@@ -381,6 +385,12 @@ func authDaemon(ctx context.Context, a *app) (err error) {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
+	if l, local, err := listenLocally(); err == nil {
+		s.local = local
+		go forward(ctx, l, s.upstream, a.lg)
+	} else {
+		a.lg.warnf("programs get the server's own address, and have to know its certificate: %v", err)
+	}
 	go func() {
 		s.keepToken(ctx)
 		close(done)
@@ -421,7 +431,7 @@ func (s *authService) serve(ctx context.Context) (served bool, err error) {
 		return false, err
 	}
 	const doNotQueue, owner, already = 4, 1, 4
-	r, err := c.call("RequestName", "su", binary.LittleEndian.AppendUint32(
+	r, err := c.call("RequestName", "su", appendBusNumber(
 		append(appendBusString(nil, authName), make([]byte, -(len(authName)+1)&3)...), doNotQueue))
 	if err != nil {
 		return false, err
@@ -448,7 +458,7 @@ func (s *authService) serve(ctx context.Context) (served bool, err error) {
 func (s *authService) attach(c *busConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn = c; s.token != "" {
+	if s.conn = c; s.up.token != "" {
 		s.announce()
 	}
 }
@@ -465,10 +475,21 @@ func (s *authService) announce() {
 	}
 }
 
+// upstream is what forward asks for.
+func (s *authService) upstream() upstream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.up
+}
+
 // pair is the body of what tells token and server. s.mu is held. The bus ends a connection that sends what is not
 // UTF-8.
 func (s *authService) pair() []byte {
-	return appendBusString(appendBusString(nil, s.token), strings.ToValidUTF8(s.url, "?"))
+	base := s.up.base
+	if base != "" && s.local != "" {
+		base = s.local
+	}
+	return appendBusString(appendBusString(nil, s.up.token), strings.ToValidUTF8(base, "?"))
 }
 
 const introspection = `<node><interface name="` + authInterface + `">` +
@@ -552,13 +573,13 @@ func (s *authService) keepToken(ctx context.Context) {
 		case <-timer.C:
 		}
 		timer.Stop()
-		token, base, err := s.login(ctx)
+		up, err := s.login(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		if err == nil {
 			failures = 0
-			life := tokenLife(token, time.Now())
+			life := tokenLife(up.token, time.Now())
 			wait, ends = life/4*3, time.Now().Add(life)
 		} else {
 			s.a.lg.fail(err)
@@ -572,14 +593,14 @@ func (s *authService) keepToken(ctx context.Context) {
 			}
 		}
 		s.mu.Lock()
-		s.token, s.url, s.busy = token, base, false
+		s.up, s.busy = up, false
 		s.announce()
 		s.mu.Unlock()
 	}
 }
 
 // login gets a token with the key as it is now, as others may have made a new one.
-func (s *authService) login(ctx context.Context) (token, base string, err error) {
+func (s *authService) login(ctx context.Context) (up upstream, err error) {
 	if rec, err := s.a.peek(); err == nil {
 		s.a.rec = rec
 	}
@@ -588,13 +609,13 @@ func (s *authService) login(ctx context.Context) (token, base string, err error)
 	}
 	n := newSession(s.a)
 	if err := n.ready(); err != nil {
-		return "", "", err
+		return up, err
 	}
 	defer n.hc.CloseIdleConnections()
 	if err := n.api.authenticate(ctx); err != nil {
-		return "", "", err
+		return up, err
 	}
-	return n.api.token, n.api.base, nil
+	return upstream{n.api.base, n.api.token, n.hc}, nil
 }
 
 // tokenLife is how long a token that came at the time now is good, by its claims "iat" and "exp" (RFC 7519, 4.1;

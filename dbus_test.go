@@ -8,6 +8,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +32,7 @@ type authDevice struct {
 	t      *testing.T
 	dir    string
 	server *testServer
+	ca     string // file of the server's certificate; "": it has none
 	log    bytes.Buffer
 	ended  chan error
 	stop   func()
@@ -38,12 +41,14 @@ type authDevice struct {
 // busGuard bounds what a test waits for; nothing takes as long.
 const busGuard = time.Minute
 
-func newAuthDevice(t *testing.T) *authDevice {
+func newAuthDevice(t *testing.T) *authDevice { return newAuthDeviceOf(t, newTestServer(t, false)) }
+
+func newAuthDeviceOf(t *testing.T, server *testServer) *authDevice {
 	dir, err := os.MkdirTemp("", "bus") // a socket's name is short
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	must(t, os.Chmod(dir, 0o755))
-	d := &authDevice{t: t, dir: dir, server: newTestServer(t, false), ended: make(chan error, 1)}
+	d := &authDevice{t: t, dir: dir, server: server, ended: make(chan error, 1)}
 	d.server.autoAccept = true
 	for _, name := range []string{"sys/class/net/eth0", "run/dbus", "var/lib/dbus"} {
 		must(t, os.MkdirAll(filepath.Join(dir, name), 0o755))
@@ -57,7 +62,8 @@ func newAuthDevice(t *testing.T) *authDevice {
 
 func (d *authDevice) socket() string { return filepath.Join(d.dir, "run/dbus/system_bus_socket") }
 
-// pair is the n-th token that the server gave, from 0, which is waited for, and the server.
+// pair is the n-th token that the server gave, from 0, which is waited for, and what shown makes of the address
+// that stands for the server.
 func (d *authDevice) pair(n int) string {
 	s := d.server
 	s.mu.Lock()
@@ -68,11 +74,22 @@ func (d *authDevice) pair(n int) string {
 	for token := range s.tokens {
 		claims, _ := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
 		if bytes.Contains(claims, fmt.Appendf(nil, `"jti":"%d"`, n)) {
-			return token + " " + s.URL
+			return token + " forwarder"
 		}
 	}
 	d.t.Errorf("no token %d in %v", n, s.tokens)
 	return ""
+}
+
+var localAddress = regexp.MustCompile(`^http://127\.0\.0\.1:[1-9][0-9]*$`)
+
+// shown is an answer with a word for an address that stands for the server's, and is not that.
+func (d *authDevice) shown(got string) string {
+	token, address, _ := strings.Cut(got, " ")
+	if localAddress.MatchString(address) && address != d.server.URL {
+		return token + " forwarder"
+	}
+	return got
 }
 
 // start runs the daemon until the test ends.
@@ -81,7 +98,7 @@ func (d *authDevice) start() {
 	o.paths = paths{d.dir, d.dir, d.dir}
 	a, err := newApp(o, newLogger(&d.log), strings.NewReader(""), io.Discard, urlSource)
 	must(d.t, err)
-	a.c.Servers = []serverEntry{{d.server.URL}}
+	a.c.Servers, a.c.ServerCertificate = []serverEntry{{d.server.URL}}, d.ca
 	a.m.root = d.dir
 	a.m.sleep = func(ctx context.Context, _ time.Duration) error { return sleepContext(ctx, time.Millisecond) }
 	ctx, stop := context.WithCancel(context.Background())
@@ -262,17 +279,17 @@ func TestBusService(t *testing.T) {
 				t.Errorf("got %v to FetchJwtToken, want true", m.body)
 			}
 			want := d.pair(0)
-			if m := p.next(tokenSignal); pairOf(m) != want || m.fields[busDestination] != "" || m.fields[busSignature] != "ss" {
+			if m := p.next(tokenSignal); d.shown(pairOf(m)) != want || m.fields[busDestination] != "" || m.fields[busSignature] != "ss" {
 				t.Errorf("got the signal %q to %q, want %q to all", pairOf(m), m.fields[busDestination], want)
 			}
 			p.misuse()
 			p.Close()
 			p = accept(t, l, order)
-			if got := pairOf(p.next(tokenSignal)); got != want {
+			if got := d.shown(pairOf(p.next(tokenSignal))); got != want {
 				t.Errorf("got %q with the name back, want %q", got, want)
 			}
 			p.call(30, 0, authPath, "", "GetJwtToken")
-			if got := pairOf(p.next("2 30 :1.9 ss")); got != want {
+			if got := d.shown(pairOf(p.next("2 30 :1.9 ss"))); got != want {
 				t.Errorf("got %q after the bus was gone, want %q", got, want)
 			}
 		})
@@ -453,7 +470,7 @@ func (d *authDevice) until(member, want string) {
 	d.t.Helper()
 	var got string
 	for end := time.Now().Add(busGuard); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got = d.ask(member, 0); got == want {
+		if got = d.shown(d.ask(member, 0)); got == want {
 			return
 		}
 	}
@@ -523,11 +540,14 @@ func TestBusWithoutPolicy(t *testing.T) {
 	d.until(authInterface+".GetJwtToken", d.pair(0))
 }
 
-// Debian's mender-connect gets token and server, and calls the server with them.
+// Debian's mender-connect gets token and address, and talks with a server whose certificate nobody knows but
+// ServerCertificate.
 func TestMenderConnect(t *testing.T) {
 	t.Parallel()
 	needTool(t, "mender-connect")
-	d := newAuthDevice(t)
+	d := newAuthDeviceOf(t, newTestServer(t, true))
+	d.ca = filepath.Join(d.dir, "server.crt")
+	must(t, os.WriteFile(d.ca, pemText("CERTIFICATE", d.server.Certificate().Raw), 0o644))
 	d.daemonBus(true)
 	came := make(chan string, 1)
 	d.server.Config.Handler = connectHandler(d.server.Config.Handler, came)
@@ -560,21 +580,46 @@ func TestMenderConnect(t *testing.T) {
 	case <-over:
 		t.Fatal("mender-connect ended")
 	case <-time.After(busGuard):
-		t.Fatal("mender-connect did not come to the server")
+		t.Fatal("mender-connect did not come to the server, or did not answer it")
 	}
 }
 
-// connectHandler notes who asks for the route of mender-connect.
+// connectHandler switches to WebSocket on the route of mender-connect, and tells who came when that has answered.
 func connectHandler(next http.Handler, came chan string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/api/devices/v1/deviceconnect/connect" {
 			next.ServeHTTP(w, r)
 			return
 		}
-		select {
-		case came <- r.Header.Get("Authorization"):
-		default:
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
 		}
-		apiError(w, http.StatusNotFound, "no such device")
+		defer conn.Close()
+		// RFC 6455, 4.2.2: and then a ping (5.5.2), to which a pong with the same bytes comes back, masked.
+		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		fmt.Fprintf(rw, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+			"Sec-WebSocket-Accept: %s\r\n\r\n\x89\x03abc", base64.StdEncoding.EncodeToString(sum[:]))
+		rw.Flush()
+		for head := make([]byte, 6); ; {
+			if _, err := io.ReadFull(rw, head); err != nil {
+				return
+			}
+			frame := make([]byte, head[1]&0x7f)
+			if _, err := io.ReadFull(rw, frame); err != nil || len(frame) > 125 {
+				return
+			}
+			for i := range frame {
+				frame[i] ^= head[2+i%4]
+			}
+			if head[0] == 0x8a && string(frame) == "abc" {
+				select {
+				case came <- r.Header.Get("Authorization"):
+				default:
+				}
+				io.Copy(io.Discard, rw) // until it goes
+				return
+			}
+		}
 	})
 }
