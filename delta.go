@@ -17,8 +17,10 @@ import (
 // that was made by one program is compared with what another one cuts.
 
 const (
-	deltaVersion = 1
-	deltaMagic   = "MXD1"
+	deltaVersion  = 1
+	deltaMagic    = "MXD1"
+	deltaKey      = "mendlet_delta" // of the object in the meta-data
+	deltaSubfield = "MX"            // SI1 and SI2 of the index in an extra field (RFC 1952, 2.3.1.1)
 
 	minAverage, maxAverage = 16 << 10, 64 << 10 // bytes of a chunk, a power of two
 	defaultAverage         = 32 << 10
@@ -44,15 +46,15 @@ type deltaInfo struct {
 // parseDeltaInfo gives nil where the meta-data tells of no index, or of one of a later version.
 func parseDeltaInfo(meta json.RawMessage) (*deltaInfo, error) {
 	var all map[string]json.RawMessage
-	if json.Unmarshal(meta, &all) != nil || all["mendlet_delta"] == nil {
+	if json.Unmarshal(meta, &all) != nil || all[deltaKey] == nil {
 		return nil, nil // any JSON may be meta-data
 	}
 	var info deltaInfo
 	var kind struct{ Version int }
-	if err := json.Unmarshal(all["mendlet_delta"], &kind); err == nil && kind.Version > deltaVersion {
+	if err := json.Unmarshal(all[deltaKey], &kind); err == nil && kind.Version > deltaVersion {
 		return nil, nil
 	}
-	if err := json.Unmarshal(all["mendlet_delta"], &info); err != nil {
+	if err := json.Unmarshal(all[deltaKey], &info); err != nil {
 		return nil, fmt.Errorf("mendlet_delta in meta-data: %w", err)
 	}
 	sum, err := hex.DecodeString(info.Sha256)

@@ -51,6 +51,7 @@ Writes an artifact. The same input gives the same bytes.
 
 Examples:
   mendlet pack -n release-2 -c board -f rootfs.ext4 -o release-2.mender
+  mendlet pack --delta -n release-3 -c board -f rootfs.ext4 -o release-3.mender
   mendlet pack -T single-file -n app-3 -c board -f app -m meta.json -k key.pem -o app-3.mender
 
 Options:
@@ -75,6 +76,7 @@ type packOptions struct {
 	provides, depends                     map[string]oneOrMore
 	nameDepends, groupDepends, clears     []string
 	noVersion, noClears, noSum, bootstrap bool
+	delta                                 packedDelta
 
 	mtime time.Time
 	key   crypto.Signer // nil: not signed
@@ -133,6 +135,8 @@ func (o *packOptions) flags(fs *flag.FlagSet) {
 	yes(&o.noVersion, "do not provide a software version, do not clear", "no-default-software-version")
 	yes(&o.noClears, "do not clear earlier software versions", "no-default-clears-provides")
 	yes(&o.noSum, "do not provide rootfs-image.checksum", "no-checksum-provide")
+	fs.BoolFunc("delta", "let devices fetch only what they do not have of a rootfs-image, in pieces of 32k on average, "+
+		"or with --delta=16k or 64k of so much", o.delta.set)
 	yes(&o.bootstrap, "write a bootstrap artifact: provides, and no payload", "bootstrap")
 }
 
@@ -180,6 +184,8 @@ func (o *packOptions) check() error {
 		return usageError("pack: compression %q: want none, gzip or xz", o.compression)
 	case o.bootstrap && (len(o.files)+len(o.scripts) > 0 || o.metaFile != ""):
 		return usageError("pack: a bootstrap artifact has no files, scripts or meta-data")
+	case o.delta.average > 0 && (o.bootstrap || o.typ != "rootfs-image" || o.compression != "gzip"):
+		return usageError("pack: --delta is for a rootfs-image with compression gzip")
 	case !o.bootstrap && o.typ == "rootfs-image" && len(o.files) != 1:
 		return usageError("pack: %d files given with -f; a rootfs-image has one", len(o.files))
 	}
@@ -304,21 +310,57 @@ func (o *packOptions) suffixed(stem string) string {
 	return stem + map[string]string{"none": "", "gzip": ".gz", "xz": ".xz"}[o.compression]
 }
 
-// add writes one member, as all members are: a plain file of root, mode 0600.
+// tarHeader is as that of all members: a plain file of root, mode 0600.
+func (o *packOptions) tarHeader(name string, size int64) *tar.Header {
+	return &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: o.mtime}
+}
+
+// add writes one member.
 func (o *packOptions) add(w *tar.Writer, name string, size int64, r io.Reader) error {
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: o.mtime}
-	if err := w.WriteHeader(h); err != nil {
+	if err := w.WriteHeader(o.tarHeader(name, size)); err != nil {
 		return err
 	}
 	n, err := io.Copy(w, r)
 	if err == nil && n != size {
-		err = fmt.Errorf("%q: got %d bytes, want %d: it changed while it was read", name, n, size)
+		err = changedSize(name, n, size)
 	}
 	return err
 }
 
+// writeDelta writes the data tar with its one file in chunks, but for o.delta.front.
+func (o *packOptions) writeDelta(w io.Writer) (map[string][]byte, error) {
+	f, err := os.Open(o.files[0])
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := sizeOf(f)
+	if err != nil {
+		return nil, err
+	}
+	name := filepath.Base(o.files[0])
+	var head bytes.Buffer
+	if err := tar.NewWriter(&head).WriteHeader(o.tarHeader(name, size)); err != nil {
+		return nil, err
+	}
+	h, n := sha256.New(), &countWriter{w: io.Discard}
+	r := io.TeeReader(f, io.MultiWriter(h, n))
+	if err = o.delta.write(w, r, head.Bytes()); err == nil && n.n != size {
+		err = changedSize(name, n.n, size)
+	}
+	return map[string][]byte{"data/0000/" + name: h.Sum(nil)}, err
+}
+
+//go:noinline
+func changedSize(name string, got, want int64) error {
+	return fmt.Errorf("%q: got %d bytes, want %d: it changed while it was read", name, got, want)
+}
+
 // writeData writes the data tar and gives the files' manifest entries.
 func (o *packOptions) writeData(w io.Writer) (map[string][]byte, error) {
+	if o.delta.average > 0 {
+		return o.writeDelta(w)
+	}
 	z, err := o.compress(w)
 	if err != nil {
 		return nil, err
@@ -387,7 +429,8 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 			return 0, err
 		}
 	}
-	if err := o.add(t, o.suffixed("data/0000.tar"), size, stage); err != nil {
+	data := io.MultiReader(bytes.NewReader(o.delta.front), stage)
+	if err := o.add(t, o.suffixed("data/0000.tar"), int64(len(o.delta.front))+size, data); err != nil {
 		return 0, err
 	}
 	err = t.Close()
@@ -531,6 +574,9 @@ func (o *packOptions) header(sums map[string][]byte) ([]byte, error) {
 			if err := unmarshalObject(o.metaFile, meta, &map[string]json.RawMessage{}); err != nil {
 				return nil, err
 			}
+		}
+		if meta, err = o.delta.addInfo(meta); err != nil {
+			return nil, err
 		}
 		members = append(members, scriptFile{"headers/0000/meta-data", meta})
 	}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+)
+
+// The data member of a delta artifact, as doc/delta.md describes it: one gzip member with the tar header, members without
+// data for the index, one for each chunk, and one for the end of the tar.
+
+// packedDelta is what pack knows of it.
+type packedDelta struct {
+	average int64      // bytes of a chunk; 0: no delta
+	front   []byte     // of the data member: tar header and index, which are known last and stand first
+	info    *deltaInfo // for the meta-data
+}
+
+// set reads the value of --delta; "true" is that of the option alone.
+func (d *packedDelta) set(s string) error {
+	switch s {
+	case "true", "32k":
+		d.average = defaultAverage
+	case "16k":
+		d.average = minAverage
+	case "64k":
+		d.average = maxAverage
+	default:
+		return errors.New("want 16k, 32k or 64k")
+	}
+	return nil
+}
+
+// squeeze makes one gzip member of p.
+func squeeze(z *gzip.Writer, to *bytes.Buffer, p []byte) error {
+	z.Reset(to)
+	_, err := z.Write(p)
+	return errors.Join(err, z.Close())
+}
+
+// packJob is one chunk on its way. Each has a compressor of its own, of about 1 MiB.
+type packJob struct {
+	z      *gzip.Writer
+	in     []byte
+	chunk  chunk
+	stored bytes.Buffer
+	done   chan error
+}
+
+func (j *packJob) run() {
+	j.chunk = describe(j.in)
+	j.stored.Reset()
+	err := squeeze(j.z, &j.stored, j.in)
+	j.chunk.stored = uint32(j.stored.Len())
+	j.done <- err
+}
+
+// packChunks writes the members of all chunks of r to w, and adds them to x. All processors work, on two chunks each
+// at most, and what is written does not depend on which is ready first.
+func packChunks(w io.Writer, r io.Reader, x *deltaIndex) error {
+	jobs := 2 * runtime.GOMAXPROCS(0)
+	free, queue, ended := make(chan *packJob, jobs), make(chan *packJob, jobs), make(chan error)
+	for range jobs {
+		z, err := gzip.NewWriterLevel(nil, gzip.BestCompression)
+		if err != nil {
+			return err
+		}
+		free <- &packJob{z: z, done: make(chan error, 1)}
+	}
+	go func() {
+		var failed error
+		for j := range queue {
+			if err := <-j.done; failed == nil {
+				failed = err
+			}
+			if failed == nil {
+				x.chunks = append(x.chunks, j.chunk)
+				_, failed = w.Write(j.stored.Bytes())
+			}
+			free <- j
+		}
+		ended <- failed
+	}()
+	c := newChunker(x.average)
+	err := c.split(r, make([]byte, 4*c.max), func(p []byte) error {
+		j := <-free
+		j.in = append(j.in[:0], p...)
+		x.imageSize += int64(len(p))
+		queue <- j
+		go j.run()
+		return nil
+	})
+	close(queue)
+	return errors.Join(err, <-ended)
+}
+
+// write writes the members of the chunks of r and of the end of the tar to w, and keeps what goes before them. head is
+// the tar's header.
+func (d *packedDelta) write(w io.Writer, r io.Reader, head []byte) error {
+	z, err := gzip.NewWriterLevel(nil, gzip.BestCompression)
+	if err != nil {
+		return err
+	}
+	var first, last bytes.Buffer
+	if err := squeeze(z, &first, head); err != nil {
+		return err
+	}
+	x := &deltaIndex{average: d.average, head: int64(first.Len())}
+	if err := packChunks(w, r, x); err != nil {
+		return err
+	}
+	if err := squeeze(z, &last, make([]byte, -x.imageSize&511+1024)); err != nil {
+		return err
+	}
+	raw := x.encode()
+	if len(raw) > maxDeltaIndex {
+		return withHint(fmt.Errorf("an index of %d bytes, want at most %d", len(raw), maxDeltaIndex),
+			"--delta=64k has the smallest")
+	}
+	d.front, d.info = appendDeltaMembers(first.Bytes(), raw), x.info(raw)
+	_, err = w.Write(last.Bytes())
+	return err
+}
+
+// appendDeltaMembers puts the index into the extra fields of gzip members that hold nothing else (RFC 1952, 2.3.1.1).
+func appendDeltaMembers(b, raw []byte) []byte {
+	for len(raw) > 0 {
+		slice := raw[:min(len(raw), deltaSlice)]
+		raw = raw[len(slice):]
+		b = append(b, 0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff) // FLG.FEXTRA, no time, system unknown
+		b = binary.LittleEndian.AppendUint16(b, uint16(4+len(slice)))
+		b = append(b, deltaSubfield...)
+		b = binary.LittleEndian.AppendUint16(b, uint16(len(slice)))
+		b = append(b, slice...)
+		b = append(b, 3, 0)                   // the last block, of fixed codes: its end
+		b = append(b, 0, 0, 0, 0, 0, 0, 0, 0) // CRC-32 and size of nothing
+	}
+	return b
+}
+
+// addInfo puts what is known of the index into the object meta, which may be empty.
+func (d *packedDelta) addInfo(meta []byte) ([]byte, error) {
+	if d.info == nil {
+		return meta, nil
+	}
+	all := map[string]json.RawMessage{}
+	if len(meta) > 0 {
+		if err := json.Unmarshal(meta, &all); err != nil {
+			return nil, err
+		}
+	}
+	if all[deltaKey] != nil {
+		return nil, fmt.Errorf("meta-data has a %q already", deltaKey)
+	}
+	text, err := json.Marshal(d.info)
+	if err != nil {
+		return nil, err
+	}
+	all[deltaKey] = text
+	return json.Marshal(all)
+}
