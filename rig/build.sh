@@ -185,6 +185,8 @@ images() {
   head -c 4000123 /dev/urandom >"$OUT/ubi.img"
   "$HOST" pack -n ubi -c rig -f "$OUT/ubi.img" -k "$W/key.pem" --compression none -o "$OUT/ubi.mender"
   cp "$HERE/../testdata/demo-env.img" "$OUT/"
+  # what Mender's client 3.4.0 leaves between the installation of an image and the reboot
+  cp "$HERE"/../testdata/stores/3.4.0-{rootfs-standalone-pending,managed-reboot}.mender-store "$OUT/"
 }
 
 # 256 MiB because an SD card in QEMU has to be a power of two. The first partition is there so

@@ -41,6 +41,7 @@ lane2() {
   one update update
   one rollback rollback
   one managed managed
+  one takeover takeover
   one ubi ubi
   one explore explore
   one found-out -stand-in wrong-order explore
@@ -52,7 +53,7 @@ lane1 &
 pid=$!
 lane2
 wait $pid
-for log in cut update rollback managed ubi explore found-out sd download; do
+for log in cut update rollback managed takeover ubi explore found-out sd download; do
   ran=$((ran + 1))
   tail -n 1 "$OUT/logs/$log" | grep -q '^ok ' || failed=$((failed + 1))
 done

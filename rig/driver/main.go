@@ -47,6 +47,8 @@ func run(d *device, scenario string, n int, way string) error {
 		return updates(d, "badinit", "badkernel", "2")
 	case "managed":
 		return managed(d)
+	case "takeover":
+		return takeOvers(d)
 	case "ubi":
 		return ubi(d)
 	case "cut":
@@ -65,7 +67,7 @@ func run(d *device, scenario string, n int, way string) error {
 		}
 		return nil
 	}
-	return errors.New("usage: driver [flags] boot | update | rollback | managed | ubi | cut | download | explore")
+	return errors.New("usage: driver [flags] boot | update | rollback | managed | takeover | ubi | cut | download | explore")
 }
 
 // updates runs whole updates, one after the other.
