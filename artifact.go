@@ -3,7 +3,6 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
@@ -240,7 +239,7 @@ func (a *artifact) openHeader(manifest []byte) error {
 }
 
 // member gives the next member of the outer tar; its end is an error.
-func (a *artifact) member() (*tar.Header, error) {
+func (a *artifact) member() (*tarFile, error) {
 	h, err := a.outer.next()
 	if err == io.EOF {
 		return nil, fmt.Errorf("ends at offset %d, without a payload", a.in.offset())
@@ -403,7 +402,7 @@ func isScriptOrder(s string) bool {
 	return len(s) == 2 || len(s) > 3 && s[2] == '_'
 }
 
-func (a *artifact) readScript(t *tarStream, h *tar.Header, name string) error {
+func (a *artifact) readScript(t *tarStream, h *tarFile, name string) error {
 	if !isScriptName(name) || strings.ContainsFunc(name, unprintable) {
 		return fmt.Errorf("script %q: want a name such as ArtifactInstall_Enter_00_what", name)
 	}
@@ -632,7 +631,7 @@ func (a *artifact) nextFile() (*payloadFile, error) {
 	return nil, io.EOF
 }
 
-func (a *artifact) newFile(h *tar.Header) (*payloadFile, error) {
+func (a *artifact) newFile(h *tarFile) (*payloadFile, error) {
 	if err := checkPayloadName(h.Name); err != nil {
 		return nil, err
 	}

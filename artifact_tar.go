@@ -3,12 +3,13 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"fmt"
 	"io"
+	"path"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // What a tar may ask for.
@@ -31,8 +32,14 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// tarStream reads the members of one tar. archive/tar parses the headers of plain files; the data is read
-// straight from below, and what archive/tar is lenient with, extended headers and the end, is checked here.
+// tarFile is what the header of a plain file says.
+type tarFile struct {
+	Name string
+	Size int64 // bytes
+}
+
+// tarStream reads the members of one tar. It takes no other headers than archive/tar would, which the tests hold it
+// against, and fewer: plain files only, no chains of extended headers, nothing behind the end.
 type tarStream struct {
 	name    string
 	r       counter
@@ -57,7 +64,7 @@ func (t *tarStream) Read(p []byte) (int, error) {
 }
 
 // all reads the current member whole.
-func (t *tarStream) all(h *tar.Header, limit int64) ([]byte, error) {
+func (t *tarStream) all(h *tarFile, limit int64) ([]byte, error) {
 	if h.Size > limit {
 		return nil, fmt.Errorf("%s: member %q has %d bytes, at most %d are allowed", t.name, h.Name, h.Size, limit)
 	}
@@ -70,7 +77,7 @@ func (t *tarStream) all(h *tar.Header, limit int64) ([]byte, error) {
 
 // next gives the header of the next member, a plain file; io.EOF when the tar has ended with
 // the end-of-archive marker and nothing but zeros follows.
-func (t *tarStream) next() (*tar.Header, error) {
+func (t *tarStream) next() (*tarFile, error) {
 	if t.left > 0 {
 		return nil, fmt.Errorf("%s: %d bytes of a member were not read", t.name, t.left)
 	}
@@ -110,8 +117,8 @@ func (t *tarStream) full(b []byte) error {
 }
 
 // header parses the header that starts with block: that of a plain file, before which an extended one may stand and one
-// for all that follows, each once (POSIX pax). archive/tar sees the plain one alone, as it would follow any chain.
-func (t *tarStream) header(block *[512]byte) (*tar.Header, error) {
+// for all that follows, each once (POSIX pax).
+func (t *tarStream) header(block *[512]byte) (*tarFile, error) {
 	var own, global paxRecords
 	for !own.seen && block[156] == 'x' || !global.seen && block[156] == 'g' {
 		r := &own
@@ -122,30 +129,116 @@ func (t *tarStream) header(block *[512]byte) (*tar.Header, error) {
 			return nil, err
 		}
 	}
-	if c := block[156]; c != '0' && c != 0 {
-		return nil, writeAgain("member %q of tar type %q: want a plain file", bytes.TrimRight(block[:100], "\x00"), c)
+	name := tarText(block[:100])
+	if c := block[156]; c != '0' && c != 0 || c == 0 && strings.HasSuffix(name, "/") {
+		return nil, writeAgain("member %q of tar type %q: want a plain file", name, c)
 	}
-	h, err := tar.NewReader(bytes.NewReader(block[:])).Next()
+	prefix, err := checkFields(block)
 	if err != nil {
-		return nil, noEOF(err)
+		return nil, err
+	}
+	if prefix != "" {
+		name = prefix + "/" + name
+	}
+	size, err := headerSize(block)
+	if err != nil {
+		return nil, err
 	}
 	if global.path != "" || global.size != "" {
-		return nil, writeAgain("member %q: pax records of a size or a name that are for all members", h.Name)
+		return nil, writeAgain("member %q: pax records of a size or a name that are for all members", name)
 	}
 	if own.path != "" {
-		h.Name = own.path
+		name = own.path
 	}
 	if own.size != "" {
 		n, err := strconv.ParseUint(own.size, 10, 63)
 		if err != nil {
-			return nil, fmt.Errorf("member %q: pax record with a size of %q, want a number", h.Name, own.size)
+			return nil, fmt.Errorf("member %q: pax record with a size of %q, want a number", name, own.size)
 		}
-		h.Size = int64(n)
+		size = int64(n)
 	}
-	if h.Typeflag != tar.TypeReg || h.Size < 0 {
-		return nil, fmt.Errorf("member %q of tar type %q and size %d: want a plain file", h.Name, h.Typeflag, h.Size)
+	return &tarFile{name, size}, nil
+}
+
+// checkFields checks the numbers that say nothing of a member's data (mode, owners, times, devices) and gives the front
+// of a long name. Besides POSIX ustar there are star's kind, with two times in the place of the end of that name, GNU's,
+// with both times and no such name, and the oldest, which ends before all these.
+func checkFields(block *[512]byte) (prefix string, err error) {
+	fields := [][2]int{{100, 108}, {108, 116}, {116, 124}, {136, 148}}
+	device := [][2]int{{329, 337}, {337, 345}}
+	switch magic := string(block[257:265]); {
+	case magic == "ustar  \x00":
+		for _, at := range []int{345, 357} {
+			if block[at] != 0 {
+				fields = append(fields, [2]int{at, at + 12})
+			}
+		}
+		fields = append(fields, device...)
+	case magic[:6] == "ustar\x00" && string(block[508:]) == "tar\x00":
+		prefix = tarText(block[345:476])
+		fields = append(append(fields, device...), [2]int{476, 488}, [2]int{488, 500})
+	case magic[:6] == "ustar\x00":
+		prefix = tarText(block[345:500])
+		fields = append(fields, device...)
 	}
-	return h, nil
+	for _, f := range fields {
+		if _, ok := tarNumber(block[f[0]:f[1]]); !ok {
+			return "", fmt.Errorf("bytes %d to %d are %q, want octal digits", f[0], f[1], block[f[0]:f[1]])
+		}
+	}
+	return prefix, nil
+}
+
+// tarText is the text of a field, which a zero byte ends if it is not full.
+func tarText(field []byte) string {
+	text, _, _ := bytes.Cut(field, []byte{0})
+	return string(text)
+}
+
+// tarNumber reads a number in octal digits with blanks and zero bytes around them; nothing at all is 0. A first byte of
+// 0x80 and more begins the form of GNU, two's complement in big endian less its first bit.
+func tarNumber(field []byte) (n int64, ok bool) {
+	if field[0] >= 0x80 {
+		n = int64(int8(field[0]<<1) >> 1)
+		for _, c := range field[1:] {
+			if n>>55 != 0 && n>>55 != -1 {
+				return 0, false
+			}
+			n = n<<8 | int64(c)
+		}
+		return n, true
+	}
+	digits := tarText(bytes.Trim(field, " \x00"))
+	u, err := strconv.ParseUint("0"+digits, 8, 63)
+	return int64(u), err == nil
+}
+
+// tarSum is the checksum of a header, in which the checksum itself counts as blanks. Some writers take the bytes for
+// signed ones.
+func tarSum(block *[512]byte) (sum, signed int64) {
+	for i, c := range block {
+		if i >= 148 && i < 156 {
+			c = ' '
+		}
+		sum += int64(c)
+		signed += int64(int8(c))
+	}
+	return sum, signed
+}
+
+// headerSize checks the checksum of a header and gives the size of what follows it, in bytes.
+//
+//go:noinline
+func headerSize(block *[512]byte) (int64, error) {
+	sum, signed := tarSum(block)
+	if want, ok := tarNumber(block[148:156]); !ok || want != sum && want != signed {
+		return 0, fmt.Errorf("the checksum is %q, its bytes have %o", block[148:156], sum)
+	}
+	size, ok := tarNumber(block[124:136])
+	if !ok || size < 0 {
+		return 0, fmt.Errorf("the size is %q, want octal digits", block[124:136])
+	}
+	return size, nil
 }
 
 // writeAgain refuses a tar that its writer could have written otherwise.
@@ -162,13 +255,14 @@ type paxRecords struct {
 
 // extended reads the extended header that starts with block, and then the next header into block.
 func (t *tarStream) extended(block *[512]byte, r *paxRecords) error {
-	size, err := extendedSize(block)
+	size, err := headerSize(block)
 	if err != nil {
-		return err
+		return fmt.Errorf("extended header: %w", err)
 	}
-	if t.pax += size; t.pax > maxPax {
-		return writeAgain("pax records of %d bytes up to here, want at most %d", t.pax, maxPax)
+	if size > maxPax-t.pax {
+		return writeAgain("pax records of %d bytes after %d others, want at most %d in all", size, t.pax, maxPax)
 	}
+	t.pax += size
 	records := make([]byte, (size+511)&^511)
 	if err := t.full(records); err != nil {
 		return err
@@ -177,30 +271,6 @@ func (t *tarStream) extended(block *[512]byte, r *paxRecords) error {
 		return err
 	}
 	return t.full(block[:])
-}
-
-// extendedSize checks the header of an extended header and gives the size of its records, in bytes (POSIX ustar).
-//
-//go:noinline
-func extendedSize(block *[512]byte) (int64, error) {
-	octal := func(b []byte) (int64, bool) {
-		n, err := strconv.ParseUint(strings.Trim(string(b), " \x00"), 8, 63)
-		return int64(n), err == nil
-	}
-	sum := int64(8 * ' ') // in place of the checksum itself
-	for i, c := range block {
-		if i < 148 || i >= 156 {
-			sum += int64(c)
-		}
-	}
-	if want, ok := octal(block[148:156]); !ok || want != sum {
-		return 0, fmt.Errorf("checksum of the extended header is %q, its bytes have %o", block[148:156], sum)
-	}
-	size, ok := octal(block[124:136])
-	if !ok {
-		return 0, fmt.Errorf("size of the extended header is %q, want octal digits", block[124:136])
-	}
-	return size, nil
 }
 
 // parse takes lines of "LENGTH KEY=VALUE", of which LENGTH counts all bytes (POSIX pax, extended header). An empty
@@ -250,3 +320,117 @@ func (t *tarStream) tail() error {
 		}
 	}
 }
+
+// tarWriter writes plain files of root, mode 0600, as a tar.
+type tarWriter struct {
+	w     io.Writer
+	mtime int64 // of all members, in seconds since 1970
+}
+
+// add writes one member of size bytes, which r must have.
+func (t *tarWriter) add(name string, size int64, r io.Reader) error {
+	if err := t.header(name, size); err != nil {
+		return err
+	}
+	n, err := io.Copy(t.w, io.LimitReader(r, size+1))
+	if err == nil && n != size {
+		err = changedSize(name, n, size)
+	}
+	if err == nil {
+		_, err = t.w.Write(make([]byte, -size&511))
+	}
+	return err
+}
+
+//go:noinline
+func changedSize(name string, got, want int64) error {
+	return fmt.Errorf("%q: got %d bytes, want %d: it changed while it was read", name, got, want)
+}
+
+// close writes the end-of-archive marker.
+func (t *tarWriter) close() error {
+	_, err := t.w.Write(make([]byte, 1024))
+	return err
+}
+
+// header writes a header of POSIX ustar, and before it an extended one for what has no room in that. A name of more than
+// 100 bytes is split at its last slash, if that is enough.
+func (t *tarWriter) header(name string, size int64) error {
+	front, base := path.Split(name)
+	prefix := strings.TrimSuffix(front, "/")
+	ascii := strings.Map(func(r rune) rune { // -1: left out
+		if r >= utf8.RuneSelf {
+			return -1
+		}
+		return r
+	}, name)
+	long := len(name) > 100 || ascii != name
+	if !long {
+		prefix, base = "", name
+	}
+	if ascii != name || long && (prefix == "" || len(prefix) > 155 || len(base) > 100) ||
+		!fitsOctal(12, size) || !fitsOctal(12, t.mtime) {
+		if err := t.extended(front, ascii, long, name, size); err != nil {
+			return err
+		}
+		prefix, base = "", ascii
+	}
+	h := tarHead('0', base, 0o600, size, t.mtime)
+	putOctal(h[329:337], 0) // device numbers
+	putOctal(h[337:345], 0)
+	copy(h[345:], prefix)
+	_, err := t.w.Write(seal(h))
+	return err
+}
+
+// extended writes an extended header: records, in the order of their keys.
+func (t *tarWriter) extended(front, ascii string, long bool, name string, size int64) error {
+	text := ""
+	record := func(needed bool, key, value string) {
+		n := len(key) + len(value) + len("  =\n") // one digit at least
+		for n < len(key)+len(value)+len(" =\n")+len(strconv.Itoa(n)) {
+			n++
+		}
+		if needed {
+			text += fmt.Sprintf("%d %s=%s\n", n, key, value)
+		}
+	}
+	record(!fitsOctal(12, t.mtime), "mtime", strconv.FormatInt(t.mtime, 10))
+	record(long, "path", name)
+	record(!fitsOctal(12, size), "size", strconv.FormatInt(size, 10))
+	h := tarHead('x', path.Join(front, "PaxHeaders.0", path.Base(ascii)), 0, int64(len(text)), 0)
+	_, err := fmt.Fprintf(t.w, "%s%s%s", seal(h), text, make([]byte, -len(text)&511))
+	return err
+}
+
+// tarHead makes a header, to be sealed. Numbers that have no room are 0.
+func tarHead(kind byte, name string, mode, size, mtime int64) *[512]byte {
+	var h [512]byte
+	copy(h[:100], name)
+	putOctal(h[100:108], mode)
+	putOctal(h[108:116], 0) // owner
+	putOctal(h[116:124], 0)
+	putOctal(h[124:136], size)
+	putOctal(h[136:148], mtime)
+	h[156] = kind
+	copy(h[257:], "ustar\x0000")
+	return &h
+}
+
+// seal gives a header its checksum.
+func seal(h *[512]byte) []byte {
+	sum, _ := tarSum(h)
+	putOctal(h[148:155], sum)
+	h[155] = ' '
+	return h[:]
+}
+
+// putOctal fills a field, of zeros so far, but for the zero byte that ends it.
+func putOctal(field []byte, n int64) {
+	if !fitsOctal(len(field), n) {
+		n = 0
+	}
+	copy(field, fmt.Sprintf("%0*o", len(field)-1, n))
+}
+
+func fitsOctal(width int, n int64) bool { return n >= 0 && n>>(3*(width-1)) == 0 }

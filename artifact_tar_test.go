@@ -5,11 +5,13 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // tarBlock is the header of a member and what belongs to it, padded.
@@ -111,8 +113,8 @@ func TestPax(t *testing.T) {
 			`"a" 2 6162`, ""},
 		"empty values": {slices.Concat(paxBlock('x', paxRecord("size", ""), paxRecord("path", ""),
 			paxRecord("linkpath", "")), file), abc, ""},
-		"more than 1 MiB":  {slices.Concat(paxBlock('x', much, much), file), "", "pax records of 2097"},
-		"in three headers": {slices.Concat(half, file, half, file, half, file), abc, "want at most 1048576"},
+		"more than 1 MiB":  {slices.Concat(paxBlock('x', much, much), file), "", "pax records of 2097150 bytes"},
+		"in three headers": {slices.Concat(half, file, half, file, half, file), abc, "want at most 1048576 in all"},
 		"a chain": {slices.Concat(paxBlock('x', paxRecord("mtime", "5")), paxBlock('x',
 			paxRecord("mtime", "6")), file), "", "tar type 'x'"},
 		"a chain of none": {slices.Concat(paxBlock('x'), paxBlock('x'), file), "", "tar type 'x'"},
@@ -220,4 +222,118 @@ func FuzzTar(f *testing.F) {
 			t.Fatalf("got %q, the library %q, %v", got, want, err)
 		}
 	})
+}
+
+// A tar is written as archive/tar writes it, to the byte, and read as it was meant.
+func TestTarWriter(t *testing.T) {
+	long := strings.Repeat("n", 90)
+	for _, name := range []string{"a", "headers/0000/type-info", long + long[:10], long + long[:11], long + long,
+		long + long + long[:76], "scripts/" + long + "01", "scripts/" + long + "012", "scripts/" + long + long[:11],
+		"scripts/ArtifactInstall_Enter_00_é", "scripts/" + long + "é" + long, "é\xff" + long, "é",
+		strings.Repeat("d", 155) + "/" + long, strings.Repeat("d", 156) + "/" + long, "d/e/f/" + long + "0"} {
+		for _, size := range []int64{0, 1, 511, 512, 513, 1<<33 - 1, 1 << 33, 1 << 40} {
+			for _, mtime := range []int64{0, 1, 1<<33 - 1, 1 << 33, -1} {
+				var got, want bytes.Buffer
+				w := tarWriter{&got, mtime}
+				head := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600,
+					ModTime: time.Unix(mtime, 0)}
+				lib := tar.NewWriter(&want)
+				body := bytes.Repeat([]byte("x"), int(min(size, 1000)))
+				err := errors.Join(w.header(name, size), lib.WriteHeader(head))
+				if size < 1000 {
+					got.Reset()
+					_, werr := lib.Write(body)
+					err = errors.Join(err, w.add(name, size, bytes.NewReader(body)), w.close(), werr, lib.Close())
+				}
+				if err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
+					t.Fatalf("%q, %d bytes, %d: %v\n%.1200q\nwant\n%.1200q", name, size, mtime, err, &got, &want)
+				}
+				if size >= 1000 || len(name) > maxPath {
+					continue
+				}
+				list, err := tarMembers(&got)
+				if err != nil || !slices.Equal(list, []string{fmt.Sprintf("%q %d %x", name, size, body)}) {
+					t.Fatalf("read %q, %v", list, err)
+				}
+			}
+		}
+	}
+	for n, body := range []string{"ab", "abcd"} {
+		w := tarWriter{io.Discard, 0}
+		if err := w.add("a", 3, strings.NewReader(body)); err == nil || !strings.Contains(err.Error(), "it changed") {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+}
+
+// resealed is a header with other bytes at some offset, and the checksum for it.
+func resealed(b []byte, at int, text string) []byte {
+	h := [512]byte(b)
+	copy(h[at:], text)
+	return append(slices.Clone(seal(&h)), b[512:]...)
+}
+
+// Headers of each kind: what archive/tar takes of them is taken, and is the same to both.
+func TestTarKinds(t *testing.T) {
+	file := tarBlock('0', "a", 3, "abc")
+	name := strings.Repeat("n", 100)
+	gnu := resealed(file, 257, "ustar  \x00")
+	star := resealed(resealed(file, 508, "tar\x00"), 345, strings.Repeat("p", 131)+"00000000000 00000000000 ")
+	v7 := resealed(resealed(file, 257, "\x00\x00\x00\x00\x00\x00\x00\x00"), 345, "no prefix")
+	for what, c := range map[string]struct {
+		b    []byte
+		want string // the members; "": an error
+	}{
+		"plain":                 {file, `"a" 3 616263`},
+		"full name":             {resealed(file, 0, name), `"` + name + `" 3 616263`},
+		"prefix":                {resealed(file, 345, "p/q"), `"p/q/a" 3 616263`},
+		"full prefix":           {resealed(file, 345, strings.Repeat("p", 155)), `"` + strings.Repeat("p", 155) + `/a" 3 616263`},
+		"star":                  {star, `"` + strings.Repeat("p", 131) + `/a" 3 616263`},
+		"star's time":           {resealed(star, 476, "x"), ""},
+		"the oldest":            {v7, `"a" 3 616263`},
+		"the oldest, a folder":  {resealed(resealed(v7, 0, "a/"), 156, "\x00"), ""},
+		"the oldest, a file":    {resealed(v7, 156, "\x00"), `"a" 3 616263`},
+		"GNU":                   {gnu, `"a" 3 616263`},
+		"GNU, times":            {resealed(gnu, 345, "00000000001\x0000000000002\x00"), `"a" 3 616263`},
+		"GNU, no times":         {resealed(gnu, 345, "p/q"), ""},
+		"GNU, size":             {resealed(gnu, 124, "\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x03"), `"a" 3 616263`},
+		"GNU, time before 1970": {resealed(gnu, 136, strings.Repeat("\xff", 12)), `"a" 3 616263`},
+		"GNU, size below 0":     {resealed(gnu, 124, strings.Repeat("\xff", 12)), ""},
+		"GNU, size of 2^63":     {resealed(gnu, 124, "\x80\x00\x00\x00\x80\x00\x00\x00\x00\x00\x00\x00"), ""},
+		"GNU, size of 2^64":     {resealed(gnu, 124, "\x80\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x03"), ""},
+		"blanks":                {resealed(file, 124, "         3  "), `"a" 3 616263`},
+		"no size":               {resealed(tarBlock('0', "a", 0, ""), 124, "            "), `"a" 0 `},
+		"size of no octals":     {resealed(file, 124, "00000000009\x00"), ""},
+		"size of two":           {resealed(file, 124, "0000003 004\x00"), ""},
+		"size and sign":         {resealed(file, 124, "-0000000003\x00"), ""},
+		"size and underline":    {resealed(file, 124, "0_000000003\x00"), ""},
+		"mode":                  {resealed(file, 100, "rw"), ""},
+		"owner":                 {resealed(file, 108, "root"), ""},
+		"group":                 {resealed(file, 116, "root"), ""},
+		"time":                  {resealed(file, 136, "now"), ""},
+		"device":                {resealed(file, 329, "sda"), ""},
+		"partition":             {resealed(file, 337, "sda"), ""},
+		"other folder":          {resealed(file, 0, "a/"), `"a/" 3 616263`},
+		"checksum of none":      {slices.Concat(file[:148], []byte("        "), file[156:]), ""},
+		"another byte":          {slices.Concat([]byte("b"), file[1:]), ""},
+	} {
+		b := append(slices.Clone(c.b), tarEnd...)
+		list, err := tarMembers(bytes.NewReader(b))
+		if got := strings.Join(list, ""); got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%s: %s, %v; want %s", what, got, err, c.want)
+		}
+		if err != nil {
+			continue
+		}
+		if other, err := libraryMembers(bytes.NewReader(b)); err != nil || !slices.Equal(list, other) {
+			t.Errorf("%s: %s, the library: %s, %v", what, list, other, err)
+		}
+	}
+	signed := resealed(file, 0, "é")
+	h := [512]byte(signed)
+	_, sum := tarSum(&h)
+	copy(signed[148:], fmt.Sprintf("%06o", sum))
+	if list, err := tarMembers(bytes.NewReader(append(signed, tarEnd...))); err != nil || len(list) != 1 {
+		t.Errorf("signed checksum: %q, %v", list, err)
+	}
 }

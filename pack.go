@@ -3,7 +3,6 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"cmp"
 	"compress/gzip"
@@ -28,7 +27,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/ulikunitz/xz"
 )
@@ -78,7 +76,7 @@ type packOptions struct {
 	noVersion, noClears, noSum, bootstrap bool
 	delta                                 packedDelta
 
-	mtime time.Time
+	mtime int64         // of all members, in seconds since 1970
 	key   crypto.Signer // nil: not signed
 }
 
@@ -211,13 +209,10 @@ func (o *packOptions) check() error {
 // write makes the artifact. The payload is read once: its checksums must come before it in
 // the artifact, so it is compressed into a temporary file beside the output first.
 func (o *packOptions) write(stdout io.Writer) (n int64, err error) {
-	o.mtime = time.Unix(0, 0)
 	if s := os.Getenv("SOURCE_DATE_EPOCH"); s != "" {
-		sec, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
+		if o.mtime, err = strconv.ParseInt(s, 10, 64); err != nil {
 			return 0, fmt.Errorf("SOURCE_DATE_EPOCH: %w", err)
 		}
-		o.mtime = time.Unix(sec, 0)
 	}
 	if o.keyFile != "" {
 		if o.key, err = loadSigningKey(o.keyFile); err != nil {
@@ -310,23 +305,6 @@ func (o *packOptions) suffixed(stem string) string {
 	return stem + map[string]string{"none": "", "gzip": ".gz", "xz": ".xz"}[o.compression]
 }
 
-// tarHeader is as that of all members: a plain file of root, mode 0600.
-func (o *packOptions) tarHeader(name string, size int64) *tar.Header {
-	return &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: o.mtime}
-}
-
-// add writes one member.
-func (o *packOptions) add(w *tar.Writer, name string, size int64, r io.Reader) error {
-	if err := w.WriteHeader(o.tarHeader(name, size)); err != nil {
-		return err
-	}
-	n, err := io.Copy(w, r)
-	if err == nil && n != size {
-		err = changedSize(name, n, size)
-	}
-	return err
-}
-
 // writeDelta writes the data tar with its one file in chunks, but for o.delta.front.
 func (o *packOptions) writeDelta(w io.Writer) (map[string][]byte, error) {
 	f, err := os.Open(o.files[0])
@@ -340,7 +318,7 @@ func (o *packOptions) writeDelta(w io.Writer) (map[string][]byte, error) {
 	}
 	name := filepath.Base(o.files[0])
 	var head bytes.Buffer
-	if err := tar.NewWriter(&head).WriteHeader(o.tarHeader(name, size)); err != nil {
+	if err := (&tarWriter{&head, o.mtime}).header(name, size); err != nil {
 		return nil, err
 	}
 	h, n := sha256.New(), &countWriter{w: io.Discard}
@@ -349,11 +327,6 @@ func (o *packOptions) writeDelta(w io.Writer) (map[string][]byte, error) {
 		err = changedSize(name, n.n, size)
 	}
 	return map[string][]byte{"data/0000/" + name: h.Sum(nil)}, err
-}
-
-//go:noinline
-func changedSize(name string, got, want int64) error {
-	return fmt.Errorf("%q: got %d bytes, want %d: it changed while it was read", name, got, want)
 }
 
 // writeData writes the data tar and gives the files' manifest entries.
@@ -366,7 +339,7 @@ func (o *packOptions) writeData(w io.Writer) (map[string][]byte, error) {
 		return nil, err
 	}
 	sums := map[string][]byte{}
-	t := tar.NewWriter(z)
+	t := tarWriter{z, o.mtime}
 	for _, path := range o.files {
 		f, err := os.Open(path)
 		if err != nil {
@@ -375,7 +348,7 @@ func (o *packOptions) writeData(w io.Writer) (map[string][]byte, error) {
 		size, err := sizeOf(f)
 		h := sha256.New()
 		if err == nil {
-			err = o.add(t, filepath.Base(path), size, io.TeeReader(f, h))
+			err = t.add(filepath.Base(path), size, io.TeeReader(f, h))
 		}
 		f.Close()
 		if err != nil {
@@ -383,7 +356,7 @@ func (o *packOptions) writeData(w io.Writer) (map[string][]byte, error) {
 		}
 		sums["data/0000/"+filepath.Base(path)] = h.Sum(nil)
 	}
-	if err := t.Close(); err != nil {
+	if err := t.close(); err != nil {
 		return nil, err
 	}
 	return sums, z.Close()
@@ -423,17 +396,17 @@ func (o *packOptions) writeArtifact(w io.Writer, stage *os.File, sums map[string
 		return 0, err
 	}
 	count := &countWriter{w: w}
-	t := tar.NewWriter(count)
+	t := tarWriter{count, o.mtime}
 	for _, m := range members {
-		if err := o.add(t, m.Name, int64(len(m.Body)), bytes.NewReader(m.Body)); err != nil {
+		if err := t.add(m.Name, int64(len(m.Body)), bytes.NewReader(m.Body)); err != nil {
 			return 0, err
 		}
 	}
 	data := io.MultiReader(bytes.NewReader(o.delta.front), stage)
-	if err := o.add(t, o.suffixed("data/0000.tar"), int64(len(o.delta.front))+size, data); err != nil {
+	if err := t.add(o.suffixed("data/0000.tar"), int64(len(o.delta.front))+size, data); err != nil {
 		return 0, err
 	}
-	err = t.Close()
+	err = t.close()
 	return count.n, err
 }
 
@@ -585,13 +558,13 @@ func (o *packOptions) header(sums map[string][]byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := tar.NewWriter(z)
+	t := tarWriter{z, o.mtime}
 	for _, m := range members {
-		if err := o.add(t, m.Name, int64(len(m.Body)), bytes.NewReader(m.Body)); err != nil {
+		if err := t.add(m.Name, int64(len(m.Body)), bytes.NewReader(m.Body)); err != nil {
 			return nil, err
 		}
 	}
-	if err := t.Close(); err != nil {
+	if err := t.close(); err != nil {
 		return nil, err
 	}
 	err = z.Close()
