@@ -186,6 +186,11 @@ func FuzzMenderStore(f *testing.F) {
 			f.Add(byte(i), at, []byte{1, 0, 2}, uint16(0))
 		}
 	}
+	for _, w := range []storeWriter{{order: binary.BigEndian, word: 4, page: 512},
+		{order: binary.LittleEndian, word: 8, page: 16384}} {
+		f.Add(byte(len(stores)), uint32(2*w.page+w.word+4), []byte{1, 0, 2}, uint16(0))
+		stores = append(stores, w.write(storeValues()))
+	}
 	f.Fuzz(func(t *testing.T, store byte, at uint32, patch []byte, cut uint16) {
 		b := bytes.Clone(stores[int(store)%len(stores)])
 		b = b[:len(b)-int(cut)%len(b)]
@@ -231,8 +236,9 @@ func TestMutatedStores(t *testing.T) {
 			whole[at] = old
 		}
 	}
-	for _, name := range []string{"3.4.0-big-overflow", "synthetic-be64-abm"} {
-		whole := storeFile(t, name)
+	small := storeWriter{order: binary.BigEndian, word: 4, page: 512} // with three levels of pages
+	for _, whole := range [][]byte{storeFile(t, "3.4.0-big-overflow"), storeFile(t, "synthetic-be64-abm"),
+		small.write(storeValues())} {
 		for n := 0; n < len(whole); n += 509 {
 			readMutated(t, whole[:n])
 		}
