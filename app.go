@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/json"
@@ -259,16 +260,19 @@ func (a *app) readBootstrap(ds *dir) (map[string]string, error) {
 	return mergeProvides(nil, art), art.drain()
 }
 
-func (a *app) nameFromInfo() string {
+func (a *app) nameFromInfo() string { return cmp.Or(a.info("artifact_name"), unknownName) }
+
+// info is the value of a line KEY=VALUE in artifact_info, which came with the running system; "": there is none.
+func (a *app) info(key string) string {
 	text, err := os.ReadFile(a.c.paths.in(a.c.paths.conf, "artifact_info"))
 	if err == nil {
 		for _, line := range strings.Split(string(text), "\n") {
-			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "artifact_name="); ok && name != "" {
-				return name
+			if value, ok := strings.CutPrefix(strings.TrimSpace(line), key+"="); ok && value != "" {
+				return value
 			}
 		}
 	}
-	return unknownName
+	return ""
 }
 
 // guessedName tells whether the device has no name, or one that no program has stored before.
@@ -402,7 +406,11 @@ func (a *app) openArtifact(r io.Reader) (*artifact, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openArtifact(r, artifactOptions{keys: keys, lg: a.lg, buffer: a.o.write.readAhead})
+	o := artifactOptions{keys: keys, lg: a.lg, buffer: a.o.write.readAhead}
+	if a.src != nil {
+		o.manifest = a.src.manifest
+	}
+	return openArtifact(r, o)
 }
 
 // fetch opens the artifact from its start: the one of a.src, else of the update in progress.
@@ -475,6 +483,10 @@ func textFlag(fs *flag.FlagSet, p *string, def, help string, names []string) {
 	for _, n := range names {
 		fs.StringVar(p, n, def, help)
 	}
+}
+
+func jsonFlag(fs *flag.FlagSet, o *options) {
+	fs.BoolVar(&o.json, "json", false, "print JSON")
 }
 
 func progressFlag(fs *flag.FlagSet, o *options) {

@@ -36,6 +36,7 @@ const (
 type artifactOptions struct {
 	keys      []verifyKey // nil: no signature demanded; a present one is then not checked
 	dictLimit int64       // xz and zstd: refuse larger dictionaries; 0 = defaultDictLimit
+	manifest  string      // SHA-256 that it has to have, hex: until it comes, the file is not the one; "": any
 	buffer    int         // bytes read ahead; 0 = inputBuffer
 	lg        *logger
 }
@@ -97,8 +98,10 @@ func (a *artifact) fail(err error) error {
 	switch {
 	case a.in.failed != nil:
 		return fmt.Errorf("reading the artifact at offset %d: %w", a.in.offset(), a.in.failed)
-	case errors.As(err, &coded):
+	case errors.As(err, &coded) && (a.opt.manifest == "" || a.ManifestSum != [32]byte{}):
 		return err
+	case a.opt.manifest != "" && a.ManifestSum == [32]byte{}:
+		return tryLater("artifact: %w", err)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return refuse("artifact: cut off, at offset %d of the file: %w", a.in.offset(), err)
 	}
@@ -125,6 +128,9 @@ func (a *artifact) openManifest() error {
 		return err
 	}
 	a.ManifestSum = sha256.Sum256(manifest)
+	if got := hex.EncodeToString(a.ManifestSum[:]); a.opt.manifest != "" && got != a.opt.manifest {
+		return tryLater("the artifact's manifest has SHA-256 %s, want %s", got, a.opt.manifest)
+	}
 	if err := a.expectSum("version", sha256.Sum256(version)); err != nil {
 		return err
 	}

@@ -110,6 +110,11 @@ type config struct {
 	FwEnvNamespace string // which environment of it, where it has several; mendlet's own
 	BootEnv        string // auto, native, fw_setenv, grub; mendlet's own
 
+	Channel         string   // URL or path of a channel file, in the place of a server; mendlet's own
+	FleetVerifyKeys []string // what that may be signed with; none: what artifacts may; mendlet's own
+	Groups          []string // that the device is in; mendlet's own
+	DeviceID        string   // by which it has its place in rollouts; "": its identity; mendlet's own
+
 	paths      paths  `json:"-"`
 	broken     error  // of a file in its default place: what it demands is not known
 	extraRoots string // -E: more trusted certificates

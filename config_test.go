@@ -47,7 +47,8 @@ const everyKey = `{
  "RootfsPartA": "/dev/a2", "RootfsPartB": "/dev/a3", "Connectivity": {"DisableKeepAlive": true,
  "IdleConnTimeoutSeconds": 10},
  "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw",
- "FwEnvNamespace": "name", "BootEnv": "grub"
+ "FwEnvNamespace": "name", "BootEnv": "grub",
+ "Channel": "https://c.example/c.fleet", "FleetVerifyKeys": ["/fk"], "Groups": ["lab"], "DeviceID": "d1"
 }`
 
 func TestConfigKeys(t *testing.T) {
@@ -64,6 +65,8 @@ func TestConfigKeys(t *testing.T) {
 	want.Connectivity.DisableKeepAlive, want.Connectivity.IdleConnTimeoutSeconds = true, 10
 	want.BootUtilitiesSetActivePart, want.BootUtilitiesGetNextActivePart = "set", "get"
 	want.FwEnvConfig, want.FwEnvNamespace, want.BootEnv = "/fw", "name", "grub"
+	want.Channel, want.FleetVerifyKeys, want.Groups, want.DeviceID = "https://c.example/c.fleet", []string{"/fk"},
+		[]string{"lab"}, "d1"
 	for _, text := range []string{everyKey, lowerKeys(t, strings.ToLower), lowerKeys(t, strings.ToUpper)} {
 		c, said, err := loaded(t, "", text)
 		if err != nil || said != "" || !reflect.DeepEqual(c, want) {

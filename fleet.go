@@ -102,7 +102,7 @@ func splitFleet(text []byte) (message []byte, sigs []fleetSig, err error) {
 	}
 	message = text[:at+1]
 	lines := strings.TrimSuffix(string(text[at+1:]), "\n")
-	for line := range strings.SplitSeq(lines, "\n") {
+	for _, line := range strings.Split(lines, "\n") {
 		f := strings.Split(line, " ")
 		if len(f) != 4 || f[0] != "sig" || len(f[2]) != 8 || len(sigs) == maxFleetSigs {
 			return nil, nil, fmt.Errorf("channel file: got line %.100q behind what is signed, want up to %d of "+
@@ -358,12 +358,6 @@ func (f *fleetFields) rollout() (list []fleetShare) {
 	return list
 }
 
-// fleetSeen is the newest file that was accepted of a key.
-type fleetSeen struct {
-	Serial uint64 `json:"serial"`
-	Sum    string `json:"sum"` // SHA-256 of what is signed, hex
-}
-
 // errFleetOlder: the file is one of before, as a cache may have for a while.
 var errFleetOlder = errors.New("older than what was seen before")
 
@@ -372,7 +366,7 @@ var errFleetOlder = errors.New("older than what was seen before")
 // what a device goes by that has seen none by a key.
 func (f *fleetFile) checkSerial(signers []string, seen map[string]fleetSeen, floor uint64) error {
 	for _, key := range signers {
-		s, known := seen[key]
+		s, known := seen[f.counter(key)]
 		switch {
 		case !known && f.Serial < floor || f.Serial < s.Serial:
 			return tryLater("channel file: serial %d is %w, %d", f.Serial, errFleetOlder, max(s.Serial, floor))
@@ -386,6 +380,9 @@ func (f *fleetFile) checkSerial(signers []string, seen map[string]fleetSeen, flo
 	}
 	return nil
 }
+
+// counter names the count of a key, which is another one in each channel.
+func (f *fleetFile) counter(key string) string { return key + " " + f.Channel }
 
 // at is the time by which the file is judged: no device is before what it was told of time.
 func (f *fleetFile) at(clock, floor time.Time) time.Time {

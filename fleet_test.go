@@ -491,7 +491,8 @@ func TestFleetRefusals(t *testing.T) {
 			t.Errorf("%.40q: taken", list)
 		}
 	}
-	if f, err := parseFleet(testFleet(t, 1, "gw-1", `"note": {"a": [1]}, "later": 5,`)); err != nil || len(f.Releases) != 1 {
+	f, err := parseFleet(testFleet(t, 1, "gw-1", `"note": {"a": [1]}, "later": 5,`))
+	if err != nil || len(f.Releases) != 1 {
 		t.Errorf("keys of later versions: got %v", err)
 	}
 	names := ""
@@ -529,12 +530,14 @@ func TestFleetSerial(t *testing.T) {
 	} {
 		f, err := parseFleet(testFleet(t, c.serial, "gw-1"))
 		must(t, err)
+		seen := map[string]fleetSeen{}
 		for key, s := range c.seen {
 			if s.Sum == "" {
-				c.seen[key] = fleetSeen{s.Serial, f.Sum}
+				s.Sum = f.Sum
 			}
+			seen[key+" acme"], seen[key+" other"] = s, fleetSeen{maxSerial, "x"}
 		}
-		err = f.checkSerial(c.signers, c.seen, c.floor)
+		err = f.checkSerial(c.signers, seen, c.floor)
 		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || !isTemporary(err)) {
 			t.Errorf("serial %d, seen %v, floor %d: got %v, want %q", c.serial, c.seen, c.floor, err, c.want)
 		}
@@ -572,13 +575,13 @@ func TestFleetAttackDowngradeByOrder(t *testing.T) {
 func TestFleetAttackFastForward(t *testing.T) {
 	f, err := parseFleet(testFleet(t, maxSerial, "gw-1"))
 	must(t, err)
-	seen := map[string]fleetSeen{"stolen": {10, "x"}}
+	seen := map[string]fleetSeen{"stolen acme": {10, "x"}}
 	if err := f.checkSerial([]string{"stolen"}, seen, 0); err == nil {
 		t.Error("a serial without a next one is taken")
 	}
 	next, err := parseFleet(testFleet(t, 11, "gw-1"))
 	must(t, err)
-	seen["stolen"] = fleetSeen{maxSerial, "x"}
+	seen["stolen acme"] = fleetSeen{maxSerial, "x"}
 	if err := next.checkSerial([]string{"new"}, seen, 0); err != nil {
 		t.Errorf("another key has to begin at the count of a stolen one: %v", err)
 	}
@@ -589,7 +592,7 @@ func TestFleetAttackTwoPublishers(t *testing.T) {
 	must(t, err)
 	b, err := parseFleet(testFleet(t, 5, "gw-2"))
 	must(t, err)
-	err = b.checkSerial([]string{"k"}, map[string]fleetSeen{"k": {5, a.Sum}}, 0)
+	err = b.checkSerial([]string{"k"}, map[string]fleetSeen{"k acme": {5, a.Sum}}, 0)
 	if err == nil || !strings.Contains(hintOf(err), "two publishers") {
 		t.Errorf("got %v, hint %q", err, hintOf(err))
 	}
@@ -598,7 +601,7 @@ func TestFleetAttackTwoPublishers(t *testing.T) {
 func TestFleetAttackOldCopyOfACache(t *testing.T) {
 	f, err := parseFleet(testFleet(t, 5, "gw-1"))
 	must(t, err)
-	if err := f.checkSerial([]string{"k"}, map[string]fleetSeen{"k": {6, "x"}}, 0); !errors.Is(err, errFleetOlder) ||
+	if err := f.checkSerial([]string{"k"}, map[string]fleetSeen{"k acme": {6, "x"}}, 0); !errors.Is(err, errFleetOlder) ||
 		exitCode(err) != exitTempFail {
 		t.Errorf("got %v", err)
 	}
@@ -620,7 +623,8 @@ func TestFleetAttackOtherSignedText(t *testing.T) {
 func FuzzFleet(f *testing.F) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	must(f, err)
-	f.Add(testSigned(f, testFleet(f, 1, "gw-1 step rollout=2:0.1,3:1 from=*; gw-2 groups=a types=gw2 not_before=3"), key), "gw-1")
+	all := testFleet(f, 1, "gw-1 step rollout=2:0.1,3:1 from=*; gw-2 groups=a types=gw2 not_before=3")
+	f.Add(testSigned(f, all, key), "gw-1")
 	f.Add(testFleet(f, 1, ""), "")
 	f.Fuzz(func(t *testing.T, text []byte, name string) {
 		message, sigs, err := splitFleet(text)

@@ -225,6 +225,8 @@ type source struct {
 	id   sourceID
 	in   io.ReadCloser // what was opened last
 
+	manifest string // SHA-256 that the artifact's has to have, hex; "": any
+
 	mixed   bool // what came may be of two files: the server has told of it in two ways
 	doubted bool
 }

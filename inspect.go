@@ -9,6 +9,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // inspector has the verbs that only look: status, plan, show, env print.
@@ -94,6 +95,13 @@ func (a inspector) status(ctx context.Context) error {
 	r := &report{Provides: rec.Provides, Last: rec.Last, Mender: rec.Mender}
 	if rec.Mender != nil {
 		r.Notes = append(r.Notes, rec.Mender.String())
+	}
+	if n := rec.Net; n != nil && n.Channel != nil {
+		now := time.Now()
+		if rec.Time.After(now) {
+			now = rec.Time
+		}
+		r.Notes = append(r.Notes, n.Channel.note(now))
 	}
 	if u := rec.Update; u != nil {
 		r.Update = &updateReport{Artifact: u.Artifact, ID: u.ID, Type: u.Type, Step: u.Step, Managed: u.Managed,

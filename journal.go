@@ -81,18 +81,48 @@ type verdict struct {
 
 // netState is what the managed mode keeps between runs.
 type netState struct {
-	NextTry       time.Time `json:"next_try,omitzero"` // no request before this; from backoff or Retry-After
-	Failures      int       `json:"failures,omitempty"`
-	Failure       string    `json:"failure,omitempty"` // the last one, for people
-	InventoryHash string    `json:"inventory_hash,omitempty"`
-	InventoryTime time.Time `json:"inventory_time,omitzero"`
-	ConfigHash    string    `json:"config_hash,omitempty"` // of mender-configure's file, as the server has it
-	Untold        *verdict  `json:"untold,omitempty"`      // the report of it was given up
-	V1Only        string    `json:"v1_only,omitempty"`     // server without the v2 route
-	Identity      string    `json:"identity,omitempty"`    // SHA-256 of the one that the server has accepted
-	Device        string    `json:"device,omitempty"`      // who the device is to the server, by its last token
-	Server        string    `json:"server,omitempty"`      // of several, the one that answered
-	ServerTime    time.Time `json:"server_time,omitzero"`  // when it did, for the first time
+	NextTry       time.Time     `json:"next_try,omitzero"` // no request before this; from backoff or Retry-After
+	Failures      int           `json:"failures,omitempty"`
+	Failure       string        `json:"failure,omitempty"` // the last one, for people
+	Channel       *channelState `json:"channel,omitempty"`
+	InventoryHash string        `json:"inventory_hash,omitempty"`
+	InventoryTime time.Time     `json:"inventory_time,omitzero"`
+	ConfigHash    string        `json:"config_hash,omitempty"` // of mender-configure's file, as the server has it
+	Untold        *verdict      `json:"untold,omitempty"`      // the report of it was given up
+	V1Only        string        `json:"v1_only,omitempty"`     // server without the v2 route
+	Identity      string        `json:"identity,omitempty"`    // SHA-256 of the one that the server has accepted
+	Device        string        `json:"device,omitempty"`      // who the device is to the server, by its last token
+	Server        string        `json:"server,omitempty"`      // of several, the one that answered
+	ServerTime    time.Time     `json:"server_time,omitzero"`  // when it did, for the first time
+}
+
+// channelState is what is kept of the channel of a device that has no server.
+type channelState struct {
+	Name     string               `json:"name"`
+	Seen     map[string]fleetSeen `json:"seen"`           // by key and channel
+	Copy     string               `json:"copy,omitempty"` // SHA-256 of the copy in the datastore, hex
+	Tag      string               `json:"tag,omitempty"`  // its ETag or Last-Modified
+	Serial   uint64               `json:"serial"`         // of the newest file
+	Expires  time.Time            `json:"expires"`
+	Poll     time.Duration        `json:"poll,omitempty"`
+	Failed   map[string]int       `json:"failed,omitempty"`  // how often, by deployment
+	Dropped  string               `json:"dropped,omitempty"` // deployment that was taken back: no failure
+	Reported time.Time            `json:"reported,omitzero"` // when the last report was written
+	Told     time.Time            `json:"told,omitzero"`     // time of the verdict in it
+}
+
+// fleetSeen is the newest file that was accepted of a key.
+type fleetSeen struct {
+	Serial uint64 `json:"serial"`
+	Sum    string `json:"sum"` // SHA-256 of what is signed, hex
+}
+
+// note says where the channel stands, at a time that is not before now.
+func (c *channelState) note(now time.Time) string {
+	if now.After(c.Expires) {
+		return fmt.Sprintf("channel %q: its file, serial %d, is stale since %s", c.Name, c.Serial, c.Expires.Format(time.RFC3339))
+	}
+	return fmt.Sprintf("channel %q: its file, serial %d, is good until %s", c.Name, c.Serial, c.Expires.Format(time.RFC3339))
 }
 
 // net is the part that managed mode has for itself; nil where there is no record.
@@ -500,6 +530,8 @@ type update struct {
 	// of what is tried again: the download, or the report before the commit or at the end
 	Tries   int   `json:"tries,omitempty"`
 	Reached int64 `json:"reached,omitempty"` // bytes of the image at the last try of the download
+
+	Counted bool `json:"counted,omitempty"` // among the failures of its channel
 
 	Request    json.RawMessage `json:"request,omitempty"` // body of deployments/next, to be repeated
 	Checkpoint *checkpoint     `json:"checkpoint,omitempty"`

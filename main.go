@@ -94,10 +94,6 @@ func atOnce[T ~struct{ *app }](f func(T) error) func(context.Context, *app, []st
 
 func setupFlag(fs *flag.FlagSet, o *options) { o.setup.register(fs) }
 
-func jsonFlag(fs *flag.FlagSet, o *options) {
-	fs.BoolVar(&o.json, "json", false, "print JSON")
-}
-
 func stopFlags(fs *flag.FlagSet, o *options) {
 	var states []string
 	for _, s := range stopPoints {

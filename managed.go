@@ -50,8 +50,15 @@ func runFlags(fs *flag.FlagSet, o *options) {
 		"give up for this run after this `TIME` without a byte of progress")
 	fs.DurationVar(&o.net.splay, "splay", 0,
 		"wait first: a part of this `TIME` that is the same for this device every time (do not wait)")
+	channelFlags(fs, o)
 	fs.BoolVar(&o.net.noReboot, "no-reboot", false, "never restart the machine; exit with 4 when it is needed")
 	progressFlag(fs, o)
+}
+
+func lookFlags(fs *flag.FlagSet, o *options) {
+	keyFlags(fs, o)
+	channelFlags(fs, o)
+	jsonFlag(fs, o)
 }
 
 func runOnceFlags(fs *flag.FlagSet, o *options) {
@@ -77,25 +84,82 @@ func netVerbs() []verb {
 	return []verb{
 		{"run", "", "poll the server once, do what it says, exit", 0, runOnceFlags, plain(runOnce)},
 		{"daemon", "", "the same in a loop", 0, runFlags, plain(runDaemon)},
-		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, keyFlags,
+		{"check-update", "", "ask the server what it has for this device; changes nothing", 0, lookFlags,
 			plain(checkUpdate)},
 		{"send-inventory", "", "send the inventory now", 0, keyFlags, plain(inventoryNow)},
 		{"bootstrap", "", "make the device key and introduce the device", 0, bootstrapFlags, plain(bootstrapDevice)},
 	}
 }
 
-// session is the business with the server: of one run, or of all rounds of a daemon.
-type session struct {
+// deploymentSource says what is to be installed on this device, and hears how that went: a server, or a
+// channel file. What is above it does not know which.
+type deploymentSource interface {
+	// ready makes what it takes to ask.
+	ready() error
+	// identity is who the device is to the source.
+	identity(ctx context.Context) (string, error)
+	// begin is called before each round.
+	begin()
+	// exchange tells what the source is owed and, with poll, asks what to install; nil: nothing.
+	exchange(ctx context.Context, poll bool) (*deployment, error)
+	// again asks for the deployment in progress once more. errAborted: it is not wanted any more.
+	again(ctx context.Context, u *update) (*deployment, error)
+	// client is what downloads are made with; of a source that is ready.
+	client() *http.Client
+	// status tells how far a deployment is. errAborted: it is not wanted any more.
+	status(ctx context.Context, id, status string) error
+	// alive proves that the system as it is now, which may be new, gets through to the source.
+	alive(ctx context.Context) error
+	// verdict tells how a deployment has ended.
+	verdict(ctx context.Context, v *verdict) error
+	// inventory tells what the device is, when that is due or forced.
+	inventory(ctx context.Context, force bool) error
+	// every is how long a daemon waits between two questions.
+	every() time.Duration
+	// look asks and says, and changes nothing.
+	look(ctx context.Context) error
+	// remember keeps in the record what the next run is to know of the source.
+	remember()
+}
+
+// round is what happens between the device and the source of its deployments, once or in a loop.
+type round struct {
 	a        *app
-	hc       *http.Client
-	api      *apiClient  // nil until ready
-	dep      *deployment // as offered in this run
+	server   *session // kept between the rounds of a daemon, as the channel is
+	channel  *channel
+	from     deploymentSource // of this round
+	dep      *deployment      // as offered in this run
 	log      *deployLog
 	progress func()        // there was progress
-	looks    bool          // and changes nothing: no key is made
-	anew     bool          // to be another device to the server is what is meant
-	asked    time.Time     // when the server last heard of the download
+	asked    time.Time     // when the source last heard of the download
 	patience time.Duration // until it hears the next time
+}
+
+//go:noinline
+func newRound(a *app) *round {
+	r := &round{a: a, server: newSession(a), progress: func() {}}
+	r.choose()
+	return r
+}
+
+// choose finds the source: of the update in progress, else the one that is configured.
+func (r *round) choose() {
+	r.from = r.server
+	if c := channelSource(r.a, newClient, timeFloor); c != nil {
+		if r.channel == nil || r.channel.at != c.at {
+			r.channel = c
+		}
+		r.from = r.channel
+	}
+}
+
+// session is a server as a source.
+type session struct {
+	a     *app
+	hc    *http.Client
+	api   *apiClient // nil until ready
+	looks bool       // and changes nothing: no key is made
+	anew  bool       // to be another device to the server is what is meant
 }
 
 // buildMoment is when this program was built, the zero time if that is not known.
@@ -118,8 +182,9 @@ func timeFloor(a *app) time.Time {
 	return floor
 }
 
-func newClient(a *app) (*http.Client, error) {
-	o := netOptions{floor: timeFloor(a), version: versionString(), lg: a.lg}
+// newClient makes the client; about is what it says of this device behind its version.
+func newClient(a *app, about string) (*http.Client, error) {
+	o := netOptions{floor: timeFloor(a), version: versionString() + about, lg: a.lg}
 	if a.o.net.tuneNet != nil {
 		a.o.net.tuneNet(&o)
 	}
@@ -132,7 +197,7 @@ func urlSource(a *app, url string) *source {
 	open := func(ctx context.Context, o downloadOptions, want sourceID) (*download, sourceID, error) {
 		if hc == nil {
 			var err error
-			if hc, err = newClient(a); err != nil {
+			if hc, err = newClient(a, ""); err != nil {
 				return nil, sourceID{}, err
 			}
 		}
@@ -152,7 +217,7 @@ func urlSource(a *app, url string) *source {
 // openHTTP downloads url as o says: from an offset on, or in spans, of what is known as want.
 func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, o downloadOptions, want sourceID) (
 	*download, sourceID, error) {
-	o.retries, o.limitRate, o.lg = a.c.RetryDownloadCount, a.o.net.limitRate, a.lg
+	o.retries, o.limitRate, o.lg = cmp.Or(o.retries, a.c.RetryDownloadCount), a.o.net.limitRate, a.lg
 	if o.offset > 0 || o.same {
 		o.size = max(want.Size, 0)
 		if o.etag = want.Tag; !strings.HasPrefix(want.Tag, `"`) && !strings.HasPrefix(want.Tag, "W/") {
@@ -173,7 +238,11 @@ func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, o downlo
 }
 
 //go:noinline
-func newSession(a *app) *session { return &session{a: a, progress: func() {}} }
+func newSession(a *app) *session { return &session{a: a} }
+
+func (s *session) every() time.Duration { return seconds(s.a.c.UpdatePollIntervalSeconds) }
+
+func (s *session) client() *http.Client { return s.hc }
 
 // ready makes what it takes to talk to the server. An update that has broken that, such as
 // a configuration without a server, counts as one that cannot reach it any more.
@@ -196,14 +265,14 @@ func (s *session) ready() error {
 	}
 	s.anew = s.anew || a.o.net.force
 	a.o.net.force = false // once per process
-	if s.hc, err = newClient(a); err != nil {
+	if s.hc, err = newClient(a, ""); err != nil {
 		return err
 	}
 	s.api = newAPIClient(a.c, s.hc, s.identity, key, a.lg)
 	if n := a.rec.net(); n != nil {
 		s.api.v1Only = n.V1Only
 	}
-	s.prefer()
+	s.begin()
 	return nil
 }
 
@@ -239,9 +308,12 @@ func (s *session) identity(ctx context.Context) (string, error) {
 	return "", withHint(err, "mend what %q prints; --forcebootstrap to be another device to the server", script)
 }
 
-// prefer has the server asked first that has answered before, for a day: with the first of several
+// begin has the server asked first that has answered before, for a day: with the first of several
 // dead, each run would wait for it.
-func (s *session) prefer() {
+func (s *session) begin() {
+	if s.api == nil {
+		return
+	}
 	s.api.first = ""
 	if n := s.a.rec.net(); n != nil {
 		if age := time.Since(n.ServerTime); age >= 0 && age < 24*time.Hour {
@@ -318,7 +390,7 @@ func runOnce(ctx context.Context, a *app) error {
 		return err
 	}
 	if d := a.o.net.splay; d > 0 && a.rec.Update == nil && !a.o.net.atOnce {
-		id, err := newSession(a).identity(ctx)
+		id, err := newRound(a).from.identity(ctx)
 		if err != nil {
 			return err
 		}
@@ -326,7 +398,7 @@ func runOnce(ctx context.Context, a *app) error {
 			return tryLater("interrupted: %w", err)
 		}
 	}
-	return newSession(a).timedRound(ctx, true)
+	return newRound(a).timedRound(ctx, true)
 }
 
 // notBefore is an error while a wait after failures lasts. A wait beyond what is ever asked
@@ -344,27 +416,26 @@ func notBefore(a *app) error {
 var errDeadline = tryLater("no progress before the deadline")
 
 // timedRound is a round that ends when nothing has come in for the deadline's time.
-func (s *session) timedRound(outer context.Context, poll bool) error {
-	a := s.a
+func (r *round) timedRound(outer context.Context, poll bool) error {
+	a := r.a
 	ctx, stop := context.WithCancelCause(outer)
 	defer stop(nil)
 	watch := time.AfterFunc(a.o.net.deadline, func() { stop(errDeadline) })
 	defer watch.Stop()
-	s.progress = func() { watch.Reset(a.o.net.deadline) }
+	r.progress = func() { watch.Reset(a.o.net.deadline) }
 	a.rec.net().NextTry = time.Time{} // this is the next try; whatever it saves says so
-	if s.api != nil {
-		s.prefer()
-	}
+	r.choose()
+	r.from.begin()
 	last := a.rec.Last
-	err := s.round(ctx, poll)
-	return s.scheduleRetry(outer, err, a.rec.Last != last)
+	err := r.once(ctx, poll)
+	return r.scheduleRetry(outer, err, a.rec.Last != last)
 }
 
 // scheduleRetry journals when the next try may be made after a failure between us and the
 // server. ended: the failure is that of a deployment, which has had its verdict.
-func (s *session) scheduleRetry(outer context.Context, err error, ended bool) error {
-	n := s.a.rec.net()
-	s.remember()
+func (r *round) scheduleRetry(outer context.Context, err error, ended bool) error {
+	n := r.a.rec.net()
+	r.from.remember()
 	switch code := exitCode(err); {
 	case outer.Err() != nil || code == exitRefused:
 	case code == exitTempFail || (httpStatus(err) != 0 || isDistrust(err)) && !ended:
@@ -372,7 +443,7 @@ func (s *session) scheduleRetry(outer context.Context, err error, ended bool) er
 		n.Failure = oneLine(fmt.Sprintf("%.300s", err))
 		wait := retryAfterOf(err)
 		if wait == 0 {
-			wait = backoff(n.Failures, seconds(s.a.c.RetryPollIntervalSeconds))
+			wait = backoff(n.Failures, seconds(r.a.c.RetryPollIntervalSeconds))
 		} else {
 			n.Failure += "; so long the server asks to be left alone"
 		}
@@ -380,7 +451,7 @@ func (s *session) scheduleRetry(outer context.Context, err error, ended bool) er
 	default:
 		n.Failures, n.Failure = 0, ""
 	}
-	if jerr := s.a.j.save(s.a.rec); jerr != nil {
+	if jerr := r.a.j.save(r.a.rec); jerr != nil {
 		return errors.Join(err, jerr)
 	}
 	return err
@@ -399,11 +470,11 @@ func backoff(failures int, limit time.Duration) time.Duration {
 
 // attempts is how many tries the schedule has before it is given up (RetryPollCount, or
 // until its longest wait was used three times).
-func (s *session) attempts() int {
-	if n := s.a.c.RetryPollCount; n > 0 {
+func (r *round) attempts() int {
+	if n := r.a.c.RetryPollCount; n > 0 {
 		return n
 	}
-	limit := max(seconds(s.a.c.RetryPollIntervalSeconds), time.Minute)
+	limit := max(seconds(r.a.c.RetryPollIntervalSeconds), time.Minute)
 	n := 3
 	for d := time.Minute; d < limit; d *= 2 {
 		n += 3
@@ -411,17 +482,17 @@ func (s *session) attempts() int {
 	return n
 }
 
-func (s *session) round(ctx context.Context, poll bool) error {
-	a := s.a
+func (r *round) once(ctx context.Context, poll bool) error {
+	a := r.a
 	if u := a.rec.Update; u != nil {
 		if !u.Managed {
 			return withHint(fmt.Errorf("a standalone update, %q, is in progress", u.Artifact),
 				"end it with 'mendlet commit' or 'mendlet rollback'")
 		}
-		return s.refreshInventory(ctx, s.resume(ctx))
+		return r.refreshInventory(ctx, r.resume(ctx))
 	}
 	a.warnStray(ctx)
-	if err := s.ready(); err != nil {
+	if err := r.from.ready(); err != nil {
 		return err
 	}
 	sc := newScripts(a.c, a.lg)
@@ -430,59 +501,58 @@ func (s *session) round(ctx context.Context, poll bool) error {
 			a.lg.warnf("%v", err)
 		}
 	}
-	dep, body, err := s.sync(ctx, sc, poll)
+	dep, err := r.sync(ctx, sc, poll)
 	if err != nil || dep == nil {
 		return err
 	}
-	return s.refreshInventory(ctx, s.deploy(ctx, dep, body))
+	return r.refreshInventory(ctx, r.deploy(ctx, dep))
 }
 
-// refreshInventory tells the server what the device is now, if a deployment has just ended.
-func (s *session) refreshInventory(ctx context.Context, err error) error {
-	if s.a.rec.Update == nil {
-		if ierr := s.inventory(ctx, true); ierr != nil {
-			s.a.lg.warnf("%v", ierr)
+// refreshInventory tells the source what the device is now, if a deployment has just ended.
+func (r *round) refreshInventory(ctx context.Context, err error) error {
+	if r.a.rec.Update == nil {
+		if ierr := r.from.inventory(ctx, true); ierr != nil {
+			r.a.lg.warnf("%v", ierr)
 		}
 	}
 	return err
 }
 
 // sync is the Sync state: inventory when it is due, then the question for a deployment.
-func (s *session) sync(ctx context.Context, sc *scripts, poll bool) (*deployment, []byte, error) {
+func (r *round) sync(ctx context.Context, sc *scripts, poll bool) (*deployment, error) {
 	var dep *deployment
-	var body []byte
 	err := sc.runState(ctx, "Sync", "Enter")
 	if err == nil {
-		dep, body, err = s.exchange(ctx, poll)
+		dep, err = r.from.exchange(ctx, poll)
 	}
 	if err == nil {
 		err = sc.runState(ctx, "Sync", "Leave")
 	}
 	if err != nil {
 		if serr := sc.runState(ctx, "Sync", "Error"); serr != nil {
-			s.a.lg.warnf("%v", serr)
+			r.a.lg.warnf("%v", serr)
 		}
-		return nil, nil, err
+		return nil, err
 	}
-	return dep, body, nil
+	return dep, nil
 }
 
-func (s *session) exchange(ctx context.Context, poll bool) (*deployment, []byte, error) {
+func (s *session) exchange(ctx context.Context, poll bool) (*deployment, error) {
 	if err := s.sendPending(ctx); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if s.api.token == "" {
 		if err := s.api.authenticate(ctx); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	s.forget()
 	if err := s.inventory(ctx, false); err != nil || !poll {
-		return nil, nil, err
+		return nil, err
 	}
 	body, err := s.a.nextBody(s.a.rec.Provides)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	dep, err := s.api.nextDeployment(ctx, body)
 	if errors.Is(err, errAborted) {
@@ -495,103 +565,104 @@ func (s *session) exchange(ctx context.Context, poll bool) (*deployment, []byte,
 			err = s.inventory(ctx, false)
 		}
 	}
-	return dep, body, err
+	if dep != nil {
+		s.rememberIdentity()
+		dep.Request = body
+	}
+	return dep, err
 }
 
-// deploy begins what the server has deployed. A deployment that has its verdict already is
+// deploy begins what has been deployed. A deployment that has its verdict already is
 // offered again only when the server did not hear it: then it is told once more.
-func (s *session) deploy(ctx context.Context, dep *deployment, body []byte) error {
-	a := s.a
-	if v := a.rec.Last; v != nil && v.ID == dep.ID {
+func (r *round) deploy(ctx context.Context, dep *deployment) error {
+	a := r.a
+	if v := a.rec.Last; v != nil && v.ID == dep.ID && !dep.Again {
 		a.lg.infof("deployment %q has ended as %s already: telling the server again", dep.ID, v.Result)
-		return s.sendVerdict(ctx, v)
+		return r.from.verdict(ctx, v)
 	}
-	s.dep = dep
-	s.rememberIdentity()
-	a.rec.Update = &update{Step: stepDownload, Managed: true, ID: dep.ID, Artifact: dep.ArtifactName, Request: body}
-	s.openLog()
-	defer s.closeLog()
+	r.dep = dep
+	a.rec.Update = &update{Step: stepDownload, Managed: true, ID: dep.ID, Artifact: dep.ArtifactName, Request: dep.Request,
+		Source: dep.Source}
+	r.openLog()
+	defer r.closeLog()
 	a.lg.infof("deployment %q: artifact %q", dep.ID, dep.ArtifactName)
-	f, err := s.newFlow(ctx)
+	f, err := r.newFlow(ctx)
 	if err != nil {
 		return err
 	}
-	return s.conclude(f, f.advance(ctx, stepDownload))
+	return r.conclude(f, f.advance(ctx, stepDownload))
 }
 
 // resume continues the deployment in the journal.
-func (s *session) resume(ctx context.Context) error {
-	u := s.a.rec.Update
-	s.openLog()
-	defer s.closeLog()
-	s.a.lg.infof("going on with deployment %q in %s", u.ID, u.Step)
-	f, err := s.newFlow(ctx)
+func (r *round) resume(ctx context.Context) error {
+	u := r.a.rec.Update
+	r.openLog()
+	defer r.closeLog()
+	r.a.lg.infof("going on with deployment %q in %s", u.ID, u.Step)
+	f, err := r.newFlow(ctx)
 	if err != nil {
 		return err
 	}
-	return s.conclude(f, f.advance(ctx, f.resume()))
+	return r.conclude(f, f.advance(ctx, f.resume()))
 }
 
-func (s *session) newFlow(ctx context.Context) (*flow, error) {
-	s.a.src = &source{
-		open: func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error) {
-			return s.openDeployed(ctx, downloadOptions{offset: off}, want)
-		},
+func (r *round) newFlow(ctx context.Context) (*flow, error) {
+	r.a.src = &source{open: r.open,
 		span: func(ctx context.Context, id sourceID) (spanReader, error) {
-			r, _, err := s.openDeployed(ctx, downloadOptions{same: true}, id)
-			return r, err
+			in, _, err := r.openDeployed(ctx, downloadOptions{same: true}, id)
+			return in, err
 		},
 	}
-	f, err := s.a.newFlow()
+	f, err := r.a.newFlow()
 	if err != nil {
 		return nil, err
 	}
 	f.stopBefore, f.mode = nil, managedMode
-	f.fetch, f.deviceType = s.fetch, s.a.serverType
-	f.reportStatus, f.checkServer, f.reportVerdict = s.reportStatus, s.checkServer, s.reportVerdict
+	f.fetch, f.deviceType = r.fetch, r.a.serverType
+	f.reportStatus, f.checkServer, f.reportVerdict = r.reportStatus, r.checkServer, r.reportVerdict
 	f.beforeReboot = func() {
-		if s.log != nil {
-			s.log.sync()
+		if r.log != nil {
+			r.log.sync()
 		}
 	}
 	// A flow shields its steps from signals, but one that waits to go down must heed them.
-	f.reboot = func(context.Context) error { return rebootMachine(ctx, s.a) }
-	if s.a.rebootHook != nil {
-		f.reboot = s.a.rebootHook
+	f.reboot = func(context.Context) error { return rebootMachine(ctx, r.a) }
+	if r.a.rebootHook != nil {
+		f.reboot = r.a.rebootHook
 	}
 	return f, nil
 }
 
 // openLog begins or goes on with the deployment's log. It takes what is logged from now on.
-func (s *session) openLog() {
-	l, err := openDeployLog(s.a.c.UpdateLogPath, s.a.rec.Update.ID)
+func (r *round) openLog() {
+	l, err := openDeployLog(r.a.c.UpdateLogPath, r.a.rec.Update.ID)
 	if err != nil {
-		s.a.lg.warnf("no deployment log: %v", err)
+		r.a.lg.warnf("no deployment log: %v", err)
 		return
 	}
-	s.log, s.a.lg.tee = l, l.add
+	r.log, r.a.lg.tee = l, l.add
 }
 
 //go:noinline
-func (s *session) closeLog() {
-	if s.log != nil {
-		s.a.lg.tee = nil
-		s.log.close()
-		s.log = nil
+func (r *round) closeLog() {
+	if r.log != nil {
+		r.a.lg.tee = nil
+		r.log.close()
+		r.log = nil
 	}
 }
 
-func (s *session) conclude(f *flow, p *pause) error {
+func (r *round) conclude(f *flow, p *pause) error {
 	if p != nil {
 		return p.err
 	}
-	if v := s.a.rec.Last; v.Result != "committed" {
-		if s.log != nil {
-			s.log.add(time.Now(), levelError, lastLine(v))
+	if v := r.a.rec.Last; v.Result != "committed" {
+		if r.log != nil {
+			r.log.add(time.Now(), levelError, lastLine(v))
 		}
 		return fmt.Errorf("deployment %q of %q: %s", v.ID, v.Artifact, v.Result)
 	}
-	s.a.lg.infof("deployment %q of %q: success", f.ended.ID, f.ended.Artifact)
+	r.a.lg.infof("deployment %q of %q: success", f.ended.ID, f.ended.Artifact)
 	return nil
 }
 
@@ -601,101 +672,167 @@ func lastLine(v *verdict) string {
 }
 
 // fetch opens the artifact, which must be the one that the deployment names.
-func (s *session) fetch(ctx context.Context) (*artifact, error) {
-	art, err := s.a.fetch(ctx)
+func (r *round) fetch(ctx context.Context) (*artifact, error) {
+	art, err := r.fetchAny(ctx)
 	if err != nil {
-		return nil, s.countUseless(err)
+		return nil, r.countUseless(err)
 	}
-	if s.a.c.DeviceTier == "system" && art.PayloadType != "mender-orchestrator-manifest" {
+	if r.a.c.DeviceTier == "system" && art.PayloadType != "mender-orchestrator-manifest" {
 		return nil, refuse("payload type %q: a device of DeviceTier system takes mender-orchestrator-manifest only",
 			art.PayloadType)
 	}
-	if u := s.a.rec.Update; u.Artifact != "" && art.Name != u.Artifact {
+	if u := r.a.rec.Update; u.Artifact != "" && art.Name != u.Artifact {
 		return nil, fmt.Errorf("deployment %q: got artifact %q, want %q", u.ID, art.Name, u.Artifact)
 	}
 	return art, nil
 }
 
+// fetchAny opens the artifact from the first of the places that have it. A run that goes on after tries without
+// progress begins with another one.
+func (r *round) fetchAny(ctx context.Context) (*artifact, error) {
+	if r.dep == nil {
+		if err := r.refresh(ctx); err != nil {
+			return nil, err
+		}
+	}
+	places := append([]string{r.dep.URI}, r.dep.Others...)
+	for i := range places {
+		at := (i + r.a.rec.Update.Tries) % len(places)
+		r.dep.URI, r.a.src.manifest = places[at], r.dep.Manifest
+		if !isURL(places[at]) {
+			r.a.src.span = nil
+		}
+		art, err := r.a.fetch(ctx)
+		if !isTemporary(err) || ctx.Err() != nil || i == len(places)-1 {
+			return art, err
+		}
+		r.a.lg.warnf("%v; asking elsewhere", err)
+	}
+	return nil, nil // there is one place at least
+}
+
 // countUseless counts the runs in which something other than an artifact came, or somebody else than
 // its server answered. That is no verdict on the artifact, which the server has seen as one, and may be
 // over later; but there are as many of them as of downloads that get no further.
-func (s *session) countUseless(err error) error {
-	if !errors.Is(err, errUseless) && !errors.Is(err, errNoArtifact) && (!isDistrust(err) || isTemporary(err)) {
+func (r *round) countUseless(err error) error {
+	useless := errors.Is(err, errUseless) || errors.Is(err, errNoArtifact) || isDistrust(err) && !isTemporary(err)
+	if !useless || r.dep != nil && r.dep.Manifest != "" {
 		return err
 	}
-	u := s.a.rec.Update
+	u := r.a.rec.Update
 	if u.Tries++; u.Tries >= maxTries {
 		return fmt.Errorf("no progress in %d downloads: %s", maxTries, err)
 	}
 	return tryLater("%w", err)
 }
 
-// openDeployed is the source of the deployment's artifact. After a pause the server is asked again,
-// in the very words of the first time, for a link that is still good.
-func (s *session) openDeployed(ctx context.Context, o downloadOptions, want sourceID) (
-	*progressReader, sourceID, error) {
-	if s.dep == nil {
-		if err := s.refresh(ctx); err != nil {
-			return nil, sourceID{}, err
+// open is the source of the deployment's artifact. After a pause its source is asked again, for a link that is
+// still good.
+func (r *round) open(ctx context.Context, off int64, want sourceID) (in io.ReadCloser, id sourceID, err error) {
+	if r.dep == nil {
+		if err := r.refresh(ctx); err != nil {
+			return nil, id, err
 		}
 	}
-	o.relink = func(ctx context.Context) (string, error) {
-		err := s.refresh(ctx)
-		return s.dep.URI, err
+	dep := r.dep
+	if isURL(dep.URI) {
+		in, id, err = r.openDeployed(ctx, downloadOptions{offset: off}, want)
+	} else if in, id, err = openFile(ctx, dep.URI, off, want); err == nil {
+		in = &progressReader{in, nil, ctx, r}
 	}
-	d, id, err := openHTTP(ctx, s.a, s.hc, s.dep.URI, o, want)
+	if err == nil && dep.Size > 0 && id.Size >= 0 && id.Size != dep.Size {
+		in.Close()
+		err = fmt.Errorf("%q: got %d bytes, want %d", id.Name, id.Size, dep.Size)
+	}
+	if err != nil && dep.Manifest != "" {
+		err = tryLater("release %q is not there, or not yet: %w", dep.ArtifactName, err)
+	}
 	if err != nil {
 		return nil, id, err
 	}
-	return &progressReader{d, ctx, s}, id, nil
+	return in, id, nil
+}
+
+// openDeployed opens it, or parts of it, at its URL.
+func (r *round) openDeployed(ctx context.Context, o downloadOptions, want sourceID) (
+	*progressReader, sourceID, error) {
+	if r.dep == nil {
+		if err := r.refresh(ctx); err != nil {
+			return nil, sourceID{}, err
+		}
+	}
+	if r.dep.Manifest != "" { // a link for ever
+		o.size = r.dep.Size
+	} else {
+		o.relink = func(ctx context.Context) (string, error) {
+			err := r.refresh(ctx)
+			return r.dep.URI, err
+		}
+	}
+	if len(r.dep.Others) > 0 { // soon it is another's turn
+		o.retries = 2
+	}
+	d, id, err := openHTTP(ctx, r.a, r.from.client(), r.dep.URI, o, want)
+	if err != nil {
+		return nil, id, err
+	}
+	return &progressReader{d, d, ctx, r}, id, nil
 }
 
 // refresh asks for the deployment again; another one, or none, means that ours has ended.
-func (s *session) refresh(ctx context.Context) error {
-	u := s.a.rec.Update
-	if err := s.ready(); err != nil {
+func (r *round) refresh(ctx context.Context) error {
+	u := r.a.rec.Update
+	if err := r.from.ready(); err != nil {
 		return err
 	}
+	dep, err := r.from.again(ctx, u)
+	if err == nil {
+		r.dep = dep
+	}
+	return err
+}
+
+// again asks for the deployment in the very words of the first time.
+func (s *session) again(ctx context.Context, u *update) (*deployment, error) {
 	dep, err := s.api.nextDeployment(ctx, u.Request)
 	if isDistrust(err) { // it was trusted when it deployed this; so somebody is in between
-		return tryLater("%w", err)
+		err = tryLater("%w", err)
 	}
-	if err != nil {
-		return err
+	if err == nil && (dep == nil || dep.ID != u.ID) {
+		err = fmt.Errorf("deployment %q is not offered any more: %w", u.ID, errAborted)
 	}
-	if dep == nil || dep.ID != u.ID {
-		return fmt.Errorf("deployment %q is not offered any more: %w", u.ID, errAborted)
-	}
-	s.dep = dep
-	return nil
+	return dep, err
 }
 
 // progressReader tells the watchdog that bytes come in.
 type progressReader struct {
-	*download
-	ctx context.Context
-	s   *session
+	io.ReadCloser
+	download *download // for parts; nil: a file
+	ctx      context.Context
+	r        *round
 }
 
+func (k *progressReader) span(off, end int64) error { return k.download.span(off, end) }
+
 func (k *progressReader) Read(p []byte) (int, error) {
-	n, err := k.download.Read(p)
-	k.s.a.fetched.Add(int64(n))
+	n, err := k.ReadCloser.Read(p)
+	k.r.a.fetched.Add(int64(n))
 	if n > 0 {
-		k.s.progress()
-		if unwanted := k.s.stillWanted(k.ctx); unwanted != nil {
+		k.r.progress()
+		if unwanted := k.r.stillWanted(k.ctx); unwanted != nil {
 			return n, unwanted
 		}
 	}
 	return n, err
 }
 
-// reportStatus tells the server how far the deployment is.
-func (s *session) reportStatus(ctx context.Context, status string) error {
-	if err := s.ready(); err != nil {
+// reportStatus tells the source how far the deployment is.
+func (r *round) reportStatus(ctx context.Context, status string) error {
+	if err := r.from.ready(); err != nil {
 		return err
 	}
-	s.asked, s.patience = s.now(), askEvery
-	return s.api.status(ctx, s.a.rec.Update.ID, status)
+	r.asked, r.patience = r.now(), askEvery
+	return r.from.status(ctx, r.a.rec.Update.ID, status)
 }
 
 // askEvery is how often a long download is told of, and how long that may take: the line may be a
@@ -706,24 +843,28 @@ const (
 	askLater   = 5 * time.Minute
 )
 
-func (s *session) now() time.Time {
-	if now := s.a.o.net.now; now != nil {
+func (r *round) now() time.Time {
+	if now := r.a.o.net.now; now != nil {
 		return now()
 	}
 	return time.Now()
 }
 
+func (s *session) status(ctx context.Context, id, status string) error {
+	return s.api.status(ctx, id, status)
+}
+
 // stillWanted is an error when the server has aborted the deployment that is being downloaded.
-func (s *session) stillWanted(ctx context.Context) error {
-	if s.now().Sub(s.asked) < s.patience {
+func (r *round) stillWanted(ctx context.Context) error {
+	if r.now().Sub(r.asked) < r.patience {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	err := s.reportStatus(ctx, "downloading")
+	err := r.reportStatus(ctx, "downloading")
 	if err != nil {
-		s.patience = askLater
-		s.a.lg.debugf("status not reported: %v", err)
+		r.patience = askLater
+		r.a.lg.debugf("status not reported: %v", err)
 	}
 	if errors.Is(err, errAborted) {
 		return err
@@ -734,8 +875,8 @@ func (s *session) stillWanted(ctx context.Context) error {
 // countTries counts the tries of something that must succeed in the end, over all runs, and
 // turns the last failure into a final one. An abort is final at once, and so is what the
 // server finds too large; a run that is told to end has not tried.
-func (s *session) countTries(ctx context.Context, err error) error {
-	u := s.a.rec.Update
+func (r *round) countTries(ctx context.Context, err error) error {
+	u := r.a.rec.Update
 	switch {
 	case err == nil:
 		u.Tries = 0
@@ -745,40 +886,44 @@ func (s *session) countTries(ctx context.Context, err error) error {
 	case errors.Is(err, errAborted), httpStatus(err) == http.StatusRequestEntityTooLarge:
 		return err
 	}
-	if u.Tries++; u.Tries < s.attempts() {
+	if u.Tries++; u.Tries < r.attempts() {
 		return tryLater("%w", err)
 	}
 	u.Tries = 0
-	return fmt.Errorf("given up after %d tries: %s", s.attempts(), err)
+	return fmt.Errorf("given up after %d tries: %s", r.attempts(), err)
 }
 
-// checkServer logs in anew, as the update may have changed identity or keys, and reports
-// "installing" once more: a device that cannot get through any more must roll back.
-func (s *session) checkServer(ctx context.Context) error {
-	err := s.ready()
+// checkServer reports "installing" once more to a source that it gets through to, though the update may have
+// changed identity or keys: a device that cannot get through any more must roll back.
+func (r *round) checkServer(ctx context.Context) error {
+	err := r.from.ready()
 	if err == nil {
-		s.api.dropToken()
-		err = s.api.authenticate(ctx)
+		err = r.from.alive(ctx)
 	}
 	if err == nil {
-		err = s.reportStatus(ctx, "installing")
+		err = r.reportStatus(ctx, "installing")
 	}
-	return s.countTries(ctx, err)
+	return r.countTries(ctx, err)
+}
+
+func (s *session) alive(ctx context.Context) error {
+	s.api.dropToken()
+	return s.api.authenticate(ctx)
 }
 
 // reportVerdict reports the verdict of the update in progress. When that is given up, so that the
 // device can have other updates, it stays on the list of what the server is owed.
-func (s *session) reportVerdict(ctx context.Context) error {
-	v := s.a.rec.Last
-	err := s.countTries(ctx, s.sendVerdict(ctx, v))
+func (r *round) reportVerdict(ctx context.Context) error {
+	v := r.a.rec.Last
+	err := r.countTries(ctx, r.from.verdict(ctx, v))
 	if err != nil && !isTemporary(err) {
-		s.a.rec.net().Untold = v
+		r.a.rec.net().Untold = v
 	}
 	return err
 }
 
-// sendVerdict tells the server how a deployment ended and, for a failure, sends its log.
-func (s *session) sendVerdict(ctx context.Context, v *verdict) error {
+// verdict tells the server how a deployment ended and, for a failure, sends its log.
+func (s *session) verdict(ctx context.Context, v *verdict) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
@@ -812,7 +957,7 @@ func (s *session) sendPending(ctx context.Context) error {
 	if n.Untold == nil {
 		return nil
 	}
-	if err := s.sendVerdict(ctx, n.Untold); err != nil {
+	if err := s.verdict(ctx, n.Untold); err != nil {
 		if httpStatus(err) == 0 || httpStatus(err) == http.StatusUnauthorized {
 			return err
 		}
@@ -911,7 +1056,7 @@ func runDaemon(ctx context.Context, a *app) error {
 	if err := a.j.markDaemon(); err != nil { // after the signals, which it calls for
 		a.lg.warnf("%v", err)
 	}
-	s := newSession(a)
+	s := newRound(a)
 	poll, inventory := time.Now(), time.Now() // when they are due; monotonic
 	for {
 		wait := min(time.Until(poll), time.Until(inventory))
@@ -925,7 +1070,7 @@ func runDaemon(ctx context.Context, a *app) error {
 		case sig := <-signals:
 			a.rec.net().NextTry = time.Time{}
 			if poll = time.Now(); sig == syscall.SIGUSR2 {
-				poll, inventory = poll.Add(seconds(a.c.UpdatePollIntervalSeconds)), poll
+				poll, inventory = poll.Add(s.from.every()), poll
 				a.rec.net().InventoryHash = ""
 			}
 		case <-timer.C:
@@ -942,14 +1087,14 @@ func runDaemon(ctx context.Context, a *app) error {
 		if err != nil && ctx.Err() == nil {
 			a.lg.fail(err)
 		}
-		if exitCode(err) == exitReboot || len(a.c.Servers) == 0 && a.rec.Update == nil {
+		if exitCode(err) == exitReboot || s.from == s.server && len(a.c.Servers) == 0 && a.rec.Update == nil {
 			return told(err)
 		}
 		if !a.rec.net().NextTry.IsZero() || open && a.rec.Update == nil {
 			continue // what was due still is
 		}
 		if time.Until(poll) <= 0 {
-			poll = time.Now().Add(seconds(a.c.UpdatePollIntervalSeconds))
+			poll = time.Now().Add(s.from.every())
 		}
 		if time.Until(inventory) <= 0 {
 			inventory = time.Now().Add(seconds(a.c.InventoryPollIntervalSeconds))
@@ -964,7 +1109,11 @@ func checkUpdate(ctx context.Context, a *app) error {
 		return err
 	}
 	a.nameUnsaved()
-	s := newSession(a)
+	return newRound(a).from.look(ctx)
+}
+
+func (s *session) look(ctx context.Context) error {
+	a := s.a
 	s.looks = true
 	if err := s.ready(); err != nil {
 		return err
@@ -981,7 +1130,13 @@ func checkUpdate(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	if dep == nil {
+	switch {
+	case a.o.json && dep == nil:
+		return printJSON(a.out, map[string]any{"update": nil})
+	case a.o.json:
+		update := map[string]string{"deployment": dep.ID, "artifact": dep.ArtifactName}
+		return printJSON(a.out, map[string]any{"update": update})
+	case dep == nil:
 		return printf(a.out, "no update\n")
 	}
 	return printf(a.out, "update: deployment %s, artifact %q\n", dep.ID, dep.ArtifactName)

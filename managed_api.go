@@ -185,9 +185,10 @@ func tokenDevice(token string) string {
 // apiAnswer is what came back, whatever its status; err says it as an error, for a caller
 // that wanted another.
 type apiAnswer struct {
-	code int
-	body []byte
-	err  error
+	code   int
+	header http.Header
+	body   []byte
+	err    error
 }
 
 // send makes one request of the API. What it takes is bounded by time and size.
@@ -221,7 +222,7 @@ func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte
 			if resp.StatusCode/100 == 2 && len(text) > 0 && isWebPage(resp.Header, text) {
 				return nil, withHint(tryLater("%s: got a web page, %q", what, serverWords(text)), "%s", hintPage)
 			}
-			return &apiAnswer{code: resp.StatusCode, body: text, err: newStatusError(what, resp, text)}, nil
+			return &apiAnswer{code: resp.StatusCode, header: resp.Header, body: text, err: newStatusError(what, resp, text)}, nil
 		}
 		err = tryLater("%w", err)
 	}
@@ -273,11 +274,19 @@ func (a *apiClient) expect(ctx context.Context, method, path string, body []byte
 	return nil
 }
 
-// deployment is what the server wants installed.
+// deployment is what a source wants installed.
 type deployment struct {
 	ID           string
 	ArtifactName string
 	URI          string // presigned, valid for some time
+
+	Others   []string // that have the same as URI
+	Size     int64    // of the artifact; 0: not said
+	Manifest string   // SHA-256 of the artifact's, hex; "": not said. Else what is another artifact is no artifact yet
+
+	Request json.RawMessage // goes into the journal: what to ask with for this deployment again
+	Source  string          // goes there, too: the source's name for itself; "" is a server
+	Again   bool            // it is meant to be tried though it has ended before
 }
 
 // nextDeployment asks what to install; nil: nothing. body is the v2 form,

@@ -56,7 +56,7 @@ func (x *takenOver) asMender(t *testing.T, statuses ...string) {
 	a.c.Servers = []serverEntry{{x.server.URL}}
 	key, err := deviceKey(a.c, nil, false, a.lg)
 	must(t, err)
-	hc, err := newClient(a)
+	hc, err := newClient(a, "")
 	must(t, err)
 	api := newAPIClient(a.c, hc, func(ctx context.Context) (string, error) { return deviceIdentity(ctx, a) }, key, a.lg)
 	body, err := a.nextBody(map[string]string{"artifact_name": "app-1", "artifact_group": "groupA", "custom": "value1",

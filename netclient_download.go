@@ -636,6 +636,9 @@ type netFlags struct {
 	atOnce     bool // no wait that earlier runs have left
 	passphrase string
 
+	channel      string // URL or path, in the place of a server
+	allowExpired bool   // of the channel's file
+
 	// For tests: other times and clocks.
 	tuneDownload func(*downloadOptions)
 	tuneNet      func(*netOptions)

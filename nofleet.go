@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build nofleet && !nonet
+
+package main
+
+import (
+	"flag"
+	"net/http"
+	"time"
+)
+
+// What stands for channels in builds without them.
+
+type channel struct {
+	*session
+	at string
+}
+
+func channelSource(*app, func(*app, string) (*http.Client, error), func(*app) time.Time) *channel {
+	return nil
+}
+
+func channelFlags(*flag.FlagSet, *options) {}
+
+func fleetVerbs() []verb { return nil }
