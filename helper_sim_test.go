@@ -424,8 +424,8 @@ func (d *simDevice) start() *app {
 		if err != nil {
 			return nil, nil, refuseUnlessPassing(err, "journal: %w", err)
 		}
-		j, rec, damaged, _, err := readJournal(st)
-		if damaged != nil {
+		j, rec, damaged, raw, err := readJournal(st)
+		if damaged != nil && !firstSave(raw) {
 			err = fmt.Errorf("journal: %w", damaged)
 		}
 		return j, rec, err
@@ -440,8 +440,18 @@ func (d *simDevice) start() *app {
 
 // peek reads the journal as it is on the medium.
 func (d *simDevice) peek() (*record, error) {
-	_, rec, damaged, _, err := readJournal(simStorage{d.w, d.w.files[simJournal]})
+	_, rec, damaged, raw, err := readJournal(simStorage{d.w, d.w.files[simJournal]})
+	if damaged != nil && firstSave(raw) {
+		damaged = nil
+	}
 	return rec, errors.Join(damaged, err)
+}
+
+// firstSave tells a journal of which one copy was never written: when the other is torn, that was its first save, and
+// there is nothing to be lost.
+func firstSave(raw []byte) bool {
+	blank := make([]byte, journalCopySize)
+	return bytes.Equal(raw[:journalCopySize], blank) || bytes.Equal(raw[journalCopySize:], blank)
 }
 
 // powered runs f; it reports whether the power was cut in it.

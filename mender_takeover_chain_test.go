@@ -227,7 +227,7 @@ func TestDeploymentTakenOverInEveryState(t *testing.T) {
 	} {
 		t.Run(c.state+" "+c.env, func(t *testing.T) {
 			t.Parallel()
-			for k := 1; ; k++ {
+			eachCut(t, func(k int, mode string) (cut bool) {
 				x := newTakenOver(t, "3.4.0-managed-reboot", c.env)
 				if c.env == "kept" { // what runs is told apart by this
 					must(t, os.WriteFile(x.dir+"/artifact_info", []byte("artifact_name="+storeRelease+"\n"), 0o600))
@@ -236,9 +236,8 @@ func TestDeploymentTakenOverInEveryState(t *testing.T) {
 				must(t, os.WriteFile(filepath.Join(x.dir, menderStoreFile), x.ran, 0o600))
 				x.d.w.ops, x.d.w.cutAt = 0, k
 				var err error
-				cut := x.d.powered(func() { err = x.d.settleManaged(x.server.URL, x.dep.id) })
-				if cut {
-					x.d.w.lose(lossModes[k%len(lossModes)], 513, rand.New(rand.NewSource(int64(k))))
+				if cut = x.d.powered(func() { err = x.d.settleManaged(x.server.URL, x.dep.id) }); cut {
+					x.d.w.lose(mode, 513, rand.New(rand.NewSource(int64(k))))
 					err = x.d.settleManaged(x.server.URL, x.dep.id)
 				}
 				if err == nil {
@@ -250,17 +249,11 @@ func TestDeploymentTakenOverInEveryState(t *testing.T) {
 				rec, _ := x.d.peek()
 				// A cut in the trial boot is followed by another boot, for which the bootloader goes back.
 				if err != nil || rec.Last.Result != c.verdict && (!cut || rec.Last.Result != "rolled-back") {
-					t.Fatalf("cut at operation %d: %v; verdict %+v, want %s", k, err, rec.Last, c.verdict)
+					t.Fatalf("cut at operation %d, %s: %v; verdict %+v, want %s", k, mode, err, rec.Last, c.verdict)
 				}
 				untouched(t, x.dir, x.ran)
-				if !cut {
-					t.Logf("%d operations", k-1)
-					return
-				}
-				if testing.Short() {
-					k += 6
-				}
-			}
+				return cut
+			})
 		})
 	}
 }

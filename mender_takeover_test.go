@@ -427,13 +427,12 @@ func TestPowerCutInTakeOver(t *testing.T) {
 		for _, env := range []string{"trial", ""} {
 			s := newStoreSetup(t)
 			text := storeFile(t, store)
-			for k := 1; ; k++ {
+			eachCut(t, func(k int, mode string) (cut bool) {
 				d, _ := storeDevice(t, s, text, env)
 				d.w.ops, d.w.cutAt = 0, k
 				var err error
-				cut := d.powered(func() { err = d.settle("/none", storeRelease) })
-				if cut {
-					d.w.lose(lossModes[k%len(lossModes)], 513, rand.New(rand.NewSource(int64(k))))
+				if cut = d.powered(func() { err = d.settle("/none", storeRelease) }); cut {
+					d.w.lose(mode, 513, rand.New(rand.NewSource(int64(k))))
 					err = d.settle("/none", storeRelease)
 				}
 				if err == nil {
@@ -442,14 +441,65 @@ func TestPowerCutInTakeOver(t *testing.T) {
 				rec, _ := d.peek()
 				if want := map[string]string{"trial": "committed", "": "rolled-back"}[env]; err != nil ||
 					rec.Last.Result != want && (!cut || rec.Last.Result != "rolled-back") || rec.Mender == nil {
-					t.Fatalf("%s %s, cut at operation %d: %v; verdict %+v, want %s", store, env, k, err, rec.Last, want)
+					t.Fatalf("%s %s, cut at operation %d, %s: %v; verdict %+v, want %s", store, env, k, mode, err, rec.Last, want)
 				}
 				untouched(t, s.dir, text)
-				if !cut {
-					break
-				}
+				return cut
+			})
+		}
+	}
+}
+
+// eachCut calls f for each operation until there was none to cut at, with one way to lose what was not synced, or
+// with all of them where there is time.
+func eachCut(t *testing.T, f func(k int, mode string) (cut bool)) {
+	t.Helper()
+	for k := 1; ; k++ {
+		modes := lossModes[k%len(lossModes):][:1]
+		if exhaustive() {
+			modes = lossModes
+		}
+		for _, mode := range modes {
+			if !f(k, mode) {
+				t.Logf("%d operations", k-1)
+				return
 			}
 		}
+		if testing.Short() {
+			k += 6
+		}
+	}
+}
+
+// Names alone are taken over, and the power is cut at each operation: the journal has all of them or none.
+func TestPowerCutInImport(t *testing.T) {
+	t.Parallel()
+	s := newStoreSetup(t)
+	for _, row := range storeRows {
+		if row.step != stepEnd || row.name == unknownName {
+			continue
+		}
+		text := storeFile(t, row.store)
+		eachCut(t, func(k int, mode string) (cut bool) {
+			d, _ := storeDevice(t, s, text, "")
+			d.w.ops, d.w.cutAt = 0, k
+			open := func() { must(t, d.start().openState()) }
+			if cut = d.powered(open); cut {
+				d.w.lose(mode, 513, rand.New(rand.NewSource(int64(k))))
+				rec, err := d.peek()
+				if must(t, err); rec.Provides != nil && (rec.Mender == nil || rec.Provides["artifact_name"] != row.name) {
+					t.Fatalf("%s, cut at operation %d, %s: got %+v", row.store, k, mode, rec)
+				}
+				open()
+			}
+			rec, err := d.peek()
+			if must(t, err); rec.Provides["artifact_name"] != row.name || providesText(rec.Provides) != row.provides ||
+				rec.Mender == nil {
+				t.Fatalf("%s, cut at operation %d, %s: got %+v", row.store, k, mode, rec)
+			}
+			untouched(t, s.dir, text)
+			return cut
+		})
 	}
 }
 
