@@ -11,7 +11,6 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -542,7 +541,7 @@ func (e *nativeEnv) sysBlock(device string) (dir string, boot bool) {
 		device = p
 	}
 	name := filepath.Base(device)
-	boot, _ = path.Match("mmcblk[0-9]*boot[0-9]", name)
+	boot, _ = filepath.Match("mmcblk[0-9]*boot[0-9]", name)
 	return filepath.Join(e.root, "/sys/class/block", name), boot
 }
 

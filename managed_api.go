@@ -13,7 +13,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -90,7 +89,7 @@ func (a *apiClient) authBody(ctx context.Context) (body []byte, signature string
 	}
 	r := authRequest{
 		IDData:      id,
-		PubKey:      string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
+		PubKey:      asPEM("PUBLIC KEY", der),
 		TenantToken: a.c.TenantToken,
 	}
 	if a.c.DeviceTier != "standard" { // which is the server's default, and older ones know no other

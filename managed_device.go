@@ -15,6 +15,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -69,13 +70,24 @@ func knownKey(c *config, passphrase []byte, lg *logger) (crypto.Signer, error) {
 //go:noinline
 func deviceKeyPath(c *config) string { return c.paths.in(c.paths.ds, "mender-agent.pem") }
 
+// pkcs8Ed25519 is what comes before the 32 bytes of an Ed25519 key in PKCS#8 form: version, algorithm, and two octet
+// strings around them (RFC 8410, 7).
+const pkcs8Ed25519 = "\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"
+
+// asPEM is the PEM form of some DER, in lines of 64 (RFC 7468, 2).
+func asPEM(kind string, der []byte) string {
+	text, lines := base64.StdEncoding.EncodeToString(der), "-----BEGIN "+kind+"-----\n"
+	for len(text) > 0 {
+		n := min(len(text), 64)
+		lines += text[:n] + "\n"
+		text = text[n:]
+	}
+	return lines + "-----END " + kind + "-----\n"
+}
+
 // makeDeviceKey makes an Ed25519 key in PKCS#8 form, as Mender's own client does since 4.0.
 func makeDeviceKey(path string, lg *logger) (crypto.Signer, error) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err
 	}
@@ -84,8 +96,8 @@ func makeDeviceKey(path string, lg *logger) (crypto.Signer, error) {
 		return nil, fmt.Errorf("device key: %w", err)
 	}
 	defer d.Close()
-	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	if err := d.write(filepath.Base(path), text, 0o600); err != nil {
+	text := asPEM("PRIVATE KEY", append([]byte(pkcs8Ed25519), key.Seed()...))
+	if err := d.write(filepath.Base(path), []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("device key: %w", err)
 	}
 	lg.infof("made a device key, %q", path)

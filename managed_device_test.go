@@ -11,6 +11,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -142,6 +143,25 @@ func TestDeviceKeyStatic(t *testing.T) {
 		c.Security = s
 		if _, err := deviceKey(c, nil, false, nil); exitCode(err) != exitRefused || hintOf(err) == "" {
 			t.Errorf("%+v: got %v", s, err)
+		}
+	}
+}
+
+// The files of keys are as the standard library would write them, to the byte.
+func TestKeyForms(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "key.pem")
+	key, err := makeDeviceKey(path, nil)
+	must(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	if text, want := readFileOrNil(path), pemText("PRIVATE KEY", der); !bytes.Equal(text, want) {
+		t.Errorf("%q, want %q", text, want)
+	}
+	for n := range 200 {
+		der := bytes.Repeat([]byte{byte(n)}, n)
+		if got, want := asPEM("X", der), pemText("X", der); got != string(want) {
+			t.Errorf("%d bytes: %q, want %q", n, got, want)
 		}
 	}
 }
