@@ -28,7 +28,7 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench test-cross demo session bench \
-	bench-peers corpus install install-init install-mender install-modules cross nonet size fuzz release reproducible \
+	bench-peers corpus s3 install install-init install-mender install-modules cross nonet size fuzz release reproducible \
 	packages packaging deb rig clean
 
 all: mendlet
@@ -176,6 +176,10 @@ fuzz:
 # What XZ Utils and zstd test their own decoders with, from Debian's source packages.
 corpus:
 	@sh rig/corpus.sh out/corpus
+
+# The S3 server that tests put artifacts on, from its sources; a minute.
+s3:
+	GOBIN=$(CURDIR)/out $(GO) install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 # Debian packages that the tests want; needs root. Tests say what they skip without them.
 packages:
