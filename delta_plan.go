@@ -4,10 +4,7 @@
 
 package main
 
-import (
-	"cmp"
-	"slices"
-)
+import "sort"
 
 // What of an image is on the device already, and in which runs the rest is fetched. Nothing here reads or fetches: the
 // same plan tells a publisher what a device would do.
@@ -37,9 +34,18 @@ func newDeltaPlan(x *deltaIndex) *deltaPlan {
 	for i := range x.chunks {
 		p.from[i], p.order[i] = notFound, uint32(i)
 	}
-	slices.SortFunc(p.order, func(a, b uint32) int { return cmp.Compare(x.chunks[a].sum, x.chunks[b].sum) })
+	sort.Sort(p)
 	return p
 }
+
+// The chunks by their sums.
+func (p *deltaPlan) Len() int { return len(p.order) }
+
+func (p *deltaPlan) Less(i, j int) bool { return p.sum(i) < p.sum(j) }
+
+func (p *deltaPlan) Swap(i, j int) { p.order[i], p.order[j] = p.order[j], p.order[i] }
+
+func (p *deltaPlan) sum(i int) uint64 { return p.x.chunks[p.order[i]].sum }
 
 // found takes down that c is at offset at of a source. The running slot is preferred; of several places in the idle one
 // the last counts, which is the best if they come in order.
@@ -47,9 +53,15 @@ func (p *deltaPlan) found(s deltaSource, c chunk, at int64) {
 	if c.zero() {
 		return
 	}
-	i, ok := slices.BinarySearchFunc(p.order, c.sum,
-		func(n uint32, sum uint64) int { return cmp.Compare(p.x.chunks[n].sum, sum) })
-	for ; ok && i < len(p.order) && p.x.chunks[p.order[i]].sum == c.sum; i++ {
+	lo, hi := 0, len(p.order)
+	for lo < hi {
+		if m := (lo + hi) / 2; p.sum(m) < c.sum {
+			lo = m + 1
+		} else {
+			hi = m
+		}
+	}
+	for i := lo; i < len(p.order) && p.sum(i) == c.sum; i++ {
 		n := p.order[i]
 		if p.x.chunks[n].size == c.size && (p.from[n] < 0 || s == fromIdle && p.from[n]&1 == int64(fromIdle)) {
 			p.from[n] = at<<1 | int64(s)
@@ -85,40 +97,37 @@ func (p *deltaPlan) settle(start int64) {
 	}
 }
 
-// missing tells a chunk that has to be fetched; the one behind the last stands for the end of the data, which always is.
+// missing tells a chunk that has to be fetched; the one behind the last stands for the end of the data, which always
+// is.
 func (p *deltaPlan) missing(i int) bool {
 	return p.whole || i == len(p.x.chunks) || p.from[i] < 0 && !p.x.chunks[i].zero()
 }
 
-// deltaRun is what one request gets: the members of the chunks from first up to end, where the one behind the last chunk
-// is the end of the data, bytes off up to upto of the data member.
+// deltaRun is what one request gets: the members of the chunks from first up to end, where the one behind the last
+// chunk is the end of the data, bytes off up to upto of the data member.
 type deltaRun struct {
 	first, end int
 	off, upto  int64
 }
 
-// run is the first one at or behind chunk i, whose member begins at off. Runs with at most gap bytes between them are
-// one. i is at most the number of chunks.
-func (p *deltaPlan) run(i int, off, gap int64) deltaRun {
-	for ; !p.missing(i); i++ {
+// run is the first one of chunks i up to limit, where the member of chunk i begins at off; ok is false if nothing of
+// them is missing. Runs with at most gap bytes between them are one.
+func (p *deltaPlan) run(i, limit int, off, gap int64) (r deltaRun, ok bool) {
+	for ; i < limit && !p.missing(i); i++ {
 		off += int64(p.x.chunks[i].stored)
 	}
-	r := deltaRun{i, i, off, off}
-	between := int64(0)
-	for ; ; i++ {
+	r = deltaRun{i, i, off, off}
+	for between := int64(0); i < limit && between <= gap; i++ {
+		n := int64(0)
+		if i < len(p.x.chunks) {
+			n = int64(p.x.chunks[i].stored)
+		}
+		off, between = off+n, between+n
 		if p.missing(i) {
 			r.end, r.upto, between = i+1, off, 0
 		}
-		if i == len(p.x.chunks) {
-			return r
-		}
-		n := int64(p.x.chunks[i].stored)
-		if off += n; r.end == i+1 {
-			r.upto = off
-		} else if between += n; between > gap {
-			return r
-		}
 	}
+	return r, r.end > r.first
 }
 
 // deltaCost is what a plan comes to, in bytes.
@@ -137,10 +146,12 @@ func (p *deltaPlan) cost(gap int64) (c deltaCost) {
 	n := len(p.x.chunks)
 	head := p.x.first
 	c.Fetch, c.Whole = head, p.x.end
-	for i, off := 0, head; i < n; {
-		r := p.run(i, off, gap)
+	for i, off := 0, head; ; c.Requests++ {
+		r, ok := p.run(i, n+1, off, gap)
+		if !ok {
+			break
+		}
 		c.Fetch += r.upto - r.off
-		c.Requests++
 		i, off = r.end, r.upto
 	}
 	for i := range p.x.chunks {

@@ -26,12 +26,14 @@ func planOf(stored ...uint32) *deltaPlan {
 }
 
 func allRuns(p *deltaPlan, gap int64) (runs []deltaRun) {
-	for i, off := 0, p.x.first; i <= len(p.x.chunks); {
-		r := p.run(i, off, gap)
+	for i, off := 0, p.x.first; ; {
+		r, ok := p.run(i, len(p.x.chunks)+1, off, gap)
+		if !ok {
+			return runs
+		}
 		runs = append(runs, r)
 		i, off = r.end, r.upto
 	}
-	return runs
 }
 
 func TestDeltaRuns(t *testing.T) {
@@ -64,6 +66,12 @@ func TestDeltaRuns(t *testing.T) {
 	if got, want := p.cost(20), (deltaCost{Fetch: 1000 + 50 + 70 + 110, Whole: 1440, Requests: 3, Missing: 300,
 		Running: 300, Zeros: 200}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if r, ok := p.run(0, 6, p.x.first, 1000); !ok || r != (deltaRun{1, 5, 1050, 1250}) {
+		t.Errorf("of the first six: got %v", r)
+	}
+	if r, ok := p.run(2, 4, 1100, 1000); ok {
+		t.Errorf("of what is there: got %v", r)
 	}
 	p.whole = true
 	if got := allRuns(p, 0); len(got) != 1 || got[0] != (deltaRun{0, 9, 1000, 1440}) {
