@@ -41,6 +41,7 @@ type options struct {
 	skipVerify, quiet, help, version                   bool
 	rebootExitCode, json                               bool
 	source, compression                                string // of snapshot
+	delta                                              string // auto, off, only; "": as configured
 	write                                              writeOptions
 	stopBefore                                         []string
 	net                                                netFlags
@@ -335,7 +336,7 @@ func (a *app) checkCompatible(art *artifact) error {
 func (a *app) checkScripts(art *artifact) error { return newScripts(a.c, a.lg).check(art.Scripts) }
 
 func newRootfs(a *app, u *update) *rootfs {
-	return &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src,
+	return &rootfs{c: a.c, m: a.m, u: u, lg: a.lg, opt: a.writeOptions(), src: a.src, how: cmp.Or(a.o.delta, a.c.Delta),
 		save: func() error { return a.j.save(a.rec) }}
 }
 

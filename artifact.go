@@ -68,7 +68,8 @@ type artifact struct {
 	in       *input
 	outer    *tarStream
 	manifest map[string][32]byte // what has not been met yet
-	dataEnd  int64               // offset in the file of the end of the data member
+	dataAt   int64               // offset in the file of the data member
+	dataEnd  int64               // and of its end
 	un       unpacker            // of the data member; nil when there is none
 	data     *tarStream
 	file     *payloadFile // the one that nextFile gave last
@@ -578,7 +579,7 @@ func (a *artifact) openData() error {
 	}
 	a.Compression = kind
 	a.in.section(h.Size)
-	a.dataEnd = a.in.stop
+	a.dataAt, a.dataEnd = a.in.offset(), a.in.stop
 	if a.un, err = newUnpacker(kind, a.in, a.limits()); err != nil {
 		return fmt.Errorf("%s: %w", h.Name, err)
 	}
@@ -740,19 +741,25 @@ func (a *artifact) resumePayload(p restartPoint, window []byte, r io.Reader, nam
 		return nil, a.fail(fmt.Errorf("cannot go on with payload file %q of %s data at byte %d, from %+v", name,
 			a.Compression, fileOff, p))
 	}
-	a.in = newInput(r, p.File, a.opt.buffer)
-	a.in.section(a.dataEnd - p.File)
-	a.outer.r.r = a.in
-	var err error
-	if a.un, err = resumeUnpacker(a.in, p, window, a.limits()); err != nil {
+	in := newInput(r, p.File, a.opt.buffer)
+	in.section(a.dataEnd - p.File)
+	un, err := resumeUnpacker(in, p, window, a.limits())
+	if err != nil {
 		return nil, a.fail(err)
 	}
-	a.data = &tarStream{name: a.data.name, r: counter{r: a.un, n: p.Out}, left: f.TarOffset + f.Size - p.Out,
-		members: a.data.members}
+	a.unpackWith(in, un, p.Out)
 	if _, err := io.CopyN(io.Discard, f.unhashed(), f.TarOffset+fileOff-p.Out); err != nil {
 		return nil, a.fail(noEOF(err))
 	}
 	return f, nil
+}
+
+// unpackWith goes on with the file that nextFile gave last, at byte out of the data tar, where un stands. in is what un
+// reads, and is to stand at the end of the data member when un has ended.
+func (a *artifact) unpackWith(in *input, un unpacker, out int64) {
+	a.in, a.un, a.outer.r.r = in, un, in
+	a.data = &tarStream{name: a.data.name, r: counter{r: un, n: out}, left: a.file.TarOffset + a.file.Size - out,
+		members: a.data.members}
 }
 
 // files gives the payload files that are left, each before the next is read. After an error there

@@ -109,6 +109,7 @@ type config struct {
 	FwEnvConfig    string // path of fw_env.config; mendlet's own
 	FwEnvNamespace string // which environment of it, where it has several; mendlet's own
 	BootEnv        string // auto, native, fw_setenv, grub; mendlet's own
+	Delta          string // auto, off, only; mendlet's own
 
 	Channel         string   // URL or path of a channel file, in the place of a server; mendlet's own
 	FleetVerifyKeys []string // what that may be signed with; none: what artifacts may; mendlet's own
@@ -136,6 +137,7 @@ func defaultConfig(p paths) *config {
 		DaemonLogLevel:                  "info",
 		FwEnvConfig:                     "/etc/fw_env.config",
 		BootEnv:                         "auto",
+		Delta:                           "auto",
 		paths:                           p,
 	}
 }

@@ -47,7 +47,7 @@ const everyKey = `{
  "RootfsPartA": "/dev/a2", "RootfsPartB": "/dev/a3", "Connectivity": {"DisableKeepAlive": true,
  "IdleConnTimeoutSeconds": 10},
  "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw",
- "FwEnvNamespace": "name", "BootEnv": "grub",
+ "FwEnvNamespace": "name", "BootEnv": "grub", "Delta": "only",
  "Channel": "https://c.example/c.fleet", "FleetVerifyKeys": ["/fk"], "Groups": ["lab"], "DeviceID": "d1"
 }`
 
@@ -64,7 +64,7 @@ func TestConfigKeys(t *testing.T) {
 	want.RootfsPartA, want.RootfsPartB = "/dev/a2", "/dev/a3"
 	want.Connectivity.DisableKeepAlive, want.Connectivity.IdleConnTimeoutSeconds = true, 10
 	want.BootUtilitiesSetActivePart, want.BootUtilitiesGetNextActivePart = "set", "get"
-	want.FwEnvConfig, want.FwEnvNamespace, want.BootEnv = "/fw", "name", "grub"
+	want.FwEnvConfig, want.FwEnvNamespace, want.BootEnv, want.Delta = "/fw", "name", "grub", "only"
 	want.Channel, want.FleetVerifyKeys, want.Groups, want.DeviceID = "https://c.example/c.fleet", []string{"/fk"},
 		[]string{"lab"}, "d1"
 	for _, text := range []string{everyKey, lowerKeys(t, strings.ToLower), lowerKeys(t, strings.ToUpper)} {

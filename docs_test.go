@@ -452,7 +452,7 @@ func TestConfigManual(t *testing.T) {
 	if !ok || len(keys) < 30 {
 		t.Fatalf("no table, or %d keys", len(keys))
 	}
-	own := map[string]bool{"FwEnvConfig": true, "FwEnvNamespace": true, "BootEnv": true, "Channel": true,
+	own := map[string]bool{"FwEnvConfig": true, "FwEnvNamespace": true, "BootEnv": true, "Delta": true, "Channel": true,
 		"FleetVerifyKeys[]": true, "Groups[]": true, "DeviceID": true}
 	units := map[reflect.Kind][]string{reflect.Bool: {"bool"}, reflect.Int: {"s", "tries"},
 		reflect.String: {"URL", "path", "text"}}

@@ -70,6 +70,7 @@ type writeOptions struct {
 	keepEvery   int64         // bytes of the image between two checkpoints, and four times that
 	keepPause   time.Duration // if this has not passed
 	readAhead   int           // of the artifact; 0: inputBuffer
+	gap         int64         // between runs of a delta that are fetched as one; 0: as measured
 }
 
 func defaultWriteOptions() writeOptions {

@@ -164,6 +164,11 @@ func (in *input) need(n int) ([]byte, error) {
 	return p, err
 }
 
+// jump goes on at offset off with what comes next: r has left out what is between.
+//
+//go:noinline
+func (in *input) jump(off int64) { in.base += off - in.offset() }
+
 //go:noinline
 func allZero(p []byte) bool { return bytes.Count(p, []byte{0}) == len(p) }
 

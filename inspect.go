@@ -215,6 +215,9 @@ func (r *report) print(w io.Writer) {
 		if v.Cause != "" {
 			printf(w, ": %s", v.Cause)
 		}
+		if v.Saved > 0 {
+			printf(w, ", with %s less to fetch", mega(v.Saved))
+		}
 		printf(w, "\n")
 	}
 }
@@ -230,6 +233,8 @@ type planReport struct {
 	Target      string   `json:"target,omitempty"`
 	ImageSize   int64    `json:"image_size,omitempty"`
 	SlotSize    int64    `json:"slot_size,omitempty"`
+	Delta       any      `json:"delta,omitempty"` // its cost; absent: the whole image is fetched
+	deltaText   string
 	EnvChanges  []string `json:"boot_environment_changes,omitempty"`
 	Refused     []string `json:"refused"` // every reason; install would stop at the first
 	Hints       []string `json:"hints"`   // what a person can do about each; "" for nothing
@@ -317,11 +322,25 @@ func (a inspector) planRootfs(ctx context.Context, p *planReport, art *artifact,
 	if r.file != nil {
 		p.ImageSize = r.file.Size
 	}
+	if r.file != nil {
+		a.planDelta(ctx, p, r, art, s, no)
+	}
 	for _, v := range tryOnce(r.to.num) {
 		if vars[v.name] != v.value {
 			p.EnvChanges = append(p.EnvChanges, "-"+v.name+"="+vars[v.name], "+"+v.name+"="+v.value)
 		}
 	}
+}
+
+// planDelta finds out what would be fetched.
+func (a inspector) planDelta(ctx context.Context, p *planReport, r *rootfs, art *artifact, s *slots, no func(error)) {
+	d, err := r.openDelta(ctx, art, s)
+	if d != nil && err == nil {
+		if err = d.makePlan(ctx); err == nil {
+			p.Delta, p.deltaText = d.figures(), d.String()
+		}
+	}
+	no(err)
 }
 
 func (p *planReport) print(w io.Writer) {
@@ -331,6 +350,9 @@ func (p *planReport) print(w io.Writer) {
 	p.printSlots(w)
 	if p.Target != "" {
 		printf(w, "would write: slot %s, %d of %d bytes\n", p.Target, p.ImageSize, p.SlotSize)
+	}
+	if p.deltaText != "" {
+		printf(w, "%s\n", p.deltaText)
 	}
 	if len(p.EnvChanges) > 0 {
 		printf(w, "would change in the boot environment (%s):\n", p.EnvFrom)

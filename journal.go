@@ -76,6 +76,7 @@ type verdict struct {
 	Sum      string    `json:"sum,omitempty"`
 	Result   string    `json:"result"` // committed, rolled-back, failed, inconsistent
 	Cause    string    `json:"cause,omitempty"`
+	Saved    int64     `json:"delta_saved,omitempty"` // bytes of the artifact that the device had and did not fetch
 	Time     time.Time `json:"time"`
 }
 
@@ -531,7 +532,9 @@ type update struct {
 	Tries   int   `json:"tries,omitempty"`
 	Reached int64 `json:"reached,omitempty"` // bytes of the image at the last try of the download
 
-	Counted bool `json:"counted,omitempty"` // among the failures of its channel
+	Counted    bool  `json:"counted,omitempty"`     // among the failures of its channel
+	WholeImage bool  `json:"whole_image,omitempty"` // a delta went wrong: the image is fetched as a whole
+	Saved      int64 `json:"saved,omitempty"`       // bytes of the artifact that a delta had no need to fetch
 
 	Request    json.RawMessage `json:"request,omitempty"` // body of deployments/next, to be repeated
 	Checkpoint *checkpoint     `json:"checkpoint,omitempty"`

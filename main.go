@@ -65,7 +65,7 @@ func verbs() []verb {
 		{"show-artifact", "", "name of the installed artifact", 0, nil, atOnce(standalone.showArtifact)},
 		{"show-provides", "", "all that the installed artifacts provide", 0, nil, atOnce(standalone.showProvides)},
 		{"status", "", "slots, boot environment, update in progress, last result", 0, jsonFlag, noWord(inspector.status)},
-		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, jsonFlag, oneWord(inspector.plan)},
+		{"plan", "FILE|URL|-", "say what install would do; changes nothing", 1, planFlags, oneWord(inspector.plan)},
 		{"show", "FILE|URL|-", "what is in an artifact, fully verified", 1, jsonFlag, oneWord(inspector.show)},
 		{"env", "print [-n] [NAME…] | set NAME=VALUE…", "the boot environment", -1, nil,
 			func(ctx context.Context, a *app, w []string) error { return inspector{a}.env(ctx, w) }},
@@ -94,6 +94,11 @@ func atOnce[T ~struct{ *app }](f func(T) error) func(context.Context, *app, []st
 
 func setupFlag(fs *flag.FlagSet, o *options) { o.setup.register(fs) }
 
+func planFlags(fs *flag.FlagSet, o *options) {
+	jsonFlag(fs, o)
+	deltaFlag(fs, &o.delta)
+}
+
 func stopFlags(fs *flag.FlagSet, o *options) {
 	var states []string
 	for _, s := range stopPoints {
@@ -113,6 +118,7 @@ func installFlags(fs *flag.FlagSet, o *options) {
 	fs.BoolVar(&o.write.noReadBack, "no-read-back", false, "do not read the slot back")
 	progressFlag(fs, o)
 	o.net.downloadFlags(fs)
+	deltaFlag(fs, &o.delta)
 }
 
 func globalFlags(fs *flag.FlagSet, o *options) {

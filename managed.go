@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -46,6 +47,7 @@ func bootstrapFlags(fs *flag.FlagSet, o *options) {
 func runFlags(fs *flag.FlagSet, o *options) {
 	bootstrapFlags(fs, o)
 	o.net.downloadFlags(fs)
+	deltaFlag(fs, &o.delta)
 	fs.DurationVar(&o.net.deadline, "deadline", time.Hour,
 		"give up for this run after this `TIME` without a byte of progress")
 	fs.DurationVar(&o.net.splay, "splay", 0,
@@ -130,6 +132,7 @@ type round struct {
 	from     deploymentSource // of this round
 	dep      *deployment      // as offered in this run
 	log      *deployLog
+	mu       sync.Mutex    // over dep and what follows while an artifact comes in, maybe in several parts at once
 	progress func()        // there was progress
 	asked    time.Time     // when the source last heard of the download
 	patience time.Duration // until it hears the next time
@@ -756,23 +759,30 @@ func (r *round) open(ctx context.Context, off int64, want sourceID) (in io.ReadC
 // openDeployed opens it, or parts of it, at its URL.
 func (r *round) openDeployed(ctx context.Context, o downloadOptions, want sourceID) (
 	*progressReader, sourceID, error) {
+	r.mu.Lock()
+	var err error
 	if r.dep == nil {
-		if err := r.refresh(ctx); err != nil {
-			return nil, sourceID{}, err
-		}
+		err = r.refresh(ctx)
 	}
-	if r.dep.Manifest != "" { // a link for ever
-		o.size = r.dep.Size
+	dep := r.dep
+	r.mu.Unlock()
+	if err != nil {
+		return nil, sourceID{}, err
+	}
+	if dep.Manifest != "" { // a link for ever
+		o.size = dep.Size
 	} else {
 		o.relink = func(ctx context.Context) (string, error) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
 			err := r.refresh(ctx)
 			return r.dep.URI, err
 		}
 	}
-	if len(r.dep.Others) > 0 { // soon it is another's turn
+	if len(dep.Others) > 0 { // soon it is another's turn
 		o.retries = 2
 	}
-	d, id, err := openHTTP(ctx, r.a, r.from.client(), r.dep.URI, o, want)
+	d, id, err := openHTTP(ctx, r.a, r.from.client(), dep.URI, o, want)
 	if err != nil {
 		return nil, id, err
 	}
@@ -818,6 +828,8 @@ func (k *progressReader) Read(p []byte) (int, error) {
 	n, err := k.ReadCloser.Read(p)
 	k.r.a.fetched.Add(int64(n))
 	if n > 0 {
+		k.r.mu.Lock()
+		defer k.r.mu.Unlock()
 		k.r.progress()
 		if unwanted := k.r.stillWanted(k.ctx); unwanted != nil {
 			return n, unwanted
@@ -1227,6 +1239,9 @@ func builtinInventory(ctx context.Context, a *app) map[string][]string {
 	}
 	if v := a.rec.Last; v != nil {
 		data["mendlet_last_update"] = []string{v.Artifact + " " + v.Result}
+		if v.Saved > 0 {
+			data["mendlet_delta_saved"] = []string{fmt.Sprint(v.Saved)}
+		}
 	}
 	r := &report{}
 	if _, _, _, err := r.lookAround(ctx, a); err == nil {

@@ -26,6 +26,9 @@ type rootfs struct {
 	lg       *logger
 	opt      writeOptions
 	src      *source      // of the artifact; nil: cannot be read again
+	how      string       // to use what the device has of an image: auto, off, only
+	delta    *delta       // nil: the image is fetched as a whole
+	saved    int64        // bytes that earlier runs of it had no need to fetch
 	save     func() error // journals r.u
 	file     *payloadFile // the image, once prepare has seen its size
 	to       *slot
@@ -88,7 +91,23 @@ func (r *rootfs) prepare(ctx context.Context, a *artifact) error {
 		return err
 	}
 	r.u.From, r.u.To = s.other(r.to).num, r.to.num
+	if r.delta, err = r.openDelta(ctx, a, s); err != nil {
+		return err
+	}
 	return r.warnForgetful()
+}
+
+// openDelta finds out whether the image can be made of what is on the device.
+func (r *rootfs) openDelta(ctx context.Context, a *artifact, s *slots) (*delta, error) {
+	h := deltaHost{mode: r.how, ds: r.c.paths.ds, src: r.src, open: r.m.open, from: s.other(r.to), to: r.to, opt: r.opt,
+		lg: r.lg}
+	if r.u.WholeImage && h.mode == "auto" {
+		h.mode = "off"
+	}
+	if c := r.u.Checkpoint; c != nil {
+		h.start = c.Offset
+	}
+	return openDelta(ctx, a, h)
 }
 
 // refusals are all reasons not to install an image, in the order in which they are looked for. On
@@ -224,6 +243,10 @@ func (r *rootfs) download(ctx context.Context, a *artifact) error {
 	}
 	r.lg.infof("slot %s: %d bytes in place, of which %d written and %d already there, SHA-256 %x", r.to, w.size,
 		w.stats.Written, w.stats.Same, r.file.Sum)
+	if r.delta != nil {
+		n, requests := r.delta.fetched()
+		r.lg.infof("delta: %s fetched in %d requests, %s saved", mega(n), requests, mega(r.u.Saved))
+	}
 	return nil
 }
 
@@ -247,6 +270,51 @@ var trimMemory = sync.OnceFunc(debug.FreeOSMemory)
 
 func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	trimMemory()
+	if r.delta == nil {
+		return r.pour(ctx, w, a)
+	}
+	defer r.delta.close()
+	if show := w.opt.progress; show != nil {
+		w.opt.progress = func(h headway) {
+			h.fetched, _ = r.delta.fetched()
+			show(h)
+		}
+	}
+	r.saved = r.u.Saved
+	err := r.delta.begin(ctx, a)
+	if err == nil {
+		err = r.pour(ctx, w, a)
+	}
+	if r.u.Saved = r.saved + r.delta.saved(); err == nil {
+		r.delta.done()
+	}
+	var fault *deltaFault
+	if !errors.As(err, &fault) || ctx.Err() != nil || r.how == "only" {
+		return err
+	}
+	r.u.WholeImage, r.u.Saved = true, 0
+	return fmt.Errorf("%w, without a delta: %w", errStartOver, err)
+}
+
+// deltaFault is what comes of an index, or of a server, that is not as it says, or of chunks that are not what they are
+// taken for. The artifact may be good for all that.
+type deltaFault struct{ error }
+
+func (e *deltaFault) Unwrap() error { return e.error }
+
+// blame says so of an error of what is read.
+func (r *rootfs) blame(err error) error {
+	var target *targetError
+	moved := errors.Is(err, errNoRanges) || errors.Is(err, errChanged)
+	if err == nil || r.delta == nil || errors.As(err, &target) || errors.Is(err, errAborted) ||
+		isTemporary(err) && !moved {
+		return err
+	}
+	return &deltaFault{err}
+}
+
+// pour takes the image to the slot.
+func (r *rootfs) pour(ctx context.Context, w *slotWriter, a *artifact) error {
 	start, err := r.resume(ctx, w, a)
 	if err != nil {
 		return err
@@ -261,6 +329,12 @@ func (r *rootfs) fill(ctx context.Context, w *slotWriter, a *artifact) error {
 	}
 	if r.reopenable() && !w.sequential { // a UBI volume is wiped by the kernel when an update begins
 		w.checkpoint, w.mark = r.keepCheckpoint, a.latestRestart
+	}
+	if r.delta != nil {
+		if err := r.delta.makePlan(ctx); err != nil {
+			return r.blame(err)
+		}
+		r.lg.infof("%s", r.delta)
 	}
 	err = r.stream(ctx, w, a, start)
 	if err == nil {
@@ -283,7 +357,7 @@ func (r *rootfs) reopenable() bool { return r.src != nil && !r.src.once }
 // anyway, for the sake of what writes to it.
 func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there bool, err error) {
 	if err := w.takeHead(r.file.unhashed()); err != nil {
-		return false, err
+		return false, r.blame(err)
 	}
 	if r.reopenable() {
 		if there, err = w.alreadyInstalled(ctx, r.file.Sum); err != nil {
@@ -299,6 +373,9 @@ func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there b
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}
+	if r.delta == nil {
+		forgetIndex(r.c.paths.ds, r.to)
+	}
 	return false, w.invalidate()
 }
 
@@ -306,15 +383,15 @@ func (r *rootfs) begin(ctx context.Context, w *slotWriter, a *artifact) (there b
 // its head.
 func (r *rootfs) stream(ctx context.Context, w *slotWriter, a *artifact, start int64) error {
 	if err := w.writeBody(ctx, r.file.unhashed(), start); err != nil {
-		return err
+		return r.blame(err)
 	}
 	if err := r.file.verify(w.sum()); err != nil {
-		return err
+		return r.blame(err)
 	}
 	if err := w.verifyReadback(ctx); err != nil {
 		return err
 	}
-	return onlyFile(a)
+	return r.blame(onlyFile(a))
 }
 
 // onlyFile wants the artifact to end behind the file that was read.
@@ -526,12 +603,19 @@ func (r *rootfs) resume(ctx context.Context, w *slotWriter, a *artifact) (int64,
 func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *checkpoint) error {
 	// The head is not in the slot yet; it is at the start of the payload, which has to be
 	// fetched for header and signature anyway.
+	if r.delta != nil {
+		r.delta.enter(a, 0, min(r.opt.head, w.size))
+	}
 	if err := w.takeHead(r.file.unhashed()); err != nil {
-		return err
+		return r.blame(err)
 	}
 	r.src.close() // it would only send on while the slot is being hashed
 	if err := w.verifyPrefix(ctx, c); err != nil {
 		return err
+	}
+	if r.delta != nil {
+		r.delta.enter(a, c.Offset, w.size)
+		return nil
 	}
 	var window []byte
 	if !c.From.Fresh {
@@ -559,5 +643,8 @@ func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *che
 func (r *rootfs) keepCheckpoint(c checkpoint) error {
 	c.Slot, c.Source = r.to.path, r.src.id
 	r.u.Checkpoint = &c
+	if r.delta != nil {
+		r.u.Saved = r.saved + r.delta.saved()
+	}
 	return r.save()
 }

@@ -797,7 +797,8 @@ func (f *flow) cleanup(ctx context.Context) (result, error) {
 // settle decides what the device is from now on and writes it into the record.
 func (f *flow) settle() {
 	u := f.rec.Update
-	v := verdict{Artifact: u.Artifact, ID: u.ID, Sum: u.Sum, Cause: u.Cause, Result: string(u.Outcome)}
+	v := verdict{Artifact: u.Artifact, ID: u.ID, Sum: u.Sum, Cause: u.Cause, Saved: u.Saved,
+		Result: string(u.Outcome)}
 	a := &artifact{Name: u.Artifact, Group: u.Group, Provides: u.Provides, Clears: u.Clears}
 	switch u.Outcome {
 	case outcomeRunning:

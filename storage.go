@@ -47,6 +47,7 @@ type headway struct {
 	done, total int64   // of the phase
 	written     int64   // to the slot, by this run; what it held already was not
 	later       int64   // to be read back when this phase is over
+	fetched     int64   // by a delta so far; 0: all of it is
 	readRate    float64 // at which the slot was read, in bytes a second; 0: not known
 }
 
@@ -54,6 +55,7 @@ type headway struct {
 type phase string
 
 const (
+	phaseScan     phase = "scan"  // looking for what of the image the other slot holds
 	phaseCheck    phase = "check" // reading what the slot holds already
 	phaseWrite    phase = "write"
 	phaseReadBack phase = "read-back"

@@ -200,6 +200,9 @@ func (p *progress) update(h headway) {
 	case "json":
 		e := map[string]any{"event": "progress", "phase": h.phase, "done": h.done, "total": h.total, "written": h.written,
 			"bytes_per_second": int64(rate), "seconds_left": nil}
+		if h.fetched > 0 {
+			e["fetched"] = h.fetched
+		}
 		if known {
 			e["seconds_left"] = int64(left.Seconds())
 		}
@@ -241,7 +244,11 @@ func writtenOf(h headway) string {
 	if h.phase != phaseWrite {
 		return ""
 	}
-	return fmt.Sprintf(", %s written", mega(h.written))
+	text := fmt.Sprintf(", %s written", mega(h.written))
+	if h.fetched > 0 {
+		text += fmt.Sprintf(", %s fetched", mega(h.fetched))
+	}
+	return text
 }
 
 // pace is the rate and the time left, as far as there is something to say of them.

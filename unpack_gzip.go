@@ -26,7 +26,8 @@ type gunzip struct {
 	members   int    // read to their end
 	err       error
 	latest    restartPoint
-	upcoming  restartPoint // a point in what is unpacked and not yet read; Kind "" when none
+	extra     func(n int64) error // reads the n bytes of a member's extra field; nil: nobody wants them
+	upcoming  restartPoint        // a point in what is unpacked and not yet read; Kind "" when none
 }
 
 func newGunzip(in *input, p restartPoint, window []byte) (*gunzip, error) {
@@ -87,15 +88,13 @@ func (g *gunzip) nextMember() error {
 		return fmt.Errorf("offset %d: got % x, want a gzip header or the end", at, head)
 	}
 	flags := head[3]
-	skip := 10
+	if err := g.in.skip(10); err != nil {
+		return err
+	}
 	if flags&fextra != 0 {
-		if head, err = g.in.need(12); err != nil {
+		if err := g.extraField(); err != nil {
 			return err
 		}
-		skip = 12 + int(binary.LittleEndian.Uint16(head[10:]))
-	}
-	if err := g.in.skip(int64(skip)); err != nil {
-		return err
 	}
 	for _, f := range []byte{fname, fcomment} {
 		for c := byte(1); flags&f != 0 && c != 0; {
@@ -115,6 +114,20 @@ func (g *gunzip) nextMember() error {
 	}
 	g.inflate.reset()
 	return nil
+}
+
+// extraField reads the extra field of a member (RFC 1952, 2.3.1.1).
+func (g *gunzip) extraField() error {
+	size, err := g.in.need(2)
+	if err != nil {
+		return err
+	}
+	n := int64(binary.LittleEndian.Uint16(size))
+	g.in.pos += 2
+	if g.extra == nil {
+		return g.in.skip(n)
+	}
+	return g.extra(n)
 }
 
 // zeros reads past those that may be behind the last member, as gzip does (gzip(1), -d), to the end of the section.
