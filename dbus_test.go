@@ -540,6 +540,68 @@ func TestBusWithoutPolicy(t *testing.T) {
 	d.until(authInterface+".GetJwtToken", d.pair(0))
 }
 
+// The two daemons of Mender's client 4 and later, on a device that has no key yet: they make one, each does its own, and
+// neither is in the other's way.
+func TestDaemonsSideBySide(t *testing.T) {
+	b := newVerbBoard(t)
+	b.server.autoAccept = true
+	b.setup("--update-poll", "100000", "--inventory-poll", "100000")
+	d := newAuthDeviceOf(t, b.server)
+	d.daemonBus(true)
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+d.socket())
+	auth, authSaid := b.process("mender-auth", "daemon")
+	update, updateSaid := b.process("mender-update", "daemon")
+	ctx := t.Context()
+	b.server.await(ctx, "the first poll", func() bool { return b.server.requests["POST next"] > 0 })
+	var token, address string
+	for end := time.Now().Add(busGuard); !localAddress.MatchString(address); { // the service comes when it can
+		token, address, _ = strings.Cut(d.ask(authInterface+".GetJwtToken", 0), " ")
+		if time.Now().After(end) {
+			t.Fatalf("got %q, %q: %s", token, address, authSaid)
+		}
+	}
+	dep := b.server.deploy("d-1", "app-2", []string{"qemu"}, b.artifact("app-2", "good"))
+	if code, _, log := b.as("mender-update", "check-update"); code != 0 || !strings.Contains(log, "told the daemon") {
+		t.Errorf("check-update: exit code %d, %q", code, log)
+	}
+	b.server.await(ctx, "the deployment's end", func() bool {
+		for _, run := range dep.devices {
+			return finished(run.status)
+		}
+		return false
+	})
+	if _, final, _ := b.server.history(dep); final != "success" {
+		t.Errorf("the deployment ended in %s: %s", final, updateSaid)
+	}
+	const set = `{"timezone":"UTC"}` // as the scripts of mender-configure do
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, address+"/api/devices/v1/deviceconfig/configuration",
+		strings.NewReader(set))
+	must(t, err)
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	must(t, err)
+	resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		t.Errorf("with token and address of the bus: got %s", resp.Status)
+	}
+	for _, cmd := range []*exec.Cmd{auth, update} {
+		must(t, cmd.Process.Signal(syscall.SIGTERM))
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%q: %v\n%s%s", cmd.Args, err, authSaid, updateSaid)
+		}
+	}
+	b.server.mu.Lock()
+	defer b.server.mu.Unlock()
+	if n := len(b.server.devices); n != 1 {
+		t.Errorf("the server knows %d devices, want one", n)
+	}
+	for _, dev := range b.server.devices {
+		if dev.configuration != set {
+			t.Errorf("the server got the configuration %q, want %q", dev.configuration, set)
+		}
+	}
+}
+
 // Debian's mender-connect gets token and address, and talks with a server whose certificate nobody knows but
 // ServerCertificate.
 func TestMenderConnect(t *testing.T) {
