@@ -131,10 +131,14 @@ func start(r *http.Request) int {
 	return n
 }
 
-func fetch(hc *http.Client, url string) (string, error) {
-	resp, err := hc.Get(url)
+func fetch(hc *agent, url string) (string, error) {
+	req, err := http.NewRequest("GET", url, nil)
 	if err != nil {
-		return "", tidyNetError(err)
+		return "", err
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return "", err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
