@@ -170,6 +170,15 @@ func (p *deltaPlan) cost(gap int64) (c deltaCost) {
 	return c
 }
 
+// What counts until something is known of the line, in bytes; and of what is stored, how many per cent may be missing.
+const gapUnknown, wholePercent = 64 << 10, 70
+
+// decide says what the plan costs, and whether so much is missing that one request for all is better.
+func (p *deltaPlan) decide(gap int64) (c deltaCost, whole bool) {
+	c = p.cost(gap)
+	return c, c.Fetch*100 > c.Whole*wholePercent
+}
+
 // deltaScan finds the chunks of what is written to it, an old image or a slot.
 type deltaScan struct {
 	plan *deltaPlan

@@ -8,7 +8,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -132,50 +131,10 @@ func (d *delta) without(why error) error {
 func (d *delta) takeIndex(a *artifact) (err error) {
 	d.x, err = d.keptIndex(a.file.Size)
 	if d.kept = err == nil; !d.kept {
-		g := a.un.(*gunzip)
-		raw := make([]byte, 0, d.info.Size)
-		g.extra = func(n int64) (err error) {
-			raw, err = appendSlice(raw, a.in, n)
-			return err
-		}
-		for err = nil; err == nil && len(g.inflate.pending()) == 0 && (g.member || g.members <= d.info.Members); {
-			err = g.unpack()
-		}
-		if g.extra = nil; err != nil {
-			return err
-		}
-		if d.x, err = parseDeltaIndex(raw, d.info, a.file.Size); err != nil {
-			return err
-		}
-		if at := a.in.offset() - d.dataAt; at != d.x.first {
-			return fmt.Errorf("delta index: its chunks begin at byte %d, and it has them at %d", at, d.x.first)
-		}
+		d.x, err = a.readIndex(d.info)
+		return err
 	}
-	if left := d.dataEnd - d.dataAt - d.x.end; left < minMember {
-		return fmt.Errorf("delta index: the data has %d bytes behind its chunks, want %d or more", left, minMember)
-	}
-	return nil
-}
-
-// appendSlice reads an extra field of n bytes, and adds what it has of an index to raw, as far as there is room.
-func appendSlice(raw []byte, in *input, n int64) ([]byte, error) {
-	head, err := in.need(int(min(n, 4)))
-	if err != nil {
-		return nil, err
-	}
-	if n >= 4 && string(head[:2]) == deltaSubfield && int64(binary.LittleEndian.Uint16(head[2:])) == n-4 {
-		if err := in.skip(4); err != nil {
-			return nil, err
-		}
-		n -= 4
-		had := len(raw)
-		raw = raw[:min(int64(cap(raw)), int64(had)+n)]
-		if _, err := io.ReadFull(in, raw[had:]); err != nil {
-			return nil, noEOF(err)
-		}
-		n -= int64(len(raw) - had)
-	}
-	return raw, in.skip(n)
+	return a.holdsChunks(d.x)
 }
 
 // An index in the datastore has its SHA-256 before it. What a slot holds is only ever found by one, and known by
@@ -328,12 +287,11 @@ func (s *deltaSlots) read(src deltaSource, at int64, c *chunk) []byte {
 }
 
 const (
-	scanBlock    = 128 << 10 // bytes that are read of a slot at once while it is looked through
-	maxFaults    = 16        // places of a slot that cannot be read, until looking through it ends
-	maxSamples   = 32        // chunks that an index is tried by
-	maxMisses    = 64        // chunks in a row that an interrupted run has not left
-	wholePercent = 70        // of what is stored; if more had to be fetched all is
-	oddMax       = 1 << 20   // bytes that one request gets of what has turned out not to be there
+	scanBlock  = 128 << 10 // bytes that are read of a slot at once while it is looked through
+	maxFaults  = 16        // places of a slot that cannot be read, until looking through it ends
+	maxSamples = 32        // chunks that an index is tried by
+	maxMisses  = 64        // chunks in a row that an interrupted run has not left
+	oddMax     = 1 << 20   // bytes that one request gets of what has turned out not to be there
 )
 
 // makePlan finds out what the slots hold.
@@ -360,8 +318,8 @@ func (d *delta) makePlan(ctx context.Context) error {
 	p.settle(d.start)
 	d.probe(s)
 	gap := cmp.Or(d.opt.gap, gapUnknown)
-	d.cost = p.cost(gap)
-	if d.cost.Fetch*100 > d.cost.Whole*wholePercent {
+	var whole bool
+	if d.cost, whole = p.decide(gap); whole {
 		why := fmt.Errorf("%s of %s are not on the device", mega(d.cost.Fetch), mega(d.cost.Whole))
 		if err := d.without(why); err != nil {
 			return err
@@ -731,7 +689,7 @@ func (z *deltaReader) fetchOdd(c *chunk) (err error) {
 }
 
 // Runs that are joined have at most so many bytes between them as come in the time that a request takes.
-const gapUnknown, minGap, maxGap = 64 << 10, 16 << 10, 1 << 20
+const minGap, maxGap = 16 << 10, 1 << 20
 
 const aheadPieces = 16
 

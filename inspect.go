@@ -419,6 +419,7 @@ type shown struct {
 	MetaData    json.RawMessage     `json:"meta_data,omitempty"`
 	Scripts     []string            `json:"scripts"`
 	Files       []shownFile         `json:"files"`
+	Delta       *shownDelta         `json:"delta,omitempty"`
 }
 
 type shownFile struct {
@@ -443,6 +444,9 @@ func showCommand(a *artifact, asJSON bool, w io.Writer) error {
 	buf := make([]byte, 256<<10)
 	for f, err := range a.files() {
 		if err != nil {
+			return err
+		}
+		if s.Delta, err = a.showDelta(f); err != nil {
 			return err
 		}
 		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, f, buf); err != nil {
@@ -504,6 +508,9 @@ func (s *shown) text() string {
 	}
 	for _, f := range s.Files {
 		shownLine(&b, "file", "%s, %d bytes, sha256 %s", f.Name, f.Size, f.Sum)
+	}
+	if s.Delta != nil {
+		shownLine(&b, "delta", "%s", s.Delta)
 	}
 	return b.String()
 }
