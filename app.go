@@ -42,6 +42,8 @@ type options struct {
 	rebootExitCode, json                               bool
 	source, compression                                string // of snapshot
 	delta                                              string // auto, off, only; "": as configured
+	maxBytes                                           int64  // of index; 0: no limit
+	maxPercent                                         float64
 	write                                              writeOptions
 	stopBefore                                         []string
 	net                                                netFlags
@@ -52,14 +54,16 @@ type options struct {
 	running string
 }
 
-// verb is a command. args says how many words it takes besides its options; -1 hands all
-// words on unparsed.
+// verb is a command. args says how many words it takes besides its options, with orMore added how many at least; -1
+// hands all words on unparsed.
 type verb struct {
 	name, words, help string
 	args              int
 	flags             func(*flag.FlagSet, *options)
 	run               func(context.Context, *app, []string) error
 }
+
+const orMore = 100
 
 // persona is what the program is when it is called by another name. The zero value is mendlet itself.
 type persona struct {

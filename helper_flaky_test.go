@@ -37,7 +37,7 @@ func (f *fastSleep) sleep(ctx context.Context, d time.Duration) error {
 type flaky struct {
 	*httptest.Server
 	data []byte
-	hc   *agent
+	hc   *http.Client
 	fast fastSleep
 
 	mu     sync.Mutex

@@ -650,7 +650,7 @@ func testConfig(t testing.TB, servers ...string) *config {
 
 func noEnv(string) string { return "" }
 
-func testHTTPClient(t testing.TB, c *config, o netOptions) *agent {
+func testHTTPClient(t testing.TB, c *config, o netOptions) *http.Client {
 	t.Helper()
 	if o.getenv == nil {
 		o.getenv = noEnv

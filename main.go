@@ -74,7 +74,7 @@ func verbs() []verb {
 		list = append(list, verb{"setup", "", "write mender.conf from options; its other keys stay", 0, setupFlag,
 			func(_ context.Context, a *app, _ []string) error { return a.o.setup.write(a.o.mainConfig(), a.c) }})
 	}
-	return slices.Concat(list, packVerbs(), netVerbs(), busVerbs(), tokenVerbs(), snapshotVerbs(), []verb{
+	return slices.Concat(list, packVerbs(), indexVerbs(), netVerbs(), busVerbs(), tokenVerbs(), snapshotVerbs(), []verb{
 		{"help", "[VERB]", "what there is, or the options of a verb", 0, nil, nil}, // both are dispatch's
 		{"version", "", "the version of this program", 0, nil, nil},
 	})
@@ -365,9 +365,9 @@ func parseVerb(v verb, args []string, o *options) ([]string, error) {
 		}
 		args = rest
 	}
-	if len(words) != v.args && !o.help {
+	if len(words) != v.args && !(v.args >= orMore && len(words) >= v.args-orMore) && !o.help {
 		return nil, usageError("%s: got %d words, want %d; usage: mendlet %s",
-			v.name, len(words), v.args, strings.TrimSpace(v.name+" [options] "+v.words))
+			v.name, len(words), v.args%orMore, strings.TrimSpace(v.name+" [options] "+v.words))
 	}
 	return words, nil
 }

@@ -131,14 +131,10 @@ func start(r *http.Request) int {
 	return n
 }
 
-func fetch(hc *agent, url string) (string, error) {
-	req, err := http.NewRequest("GET", url, nil)
+func fetch(hc *http.Client, url string) (string, error) {
+	resp, err := hc.Get(url)
 	if err != nil {
-		return "", err
-	}
-	resp, err := hc.Do(req)
-	if err != nil {
-		return "", err
+		return "", tidyNetError(err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)

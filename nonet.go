@@ -25,6 +25,8 @@ func netVerbs() []verb { return nil }
 
 func tokenVerbs() []verb { return nil }
 
+func indexVerbs() []verb { return nil }
+
 // calledAs takes none of the names of Mender's programs: there is no server to be managed by.
 func calledAs(args []string) (persona, []string, error) {
 	switch name := filepath.Base(args[0]); name {
@@ -48,7 +50,7 @@ func urlSource(_ *app, name string) *source {
 // leftOut is the hint for a verb of other builds.
 func leftOut(name string) string {
 	switch name {
-	case "pack":
+	case "pack", "index":
 		return "make artifacts on a build host, with a mendlet with network support or with mender-artifact"
 	case "snapshot":
 		return "write the device to a file or pipe with dd, after 'fsfreeze -f' or from a system that does not run on it"

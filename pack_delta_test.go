@@ -9,6 +9,7 @@ import (
 	"compress/gzip"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -269,5 +270,86 @@ func TestPackDeltaSize(t *testing.T) {
 	if delta > plain*106/100 {
 		t.Errorf("got %d bytes with --delta and %d without: %+.1f %%, want at most 6", delta, plain,
 			100*float64(delta-plain)/float64(plain))
+	}
+}
+
+// TestShowDelta prints an index that is true, and says of any other one what is wrong; the artifact is good in any case.
+func TestShowDelta(t *testing.T) {
+	t.Parallel()
+	img := writeTemp(t, "rootfs.img", deltaImage(1, 1<<20))
+	made := packed(t, "--delta=16k", "-n", "rel", "-c", "dev", "-f", img)
+	x, info := storedIndex(t, made)
+	raw := x.encode()
+	lie := *x
+	lie.chunks = slices.Clone(x.chunks)
+	lie.chunks[1].sum++
+	longer := *x
+	longer.chunks = slices.Clone(x.chunks)
+	longer.chunks[0].stored++
+	damaged := bytes.Clone(raw)
+	damaged[len(raw)-1] ^= 1
+	for name, c := range map[string]struct {
+		raw  []byte
+		info *deltaInfo
+		want string // "": the figures
+	}{
+		"true":              {raw, info, ""},
+		"damaged":           {damaged, info, "sha256"},
+		"damaged and known": {damaged, x.info(damaged), "delta index: "},
+		"a lie":             {lie.encode(), x.info(lie.encode()), "chunk 1 is another one"},
+		"other lengths":     {longer.encode(), x.info(longer.encode()), ""}, // found by who goes there
+		"no such version":   {raw, &deltaInfo{Version: 1}, "mendlet_delta in meta-data"},
+	} {
+		a, err := openArtifact(bytes.NewReader(bytes.Replace(made, raw, c.raw, 1)), artifactOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.MetaData, err = (&packedDelta{info: c.info}).addInfo(nil); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := showCommand(a, false, &out); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		want := fmt.Sprintf("%d chunks of 16 KiB on average, index of %d bytes\n", len(x.chunks), len(raw))
+		if c.want != "" {
+			want = "no use: "
+		}
+		if _, line, _ := strings.Cut(out.String(), "\ndelta:         "); !strings.HasPrefix(line, want) ||
+			!strings.Contains(line, c.want) {
+			t.Errorf("%s: got %q, want %q and %q", name, line, want, c.want)
+		}
+	}
+	var out bytes.Buffer
+	a, _, err := readAll(packed(t, "-n", "rel", "-c", "dev", "-f", img), artifactOptions{})
+	if err != nil || a.MetaData != nil {
+		t.Fatal(a, err)
+	}
+	if a, err = openArtifact(bytes.NewReader(packed(t, "-n", "rel", "-c", "dev", "-f", img)), artifactOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := showCommand(a, false, &out); err != nil || strings.Contains(out.String(), "delta:") {
+		t.Errorf("without an index: %v, %s", err, &out)
+	}
+}
+
+// TestDeltaInstallsAsGzip installs one from a file, in the recovery build, too: the index is passed over.
+func TestDeltaInstallsAsGzip(t *testing.T) {
+	b := newImageBoard(t)
+	image := deltaImage(1, 900<<10)
+	img := writeTemp(t, "rootfs.img", image)
+	made := packed(t, "--delta=16k", "-n", "release-2", "-c", "testboard", "-f", img)
+	b.must(t, exitOK, "install", writeTemp(t, "a.mender", made))
+	if got := readFileOrNil(b.b); !bytes.HasPrefix(got, image) {
+		t.Error("slot B does not have the image")
+	}
+	damaged := bytes.Clone(made)
+	x, _ := storedIndex(t, made)
+	raw := x.encode()
+	damaged[bytes.Index(made, raw)+len(raw)/2] ^= 1 // of no concern to one who reads all
+	b = newImageBoard(t)
+	b.must(t, exitOK, "install", writeTemp(t, "a.mender", damaged))
+	if got := readFileOrNil(b.b); !bytes.HasPrefix(got, image) {
+		t.Error("damaged index: slot B does not have the image")
 	}
 }
