@@ -7,18 +7,23 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Installs of deltas on the simulated device of helper_sim_test.go.
@@ -649,4 +654,118 @@ func TestDeltaOfImageThatIsThere(t *testing.T) {
 	if readFileOrNil(filepath.Join(d.app.c.paths.ds, "mendlet.index.3")) == nil {
 		t.Error("its index is not kept")
 	}
+}
+
+// The whole program, and a web server: what plan says before, status after, and what the server was asked for.
+func TestDeltaOverHTTP(t *testing.T) {
+	old := simImage(1, 700000)
+	image := slices.Concat(old[:200000], []byte("some bytes more"), old[200000:500000], simImage(2, 30000), old[500000:])
+	b := newImageBoard(t)
+	slot := make([]byte, 1<<20)
+	copy(slot, old)
+	writeFile(t, b.a, string(slot))
+	for i := range slot {
+		slot[i] ^= 0x55
+	}
+	writeFile(t, b.b, string(slot))
+	data := readFileOrNil(b.pack(t, "new", image, "--compression", "gzip", "--delta=16k"))
+	var sent, requests atomic.Int64
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		w.Header().Set("ETag", `"one"`)
+		http.ServeContent(&sentCounter{w, &sent}, r, "", time.Time{}, bytes.NewReader(data))
+	}))
+	defer site.Close()
+	url := site.URL + "/new.mender"
+
+	out, _ := b.must(t, exitOK, "plan", "--json", url)
+	var plan struct {
+		Delta deltaCost `json:"delta"`
+	}
+	if err := json.Unmarshal([]byte(out), &plan); err != nil {
+		t.Fatal(err)
+	}
+	if c := plan.Delta; c.Fetch == 0 || c.Fetch > int64(len(data))/3 || c.Running < 500000 || c.Requests < 1 {
+		t.Errorf("plan: %+v", c)
+	}
+	if out, _ := b.must(t, exitOK, "plan", url); !strings.Contains(out, "known by looking through it") {
+		t.Errorf("plan says %s", out)
+	}
+	if _, err := os.Stat(filepath.Join(b.dir, "ds/mendlet.index.3.new")); err == nil {
+		t.Error("plan has written to the datastore")
+	}
+	sent.Store(0)
+	requests.Store(0)
+	_, errs := b.must(t, exitOK, "install", url)
+	b.slotHolds(t, b.b, image)
+	t.Logf("%d bytes of %d in %d requests, planned were %d in %d\n%s", sent.Load(), len(data), requests.Load(),
+		plan.Delta.Fetch, plan.Delta.Requests+1, errs)
+	if n := sent.Load(); n > int64(len(data))/2 {
+		t.Errorf("%d bytes of %d were sent", n, len(data))
+	}
+	if !strings.Contains(errs, "saved") {
+		t.Errorf("nothing is said to be saved: %s", errs)
+	}
+	b.reboot(t)
+	b.must(t, exitOK, "commit")
+	var status report
+	out, _ = b.must(t, exitOK, "status", "--json")
+	if err := json.Unmarshal([]byte(out), &status); err != nil || status.Last.Saved < int64(len(data))/2 {
+		t.Errorf("status: %v, %+v", err, status.Last)
+	}
+	// The same again is there but for what the other slot lacks.
+	if code, _, errs := b.do(t, "", "install", "--delta=only", url); code != exitOK {
+		t.Errorf("only: exit %d: %s", code, errs)
+	}
+	if code, _, _ := b.do(t, "", "install", "--delta=some", url); code != exitUsage {
+		t.Errorf("--delta=some: exit %d, want %d", code, exitUsage)
+	}
+}
+
+// sentCounter adds up what is sent.
+type sentCounter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (c *sentCounter) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// Index and plan of an image of 1 GiB take at most 1 MiB, wherever one looks.
+func TestDeltaMemory(t *testing.T) {
+	x := &deltaIndex{average: defaultAverage, imageSize: 1 << 30, head: 100}
+	for left := int64(1 << 30); left > 0; {
+		c := chunk{sum: rand.Uint64() | 1, size: uint32(min(defaultAverage, left)), stored: 12345}
+		x.chunks, left = append(x.chunks, c), left-int64(c.size)
+	}
+	raw := x.encode()
+	info := x.info(raw)
+	x = nil
+	live := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := live()
+	y, err := parseDeltaIndex(raw, info, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed := live() - before + int64(len(raw)) // which is still there then
+	before, raw = before-int64(len(raw)), nil
+	p := newDeltaPlan(y)
+	planned := live() - before
+	p.settle(0)
+	settled := live() - before
+	t.Logf("%d chunks: %d bytes parsed, %d while sources are looked through, %d then", len(y.chunks), parsed, planned,
+		settled)
+	if max(parsed, planned, settled) > 1<<20 {
+		t.Errorf("more than 1 MiB")
+	}
+	runtime.KeepAlive(p)
 }
