@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -141,9 +142,12 @@ func (d *delta) takeIndex(a *artifact) (err error) {
 // hashing.
 //
 //go:noinline
-func indexName(s *slot) string { return fmt.Sprintf("mendlet.index.%d", s.num) }
+func indexName(s *slot) string { return fmt.Sprintf("%s%d", indexPrefix, s.num) }
 
-const newIndex = ".new" // of the image that is being written
+const (
+	indexPrefix = "mendlet.index."
+	newIndex    = ".new" // of the image that is being written
+)
 
 // openKept opens an index in the datastore and gives its SHA-256, behind which it is read on.
 func (d *delta) openKept(name string) (f *os.File, sum [sha256.Size]byte, err error) {
@@ -287,11 +291,13 @@ func (s *deltaSlots) read(src deltaSource, at int64, c *chunk) []byte {
 }
 
 const (
-	scanBlock  = 128 << 10 // bytes that are read of a slot at once while it is looked through
-	maxFaults  = 16        // places of a slot that cannot be read, until looking through it ends
-	maxSamples = 32        // chunks that an index is tried by
-	maxMisses  = 64        // chunks in a row that an interrupted run has not left
-	oddMax     = 1 << 20   // bytes that one request gets of what has turned out not to be there
+	scanBlock    = 128 << 10 // bytes that are read of a slot at once while it is looked through
+	maxFaults    = 16        // places of a slot that cannot be read, until looking through it ends
+	maxSamples   = 32        // chunks that an index is tried by
+	maxMisses    = 64        // chunks in a row that an interrupted run has not left
+	startHeader  = 16 << 10  // bytes of an artifact up to its payload, or more
+	startUnknown = 192 << 10 // and an index, too
+	oddMax       = 1 << 20   // bytes that one request gets of what has turned out not to be there
 )
 
 // makePlan finds out what the slots hold.
@@ -334,7 +340,7 @@ func (d *delta) makePlan(ctx context.Context) error {
 func (d *delta) String() string {
 	c := &d.cost
 	return fmt.Sprintf("delta: %s of %s are fetched, in %d requests; %s of the image are in slot %s (known by %s), "+
-		"%s in slot %s, %s are zeros", mega(c.Fetch), mega(c.Whole), c.Requests+1, mega(c.Running), d.from, d.by, mega(c.Idle), d.to,
+		"%s in slot %s, %s are zeros", mega(c.Fetch), mega(c.Whole), c.Requests+1, mega(c.Running), d.from.letter, d.by, mega(c.Idle), d.to.letter,
 		mega(c.Zeros))
 }
 
@@ -453,6 +459,38 @@ func forgetIndex(path string, s *slot) {
 		ds.remove(indexName(s) + newIndex)
 		ds.Close()
 	}
+}
+
+// deltaStart is how many bytes of an artifact are to be asked for at first, where it is likely to be had as a delta: a
+// header, and an index like the one that came before; 0: it is not likely.
+func deltaStart(mode, ds string) (n int64) {
+	if mode == "off" {
+		return 0
+	}
+	if mode == "only" {
+		n = startUnknown
+	}
+	d, err := openDir(ds)
+	if err != nil {
+		return n
+	}
+	defer d.Close()
+	names, _ := d.names()
+	for _, name := range names {
+		if !strings.HasPrefix(name, indexPrefix) {
+			continue
+		}
+		if strings.HasSuffix(name, newIndex) {
+			return startHeader
+		}
+		if f, err := d.open(name, os.O_RDONLY, 0); err == nil {
+			if st, err := f.Stat(); err == nil {
+				n = startHeader + st.Size()*9/8
+			}
+			f.Close()
+		}
+	}
+	return n
 }
 
 // saved is how many stored bytes have not been fetched so far; fetched is how many have, and requests in how many.

@@ -226,6 +226,8 @@ func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, o downlo
 		if o.etag = want.Tag; !strings.HasPrefix(want.Tag, `"`) && !strings.HasPrefix(want.Tag, "W/") {
 			o.etag, o.lastModified = "", want.Tag
 		}
+	} else {
+		o.first = deltaStart(cmp.Or(a.o.delta, a.c.Delta), a.c.paths.ds)
 	}
 	if a.src != nil {
 		o.mixed = func() { a.src.mixed = true }

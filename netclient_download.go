@@ -52,6 +52,9 @@ type downloadOptions struct {
 	// same: the file must not change between one answer and the next, so it is errChanged when its validators
 	// are others than the first, and only the bytes that span aims at are asked for.
 	same bool
+	// first bounds the first answer, in bytes, as what is sent and not read is fetched in vain; each one after it may be
+	// eight times as long as all before. 0: one answer gives all.
+	first int64
 	// relink gives a new URL for the same bytes when the server answers 403, 404 or 410
 	// (a presigned link has expired); nil: there is none.
 	relink func(context.Context) (string, error)
@@ -295,7 +298,7 @@ func (d *download) connect() error {
 		if isDistrust(err) && d.off > 0 { // it was trusted when the first bytes came
 			err = tryLater("%w", err)
 		}
-		if errors.Is(err, errUseless) && !d.whole && d.off > 0 && !d.o.same {
+		if errors.Is(err, errUseless) && d.ranged() && !d.o.same {
 			d.o.lg.warnf("%v; asking for the whole file", err)
 			d.whole = true
 			continue
@@ -357,6 +360,9 @@ func downloadBackoff(try int) time.Duration {
 	return d + rand.N(d/4)
 }
 
+// ranged tells that not the whole file is asked for.
+func (d *download) ranged() bool { return !d.whole && (d.off > 0 || d.o.first > 0) }
+
 // request makes one connection.
 func (d *download) request() error {
 	d.conn, d.cancel = context.WithCancelCause(d.ctx)
@@ -377,8 +383,12 @@ func (d *download) request() error {
 		case d.LastModified != "":
 			req.Header.Set("If-Unmodified-Since", d.LastModified)
 		}
-	} else if d.off > 0 && !d.whole {
-		req.Header.Set("Range", "bytes="+strconv.FormatInt(d.off, 10)+"-")
+	} else if d.ranged() {
+		span := "bytes=" + strconv.FormatInt(d.off, 10) + "-"
+		if d.o.first > 0 {
+			span += strconv.FormatInt(d.off+max(d.o.first, 8*d.off)-1, 10)
+		}
+		req.Header.Set("Range", span)
 	}
 	resp, err := d.hc.Do(req)
 	d.watch.Stop()
@@ -424,7 +434,7 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 		return 0, d.useless("got HTTP status %d, want 200", c)
 	case c == http.StatusPreconditionFailed && d.o.same:
 		return 0, tryLater("%q: got HTTP status %d: %w", d.URLKey, c, errChanged)
-	case (d.off > 0 && !d.whole || d.o.same) && rangeTrouble(c):
+	case (d.ranged() || d.o.same) && rangeTrouble(c):
 		return 0, d.useless("%w", newStatusError("range", r, d.head(maxHead)))
 	default:
 		return 0, newStatusError(fmt.Sprintf("%q", d.URLKey), r, d.head(maxHead))

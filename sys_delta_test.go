@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -696,7 +697,7 @@ func TestDeltaOverHTTP(t *testing.T) {
 	}
 	sent.Store(0)
 	requests.Store(0)
-	_, errs := b.must(t, exitOK, "install", url)
+	_, errs := b.must(t, exitOK, "install", "--delta=only", url)
 	b.slotHolds(t, b.b, image)
 	t.Logf("%d bytes of %d in %d requests, planned were %d in %d\n%s", sent.Load(), len(data), requests.Load(),
 		plan.Delta.Fetch, plan.Delta.Requests+1, errs)
@@ -708,6 +709,11 @@ func TestDeltaOverHTTP(t *testing.T) {
 	}
 	b.reboot(t)
 	b.must(t, exitOK, "commit")
+	sent.Store(0)
+	b.must(t, exitOK, "plan", url)
+	if n := sent.Load(); n > 30000 { // header and index, as there is an index that tells of such artifacts
+		t.Errorf("%d bytes were sent for a header and an index", n)
+	}
 	var status report
 	out, _ = b.must(t, exitOK, "status", "--json")
 	if err := json.Unmarshal([]byte(out), &status); err != nil || status.Last.Saved < int64(len(data))/2 {
@@ -768,4 +774,83 @@ func TestDeltaMemory(t *testing.T) {
 		t.Errorf("more than 1 MiB")
 	}
 	runtime.KeepAlive(p)
+}
+
+// Killed at its system calls an install of a delta goes on, and ends with the image in its slot.
+func TestKilledInDelta(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Skip("needs strace")
+	}
+	onlyExhaustive(t, "hundreds of runs under strace")
+	program := filepath.Join(t.TempDir(), "mendlet")
+	build := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	old := simImage(1, 700000)
+	image := slices.Concat(old[:200000], []byte("some bytes more"), old[200000:500000], simImage(2, 30000), old[500000:])
+	start := newImageBoard(t)
+	writeFile(t, start.a, string(append(old, make([]byte, 1<<20-len(old))...)))
+	data := readFileOrNil(start.pack(t, "new", image, "--compression", "gzip", "--delta=16k"))
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"one"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	}))
+	defer site.Close()
+	points := 0
+	for _, call := range []string{"pwrite64", "fdatasync", "fsync", "renameat", "unlinkat", "fchmod"} {
+		for n := 1; killDeltaAt(t, start, program, site.URL+"/new.mender", image, call, n); n++ {
+			points++
+		}
+	}
+	t.Logf("killed at %d places", points)
+	if points < 20 {
+		t.Errorf("killed at %d places only", points)
+	}
+}
+
+// killDeltaAt reports false when the install ended before the nth such call.
+func killDeltaAt(t *testing.T, start *imageBoard, program, url string, image []byte, call string, n int) bool {
+	dir := fastDir(t)
+	defer os.RemoveAll(dir)
+	if err := os.CopyFS(dir, os.DirFS(start.dir)); err != nil {
+		t.Fatal(err)
+	}
+	b := *start
+	b.dir, b.a, b.b = dir, filepath.Join(dir, "p2"), filepath.Join(dir, "p3")
+	env := filepath.Join(dir, "env")
+	writeFile(t, filepath.Join(dir, "fw_env.config"),
+		fmt.Sprintf("%s 0 %x\n%s %d %x\n", env, boardEnvSize, env, boardEnvSize, boardEnvSize))
+	run := func(trace []string, words ...string) (int, string) {
+		line := append(append(trace, program), b.args(t, words...)[1:]...)
+		cmd := exec.Command(line[0], line[1:]...)
+		cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "MENDER_CONF_DIR="+dir+"/conf", "MENDER_DATA_DIR="+dir+"/data")
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return cmd.ProcessState.ExitCode(), string(out)
+	}
+	code, log := run(inject(call, n), "install", url)
+	if code == exitOK {
+		return false
+	}
+	waits := func() bool {
+		rec, err := peekJournal(filepath.Join(dir, "ds"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rec.Update != nil && rec.Update.Step == stepCommitWait
+	}
+	for try := 0; try < 4 && !waits(); try++ {
+		word := [][]string{{"resume"}, {"install", url}}[try%2]
+		code, out := run(nil, word...)
+		log += fmt.Sprintf("%v: %d\n%s", word, code, out)
+	}
+	if !waits() || b.env(t)[varUpgrade] != "1" {
+		t.Fatalf("killed at %s %d: %s", call, n, log)
+	}
+	b.slotHolds(t, b.b, image)
+	return true
 }
