@@ -48,6 +48,7 @@ func verbFlagSets() map[string]*flag.FlagSet {
 	if sets["pack"] != nil {
 		new(packOptions).flags(sets["pack"])
 	}
+	fleetFlagSet(sets)
 	return sets
 }
 
@@ -229,7 +230,8 @@ func section(t *testing.T, man, kind, name string) string {
 // and nothing that the program has not.
 func TestManual(t *testing.T) {
 	man := manText(t, "doc/mendlet.8")
-	in := map[string]string{"": section(t, man, "SH", "OPTIONS"), "pack": section(t, man, "SH", "PACK")}
+	in := map[string]string{"": section(t, man, "SH", "OPTIONS"), "pack": section(t, man, "SH", "PACK"),
+		"fleet": section(t, man, "SH", "CHANNELS")}
 	text := section(t, man, "SH", "VERBS")
 	known := map[string]bool{"-n": true, "-": true} // of env print; standard input
 	sets := verbFlagSets()

@@ -76,6 +76,9 @@ func leftOut(name string) string {
 	if name == "auth-daemon" {
 		return "it takes a mendlet that was built without the tag nodbus"
 	}
+	if name == "fleet" {
+		return "it takes a mendlet that was built without the tag nofleet"
+	}
 	return ""
 }
 

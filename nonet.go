@@ -23,6 +23,8 @@ func (n *netFlags) downloadFlags(*flag.FlagSet) {}
 
 func netVerbs() []verb { return nil }
 
+func fleetVerbs() []verb { return nil }
+
 func tokenVerbs() []verb { return nil }
 
 func indexVerbs() []verb { return nil }
@@ -50,8 +52,8 @@ func urlSource(_ *app, name string) *source {
 // leftOut is the hint for a verb of other builds.
 func leftOut(name string) string {
 	switch name {
-	case "pack", "index":
-		return "make artifacts on a build host, with a mendlet with network support or with mender-artifact"
+	case "pack", "index", "fleet":
+		return "make artifacts on a build host, and channel files, too, with a mendlet with network support"
 	case "snapshot":
 		return "write the device to a file or pipe with dd, after 'fsfreeze -f' or from a system that does not run on it"
 	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup", "auth-daemon", "token":

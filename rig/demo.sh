@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Two updates of a make-believe board, on image files: one is kept, one is rolled back.
+# Updates of a make-believe board, on image files: by hand, kept and rolled back, and from a folder.
 # Usage: demo.sh MENDLET TESTDATA
 set -eu
-mendlet=$1
-testdata=$2
+mendlet=$(realpath "$1")
+testdata=$(realpath "$2")
 . "$(dirname "$0")/board.sh"
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -48,5 +48,37 @@ boot
 echo "(the commit that comes now is refused: there is nothing left to commit)"
 run commit || true
 
-say "The end: one update committed, two rolled back, and the board always had a slot to boot."
+if ! command -v openssl > /dev/null || ! unshare -rm true 2> /dev/null; then
+	say "The end. (There is a last act, for which it takes openssl, and unshare for the board's own boot_id.)"
+	exit 0
+fi
+say "9. No server either: a folder with the artifact and one signed file, on any web space or stick."
+mkdir "$dir/www"
+cd "$dir"
+cp release-3.mender www/
+openssl genpkey -algorithm ed25519 -out fleet.pem
+openssl pkey -in fleet.pem -pubout -out fleet.pub
+publish() { echo "\$ mendlet fleet $*"; "$mendlet" fleet "$@" 2>&1; }
+publish init www/demo.fleet -k fleet.pem
+publish add www/demo.fleet www/release-3.mender -k fleet.pem
+publish check www/demo.fleet --verify fleet.pub
+
+say "10. The board follows it. What is there for it, and why?"
+sed -i "s,^{,{\"FleetVerifyKeys\": [\"$dir/fleet.pub\"]\, \"DeviceID\": \"demo\"\, ," mender.conf
+run check-update --channel "$dir/www/demo.fleet"
+
+# Each boot of the board has an identity of its own, which is not that of this machine.
+m() {
+	unshare -rm sh -ec 'mount --bind "$1" /proc/sys/kernel/random/boot_id; shift; exec "$@"' sh boot_id \
+		"$mendlet" "$@" -c mender.conf -b none.conf -d "$dir" --running "$slot"
+}
+cat /proc/sys/kernel/random/uuid > boot_id
+say "11. It installs that, reboots, and the same command commits."
+run run --no-reboot --channel "$dir/www/demo.fleet"
+boot
+cat /proc/sys/kernel/random/uuid > boot_id
+run run --no-reboot --channel "$dir/www/demo.fleet"
+run show-artifact
+
+say "The end: two updates committed, two rolled back, and the board always had a slot to boot."
 run status
