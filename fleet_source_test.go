@@ -10,12 +10,13 @@ import (
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	mathrand "math/rand"
-
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -182,6 +183,32 @@ func (b *channelBoard) run(code int, says string, more ...string) {
 	b.t.Helper()
 	b.again()
 	b.want(code, says, append([]string{"run"}, more...)...)
+}
+
+// A poll of a channel that has not changed is one request over a session of before.
+func TestChannelPollBytes(t *testing.T) {
+	b := newChannelBoard(t)
+	b.host.publish(1, nil, b.release("gw-1", "good", nil))
+	ca := newTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	s := tlsServer(t, ca, &tls.Config{})
+	s.Config.Handler = http.HandlerFunc(b.host.serve)
+	addr, counted := meteredProxy(t, func() (net.Conn, error) { return net.Dial("tcp", s.Listener.Addr().String()) })
+	b.configure(map[string]any{"Channel": "https://" + addr + "/acme.fleet", "ServerCertificate": ca.pem,
+		"FleetVerifyKeys": []string{publicFile(t, b.host.key.Public())}})
+	b.run(0, "success")
+	b.run(0, "nothing is to be installed")
+	for range 3 {
+		conns, before := counted()
+		b.host.heard()
+		b.run(0, "nothing is to be installed")
+		all, after := counted()
+		log := b.host.heard()
+		if !slices.Equal(log, []string{"GET acme.fleet 304"}) || all != conns+1 || after-before > 1300 {
+			t.Errorf("got %q in %d bytes over %d connections, want one request and 1300 bytes at most", log, after-before,
+				all-conns)
+		}
+		t.Logf("304: %d bytes", after-before)
+	}
 }
 
 // From an empty device to releases that are installed, fail, are paused and taken back.

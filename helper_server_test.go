@@ -12,6 +12,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -50,6 +51,7 @@ type testServer struct {
 	noPut       bool       // inventory by PATCH only
 	autoAccept  bool
 	tenant      string // if set, what tenant_token must be
+	signature   string // of tokens: as long as with the keys of some server
 	devices     map[string]*testDevice
 	tokens      map[string]*testDevice
 	uids        int // given so far
@@ -255,8 +257,8 @@ func (s *testServer) auth(w http.ResponseWriter, r *http.Request, body []byte) {
 		apiError(w, 401, "dev auth: unauthorized")
 		return
 	}
-	claims := fmt.Sprintf(`{"jti":"%d","sub":%q,"mender.device":true}`, len(s.tokens), d.uid)
-	token := "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2lnbmF0dXJl"
+	claims := fmt.Sprintf(`{"jti":"%d","sub":%q,"mender.device":true}`, s.requests["POST auth"], d.uid)
+	token := "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + "." + cmp.Or(s.signature, "c2lnbmF0dXJl")
 	s.tokens[token] = d
 	w.Header().Set("Content-Type", "application/jwt")
 	io.WriteString(w, token)

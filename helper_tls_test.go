@@ -31,7 +31,7 @@ type testCA struct {
 	pem  string // file
 }
 
-func newTestCA(t *testing.T, from, to time.Time) *testCA {
+func newTestCA(t testing.TB, from, to time.Time) *testCA {
 	ca := &testCA{key: testSigner(t)}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"},
 		NotBefore: from, NotAfter: to,
@@ -49,7 +49,7 @@ func pemText(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }
 
-func (ca *testCA) issue(t *testing.T, isCA bool) *testCA {
+func (ca *testCA) issue(t testing.TB, isCA bool) *testCA {
 	sub := &testCA{key: testSigner(t)}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "leaf"},
 		NotBefore: ca.cert.NotBefore,
@@ -62,14 +62,24 @@ func (ca *testCA) issue(t *testing.T, isCA bool) *testCA {
 	return sub
 }
 
+// serverPEM is a file with a certificate that ca has issued, and its key.
+func (ca *testCA) serverPEM(t testing.TB) string {
+	leaf := ca.issue(t, false)
+	der, err := x509.MarshalPKCS8PrivateKey(leaf.key)
+	must(t, err)
+	file := filepath.Join(t.TempDir(), "server.pem")
+	must(t, os.WriteFile(file, append(pemText("CERTIFICATE", leaf.cert.Raw), pemText("PRIVATE KEY", der)...), 0o600))
+	return file
+}
+
 // tlsServer answers with a certificate of ca.
-func tlsServer(t *testing.T, ca *testCA, conf *tls.Config) *httptest.Server {
+func tlsServer(t testing.TB, ca *testCA, conf *tls.Config) *httptest.Server {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	return tlsServerOn(t, l, ca, conf)
 }
 
-func tlsServerOn(t *testing.T, l net.Listener, ca *testCA, conf *tls.Config) *httptest.Server {
+func tlsServerOn(t testing.TB, l net.Listener, ca *testCA, conf *tls.Config) *httptest.Server {
 	leaf := ca.issue(t, false)
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %d", r.Proto, len(r.TLS.PeerCertificates))

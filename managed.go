@@ -188,9 +188,13 @@ func timeFloor(a *app) time.Time {
 	return floor
 }
 
-// newClient makes the client; about is what it says of this device behind its version.
+// newClient makes the client; about is what it says of this device behind its version. It goes on with the TLS
+// sessions that the last run left.
 func newClient(a *app, about string) (*http.Client, error) {
-	o := netOptions{floor: timeFloor(a), version: versionString() + about, lg: a.lg}
+	if a.o.net.kept == nil {
+		a.o.net.kept = lastKept(a.c, versionString(), a.lg)
+	}
+	o := netOptions{floor: timeFloor(a), version: versionString() + about, sessions: &a.o.net.kept.sessions, lg: a.lg}
 	if a.o.net.tuneNet != nil {
 		a.o.net.tuneNet(&o)
 	}
@@ -277,11 +281,25 @@ func (s *session) ready() error {
 		return err
 	}
 	s.api = newAPIClient(a.c, s.hc, s.identity, key, a.lg)
+	s.api.kept = a.o.net.kept
 	if n := a.rec.net(); n != nil {
 		s.api.v1Only = n.V1Only
 	}
 	s.begin()
 	return nil
+}
+
+// keep leaves token and TLS sessions to the next run. After two failures one of these may be what is wrong, and
+// the third run begins without.
+func keep(a *app) error {
+	k := a.o.net.kept
+	if k == nil {
+		return nil
+	}
+	if n := a.rec.net(); n != nil && n.Failures > 1 {
+		k.drop()
+	}
+	return k.save(a.c)
 }
 
 // key is the device's key. One that the server has accepted and that is gone is not replaced.
@@ -459,6 +477,9 @@ func (r *round) scheduleRetry(outer context.Context, err error, ended bool) erro
 	default:
 		n.Failures, n.Failure = 0, ""
 	}
+	if kerr := keep(r.a); kerr != nil {
+		r.a.lg.warnf("%v", kerr)
+	}
 	if jerr := r.a.j.save(r.a.rec); jerr != nil {
 		return errors.Join(err, jerr)
 	}
@@ -549,10 +570,8 @@ func (s *session) exchange(ctx context.Context, poll bool) (*deployment, error) 
 	if err := s.sendPending(ctx); err != nil {
 		return nil, err
 	}
-	if s.api.token == "" {
-		if err := s.api.authenticate(ctx); err != nil {
-			return nil, err
-		}
+	if err := s.api.login(ctx); err != nil {
+		return nil, err
 	}
 	s.forget()
 	if err := s.inventory(ctx, false); err != nil || !poll {
@@ -915,6 +934,7 @@ func (r *round) countTries(ctx context.Context, err error) error {
 func (r *round) checkServer(ctx context.Context) error {
 	err := r.from.ready()
 	if err == nil {
+		r.a.o.net.kept.drop() // the handshake is to be a whole one
 		err = r.from.alive(ctx)
 	}
 	if err == nil {
@@ -1170,7 +1190,7 @@ func inventoryNow(ctx context.Context, a *app) error {
 	if err := s.inventory(ctx, true); err != nil {
 		return err
 	}
-	return a.j.save(a.rec)
+	return errors.Join(keep(a), a.j.save(a.rec))
 }
 
 // inventory sends what the device is when that is due and has changed, or when forced.

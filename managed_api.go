@@ -38,7 +38,7 @@ const (
 // identitySource gives the identity as JSON; see identityJSON.
 type identitySource func(context.Context) (string, error)
 
-// apiClient is one session with the server. The token lives in memory only.
+// apiClient is one session with the server.
 type apiClient struct {
 	// v1Only is the base URL of a server that is known to have no v2 route. It may be
 	// kept between runs to save a request.
@@ -50,6 +50,9 @@ type apiClient struct {
 	refused bool
 	// device is who the device is to the server, by the last token; "" if that does not say.
 	device string
+
+	// kept is what is to be had at the next run, too; of the last one, at first.
+	kept *kept
 
 	c        *config
 	hc       *http.Client
@@ -63,10 +66,35 @@ type apiClient struct {
 }
 
 func newAPIClient(c *config, hc *http.Client, id identitySource, key crypto.Signer, lg *logger) *apiClient {
-	return &apiClient{c: c, hc: hc, id: id, key: key, lg: lg}
+	return &apiClient{c: c, hc: hc, id: id, key: key, lg: lg, kept: &kept{}}
 }
 
-func (a *apiClient) dropToken() { a.token = "" }
+// dropToken makes the next request log in anew and, over a connection of its own, with a whole handshake.
+func (a *apiClient) dropToken() {
+	a.token = ""
+	a.kept.drop()
+}
+
+// login makes sure that there is a token: that of the last run, if it is from the server which would be asked
+// first and for the same identity. Whether it is good still, the server says, by 401.
+func (a *apiClient) login(ctx context.Context) error {
+	if k := a.kept; a.token == "" && k.Token != "" {
+		id, err := a.id(ctx)
+		if err != nil {
+			return err
+		}
+		servers := a.servers()
+		if len(servers) > 0 && servers[0].ServerURL == k.Server && inventoryHash([]byte(id)) == k.Identity {
+			a.base, a.token, a.device, a.accepted = k.Server, k.Token, tokenDevice(k.Token), id
+		} else {
+			k.drop()
+		}
+	}
+	if a.token == "" {
+		return a.authenticate(ctx)
+	}
+	return nil
+}
 
 // authRequest is the body of an authentication request. The server verifies the bytes it
 // gets, so the order of the keys is free.
@@ -162,6 +190,7 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 		return tryLater("%q: got a token of %d bytes, want one word", base+apiAuth, len(token))
 	}
 	a.base, a.token, a.device, a.accepted = base, token, tokenDevice(token), a.says
+	a.kept.Server, a.kept.Token, a.kept.Identity = base, token, inventoryHash([]byte(a.says))
 	a.lg.debugf("authenticated with %q", base)
 	return nil
 }
@@ -204,7 +233,6 @@ func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte
 	}
 	what := fmt.Sprintf("%s %q", method, urlKey(req.URL))
 	req.Header = h
-	req.Header.Set("Accept", "application/json")
 	// All requests may be repeated. Without a value this is not sent, but net/http repeats one at once that met
 	// a connection which the server, or a router in between, had closed meanwhile.
 	req.Header["Idempotency-Key"] = nil
@@ -239,10 +267,8 @@ func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte
 // there are others.
 func (a *apiClient) request(ctx context.Context, method, path string, body []byte) (*apiAnswer, error) {
 	for try := 0; ; try++ {
-		if a.token == "" {
-			if err := a.authenticate(ctx); err != nil {
-				return nil, err
-			}
+		if err := a.login(ctx); err != nil {
+			return nil, err
 		}
 		ans, err := a.send(ctx, method, a.base+path, body, http.Header{"Authorization": {"Bearer " + a.token}})
 		stale := err == nil && ans.code == http.StatusUnauthorized
@@ -307,10 +333,8 @@ func (a *apiClient) nextDeployment(ctx context.Context, body []byte) (*deploymen
 	if err := json.Unmarshal(v2.Provides, &provides); err != nil {
 		return nil, fmt.Errorf("provides for the server: %w", err)
 	}
-	if a.token == "" {
-		if err := a.authenticate(ctx); err != nil {
-			return nil, err
-		}
+	if err := a.login(ctx); err != nil {
+		return nil, err
 	}
 	if a.v1Only != a.base {
 		ans, err := a.request(ctx, http.MethodPost, apiNextV2, body)

@@ -151,7 +151,7 @@ func TestNextDeployment(t *testing.T) {
 	}
 }
 
-// Issue 3, 8: a poll that finds nothing costs one connection and two requests.
+// A poll that finds nothing costs one connection and, where no token is kept, two requests.
 func TestIdlePollCost(t *testing.T) {
 	for _, v2 := range []bool{true, false} {
 		s := newTestServer(t, true)

@@ -43,6 +43,8 @@ type netOptions struct {
 	version string // for User-Agent
 	lg      *logger
 
+	sessions *tlsSessions // nil: none of before
+
 	tuneDialer func(*dialer) // for tests
 }
 
@@ -56,7 +58,10 @@ func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
 		o.getenv = os.Getenv
 	}
 	clock := newTLSClock(o)
-	conf, err := tlsConfig(c, clock, o.lg)
+	if o.sessions == nil {
+		o.sessions = &tlsSessions{}
+	}
+	conf, err := tlsConfig(c, clock, o)
 	if err != nil {
 		return nil, err
 	}
@@ -148,8 +153,8 @@ func clockFloor(build time.Time, files ...string) time.Time {
 }
 
 // tlsConfig builds trust and the client certificate.
-func tlsConfig(c *config, clock *tlsClock, lg *logger) (*tls.Config, error) {
-	roots, err := trustedRoots(c, lg)
+func tlsConfig(c *config, clock *tlsClock, o netOptions) (*tls.Config, error) {
+	roots, err := trustedRoots(c, o.lg)
 	if err != nil {
 		return nil, err
 	}
@@ -159,10 +164,10 @@ func tlsConfig(c *config, clock *tlsClock, lg *logger) (*tls.Config, error) {
 		MinVersion:         tls.VersionTLS12,
 		InsecureSkipVerify: c.SkipVerify,
 		CurvePreferences:   smallGroups,
-		ClientSessionCache: smallTickets{tls.NewLRUClientSessionCache(4)}, // a reconnect costs half a handshake
+		ClientSessionCache: o.sessions,
 	}
 	if c.SkipVerify {
-		lg.warnf("server certificates are not verified (SkipVerify)")
+		o.lg.warnf("server certificates are not verified (SkipVerify)")
 	}
 	return conf, clientCertificate(conf, c.HttpsClient)
 }

@@ -17,6 +17,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -37,24 +38,85 @@ const (
 	tcpUserTimeout = 18 // TCP_USER_TIMEOUT of linux/tcp.h, in ms
 
 	// maxTicket is the bytes of a session ticket that fit into one packet with the rest of a ClientHello.
-	maxTicket = 700
+	maxTicket   = 700
+	maxSessions = 4
 )
 
 // smallGroups are the groups of keys that leave the ClientHello at some 300 bytes. With the
 // post-quantum ones, which the standard library prefers, it has 1.5 kB, more than a packet.
 var smallGroups = []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521}
 
-// smallTickets keeps no session that would make the next ClientHello a large one: servers may put
-// a client's certificate into the ticket.
-type smallTickets struct{ tls.ClientSessionCache }
+// tlsSessions are those that a handshake can go on with, which then costs half: one for each server, by its name.
+// It is safe for use by several goroutines.
+type tlsSessions struct {
+	mu   sync.Mutex
+	live map[string]*tls.ClientSessionState
+}
 
-func (c smallTickets) Put(key string, s *tls.ClientSessionState) {
+func (c *tlsSessions) Get(name string) (*tls.ClientSessionState, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.live[name]
+	return s, s != nil
+}
+
+// Put takes no session that would make the next ClientHello a large one: servers may put a client's
+// certificate into the ticket. It is called with nil for one that a handshake has failed with.
+func (c *tlsSessions) Put(name string, s *tls.ClientSessionState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.live == nil || len(c.live) >= maxSessions {
+		c.live = map[string]*tls.ClientSessionState{}
+	}
+	delete(c.live, name)
 	if s != nil {
-		if ticket, _, err := s.ResumptionState(); err != nil || len(ticket) > maxTicket {
-			s = nil
+		if ticket, _, err := s.ResumptionState(); err == nil && len(ticket) <= maxTicket {
+			c.live[name] = s
 		}
 	}
-	c.ClientSessionCache.Put(key, s)
+}
+
+//go:noinline
+func (c *tlsSessions) clear() {
+	c.mu.Lock()
+	c.live = nil
+	c.mu.Unlock()
+}
+
+// keptState is how a state begins (tls.SessionState) that outlives the process: version and side. Of TLS 1.3,
+// because with what is kept of an older one all that is sent under it could be read. Nothing else may come back: of
+// a server's side the client would look for a certificate, and not for whether there is one.
+const keptState = "\x03\x04\x02"
+
+// export gives those that may be kept, by name, with the ticket in what tls.SessionState.Extra is for.
+func (c *tlsSessions) export() map[string][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := map[string][]byte{}
+	for name, s := range c.live {
+		ticket, state, err := s.ResumptionState()
+		if err != nil {
+			continue
+		}
+		state.Extra = [][]byte{ticket}
+		if text, err := state.Bytes(); err == nil && strings.HasPrefix(string(text), keptState) {
+			kept[name] = text
+		}
+	}
+	return kept
+}
+
+// restore puts back what was exported. What is none of that is left out.
+func (c *tlsSessions) restore(kept map[string][]byte) {
+	for name, text := range kept {
+		state, err := tls.ParseSessionState(text)
+		if err != nil || len(state.Extra) == 0 || !strings.HasPrefix(string(text), keptState) {
+			continue
+		}
+		if s, err := tls.NewResumptionState(state.Extra[0], state); err == nil {
+			c.Put(name, s)
+		}
+	}
 }
 
 // dialer makes connections, and learns from those that come to nothing.
@@ -191,7 +253,7 @@ func moreTelling(a, b error) error {
 }
 
 // DialTLSContext is for http.Transport, without a proxy. A handshake that comes to nothing is tried
-// once more.
+// once more, as is one that fails with a session of before.
 func (d *dialer) DialTLSContext(ctx context.Context, _, addr string) (net.Conn, error) {
 	conn, lost, err := d.shakeHands(ctx, addr, d.first)
 	if lost && ctx.Err() == nil {
@@ -213,6 +275,7 @@ func (d *dialer) shakeHands(ctx context.Context, addr string, limit time.Duratio
 	}
 	conf := d.tls.Clone()
 	conf.ServerName, _, _ = net.SplitHostPort(addr)
+	_, resumes := conf.ClientSessionCache.Get(conf.ServerName)
 	conn = tls.Client(raw, conf)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -230,5 +293,5 @@ func (d *dialer) shakeHands(ctx context.Context, addr string, limit time.Duratio
 	if lost {
 		d.learn(raw.RemoteAddr().String())
 	}
-	return nil, lost, err
+	return nil, lost || resumes, err // with a session of before: it is dropped by now
 }

@@ -646,6 +646,8 @@ type netFlags struct {
 	atOnce     bool // no wait that earlier runs have left
 	passphrase string
 
+	kept *kept // from the last run and for the next one; nil until there is a client
+
 	channel      string // URL or path, in the place of a server
 	allowExpired bool   // of the channel's file
 

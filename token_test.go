@@ -14,7 +14,7 @@ import (
 func TestToken(t *testing.T) {
 	b := newVerbBoard(t)
 	b.setup()
-	file := b.dir + "/var/" + tokenFile
+	file := b.dir + "/var/" + keptName
 	b.want(exitFailed, "'mendlet bootstrap' makes the key", "token", "--fetch")
 	b.want(exitTempFail, "no such file", "token")
 	if _, err := os.Stat(b.dir + "/var/mender-agent.pem"); err == nil {
