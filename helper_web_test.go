@@ -52,8 +52,8 @@ type webSite struct {
 
 var webServers = []webServer{
 	{name: "nginx", parts: true, start: startNginx(`root DIR;`)},
-	{name: "nginx, cache", parts: true, keeps: true, start: startNginx(`location / { proxy_pass http://unix:DIR/web.origin:;
-		proxy_cache c; proxy_cache_valid 1m; proxy_cache_key $request_uri; }`)},
+	{name: "nginx, cache", parts: true, keeps: true, start: startNginx(`location / {
+		proxy_pass http://unix:DIR/web.origin:; proxy_cache c; proxy_cache_valid 1m; proxy_cache_key $request_uri; }`)},
 	{name: "nginx, cache in slices", parts: true, keeps: true, start: startNginx(`location / { slice 64k;
 		proxy_pass http://unix:DIR/web.origin:; proxy_set_header Range $slice_range; proxy_http_version 1.1;
 		proxy_cache c; proxy_cache_valid 200 206 1m; proxy_cache_key $request_uri$slice_range; }`)},
@@ -274,8 +274,8 @@ const keyS3, secretS3 = "device", "a secret of the bucket's owner"
 func startS3(t *testing.T, dir string) func() (net.Conn, error) {
 	must(t, os.MkdirAll(filepath.Join(dir, "store", "bucket"), 0o755))
 	must(t, os.Mkdir(filepath.Join(dir, "meta"), 0o755))
-	go io.Copy(io.Discard, serve(t, "versitygw", "--access", keyS3, "--secret", secretS3, "--quiet",
-		"--port", filepath.Join(dir, "web.sock"), "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Join(dir, "store")))
+	go io.Copy(io.Discard, serve(t, "versitygw", "--access", keyS3, "--secret", secretS3, "--quiet", "--port",
+		filepath.Join(dir, "web.sock"), "posix", "--sidecar", filepath.Join(dir, "meta"), filepath.Join(dir, "store")))
 	return dialFile(t, filepath.Join(dir, "web.sock"))
 }
 
