@@ -109,6 +109,8 @@ func (d *delta) unfit(a *artifact) (err error) {
 		return errors.New("its payload is not compressed with gzip")
 	case d.to.ubi:
 		return errors.New("the slots are UBI volumes")
+	case d.src.whole:
+		return errNoRanges
 	case d.src.id.Size <= 0:
 		return errors.New("the server does not tell its size")
 	}
@@ -118,8 +120,12 @@ func (d *delta) unfit(a *artifact) (err error) {
 // without is what comes of an artifact that cannot be had as a delta.
 func (d *delta) without(why error) error {
 	if d.mode == "only" {
+		hint := "make it with mendlet pack --delta"
+		if why == errNoRanges {
+			hint = "put it on a server that gives ranges"
+		}
 		return withHint(refuse("the artifact would have to be fetched as a whole: %w", why),
-			"make it with mendlet pack --delta, or allow that with --delta=auto")
+			"%s, or allow that with --delta=auto", hint)
 	}
 	if !errors.Is(why, errNoIndex) {
 		d.lg.warnf("the image is fetched as a whole: %v", why)

@@ -414,7 +414,7 @@ func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 var errChanged = errors.New("the artifact at the source has changed")
 
 // errNoRanges: an artifact may be had from there as a whole only.
-var errNoRanges = errors.New("no part as asked for")
+var errNoRanges = errors.New("the server gives no parts of it as asked for")
 
 // errStartOver: what an interrupted install left cannot be gone on with.
 var errStartOver = errors.New("the install starts over")

@@ -225,10 +225,11 @@ type source struct {
 	// can be opened once, at 0.
 	open func(ctx context.Context, off int64, want sourceID) (io.ReadCloser, sourceID, error)
 	// span gives a reader for parts of what open has told to be id; nil: there are no parts to be had.
-	span func(ctx context.Context, id sourceID) (spanReader, error)
-	once bool // cannot be opened again
-	id   sourceID
-	in   io.ReadCloser // what was opened last
+	span  func(ctx context.Context, id sourceID) (spanReader, error)
+	whole bool // open has found out that there are no parts
+	once  bool // cannot be opened again
+	id    sourceID
+	in    io.ReadCloser // what was opened last
 
 	manifest string // SHA-256 that the artifact's has to have, hex; "": any
 

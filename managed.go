@@ -246,6 +246,9 @@ func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, o downlo
 	if err != nil {
 		return nil, sourceID{}, err
 	}
+	if d.Whole {
+		a.src.whole = true
+	}
 	return d, sourceID{Name: d.URLKey, Size: d.Size, Tag: cmp.Or(d.ETag, d.LastModified)}, nil
 }
 

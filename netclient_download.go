@@ -76,6 +76,7 @@ type download struct {
 	LastModified string
 	URLKey       string // the URL without its query
 	Fetched      int64  // bytes of the body that came over the network
+	Whole        bool   // of what was asked for first, a part, the whole came
 
 	ctx     context.Context
 	hc      *http.Client
@@ -187,7 +188,7 @@ func (d *download) Read(p []byte) (int, error) {
 // ended is called when there is no more of an answer: it decides whether that is the end of the
 // file, of one slice of it, or a failure.
 func (d *download) ended(err error) error {
-	d.Close()
+	d.finish()
 	switch {
 	case err != io.EOF:
 	case d.upto < 0 && d.Size < 0:
@@ -361,7 +362,7 @@ func downloadBackoff(try int) time.Duration {
 }
 
 // ranged tells that not the whole file is asked for.
-func (d *download) ranged() bool { return !d.whole && (d.off > 0 || d.o.first > 0) }
+func (d *download) ranged() bool { return d.o.same || !d.whole && (d.off > 0 || d.o.first > 0) }
 
 // request makes one connection.
 func (d *download) request() error {
@@ -428,13 +429,14 @@ func (d *download) accept(r *http.Response) (at int64, err error) {
 		}
 	case c == http.StatusOK, c == http.StatusNonAuthoritativeInfo:
 		all = true
+		d.Whole = d.o.first > 0
 	case c == http.StatusRequestedRangeNotSatisfiable:
 		return d.off, d.pastEnd(span)
 	case c < 400:
 		return 0, d.useless("got HTTP status %d, want 200", c)
 	case c == http.StatusPreconditionFailed && d.o.same:
 		return 0, tryLater("%q: got HTTP status %d: %w", d.URLKey, c, errChanged)
-	case (d.ranged() || d.o.same) && rangeTrouble(c):
+	case d.ranged() && rangeTrouble(c):
 		return 0, d.useless("%w", newStatusError("range", r, d.head(maxHead)))
 	default:
 		return 0, newStatusError(fmt.Sprintf("%q", d.URLKey), r, d.head(maxHead))

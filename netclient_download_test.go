@@ -966,6 +966,46 @@ func TestDownloadSpansGoOn(t *testing.T) {
 	}
 }
 
+// What may be all that is wanted is asked for first. If more is, it comes in few steps, and from servers that know no
+// ranges all at once.
+func TestDownloadFirst(t *testing.T) {
+	const size = 3 << 20
+	steps := []string{"bytes=0-262143", "bytes=262144-2359295", "bytes=2359296-21233663"}
+	for _, c := range []struct {
+		name   string
+		size   int
+		answer func(f *flaky, n int, w http.ResponseWriter, r *http.Request)
+		want   []string
+		whole  bool
+		conns  int
+	}{
+		{"in steps", size, func(f *flaky, _ int, w http.ResponseWriter, r *http.Request) { f.serve(w, r) }, steps, false, 1},
+		{"small", 1000, func(f *flaky, _ int, w http.ResponseWriter, r *http.Request) { f.serve(w, r) }, steps[:1], false, 1},
+		{"just that", 256 << 10, func(f *flaky, _ int, w http.ResponseWriter, r *http.Request) { f.serve(w, r) },
+			steps[:1], false, 1},
+		{"no ranges", size, func(f *flaky, _ int, w http.ResponseWriter, _ *http.Request) { w.Write(f.data) },
+			steps[:1], true, 1},
+		{"no word for them", size, func(f *flaky, _ int, w http.ResponseWriter, r *http.Request) { status(501)(f, w, r) },
+			[]string{steps[0], ""}, true, 2},
+		{"empty", 0, func(f *flaky, _ int, w http.ResponseWriter, r *http.Request) { status(416)(f, w, r) },
+			[]string{steps[0], ""}, true, 2},
+		{"cut", size, func(f *flaky, n int, w http.ResponseWriter, r *http.Request) {
+			if n == 2 {
+				f.part(w, 206, 256<<10, 300_000)
+			}
+			f.serve(w, r)
+		}, []string{steps[0], steps[1], "bytes=300000-2699999", "bytes=2700000-24299999"}, false, 2},
+	} {
+		f := newFlaky(t, c.size, c.answer)
+		_, d, err := f.get(t, downloadOptions{first: inputBuffer})
+		f.mu.Lock()
+		if err != nil || !slices.Equal(f.ranges, c.want) || d.Whole != c.whole || f.conns > c.conns {
+			t.Errorf("%s: got %v, %q over %d connections, whole %v", c.name, err, f.ranges, f.conns, d.Whole)
+		}
+		f.mu.Unlock()
+	}
+}
+
 func FuzzContentRange(f *testing.F) {
 	for _, s := range []string{"bytes 3-8/9", "bytes 3-8/*", "bytes 3-8", "bytes 3-/9", "bytes */9",
 		"bytes=3-4611686018427387903/*", ""} {
