@@ -32,7 +32,7 @@ const (
 // machine, and the server, which may know the device by its certificate, is not.
 type upstream struct {
 	base, token string // "": there is none
-	hc          *http.Client
+	hc          *agent
 }
 
 // listenLocally gives a socket and its address. Package net would have it, and much more, for 3 kB of the program.
@@ -155,6 +155,6 @@ func ask(ctx context.Context, line string, h http.Header, body io.Reader, up ups
 	if req.ContentLength, _ = strconv.ParseInt(h.Get("Content-Length"), 10, 64); req.ContentLength > 0 {
 		req.Body = io.NopCloser(io.LimitReader(body, req.ContentLength))
 	}
-	resp, err := up.hc.Transport.RoundTrip(req)
+	resp, err := up.hc.RoundTrip(req)
 	return resp, "502 Bad Gateway", err
 }

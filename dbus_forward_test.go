@@ -37,8 +37,10 @@ func newForwarded(t *testing.T, h http.HandlerFunc) *forwarded {
 	t.Cleanup(server.Close)
 	l, address, err := listenLocally()
 	must(t, err)
+	c := testConfig(t)
+	c.ServerCertificate = writeTemp(t, "server.pem", pemText("CERTIFICATE", server.Certificate().Raw))
 	f := &forwarded{t: t, address: strings.TrimPrefix(address, "http://"),
-		up: upstream{server.URL + "/prefix/", "token", server.Client()}}
+		up: upstream{server.URL + "/prefix/", "token", testHTTPClient(t, c, netOptions{})}}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

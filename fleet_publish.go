@@ -127,7 +127,7 @@ type publisher struct {
 	o    *fleetOptions
 	path string
 	now  time.Time
-	hc   *http.Client // nil until it is needed
+	hc   *agent // nil until it is needed
 }
 
 func (p *publisher) run(ctx context.Context, verb string, words []string) error {
@@ -458,7 +458,7 @@ func (p *publisher) inspectURL(ctx context.Context, r *fleetRelease, ref string)
 		}
 		resp, err := p.hc.Do(req)
 		if err != nil {
-			return tidyNetError(err)
+			return err
 		}
 		resp.Body.Close()
 		if resp.StatusCode != http.StatusOK || resp.ContentLength != r.Size {

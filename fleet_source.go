@@ -47,17 +47,17 @@ type channel struct {
 	name  string // of the channel
 	gone  bool   // the update in progress came from it, and it is configured no more
 	keys  []verifyKey
-	hc    *http.Client
+	hc    *agent
 	web   *apiClient // for its way to make a request
 	id    string     // of the device
 	file  *fleetFile // the newest that was accepted in this run
 	floor func(*app) time.Time
 
-	connect func(a *app, about string) (*http.Client, error)
+	connect func(a *app, about string) (*agent, error)
 }
 
 // channelSource is the channel that the update in progress is from, or that is configured; nil: none.
-func channelSource(a *app, connect func(*app, string) (*http.Client, error), floor func(*app) time.Time) *channel {
+func channelSource(a *app, connect func(*app, string) (*agent, error), floor func(*app) time.Time) *channel {
 	c := &channel{a: a, at: cmp.Or(a.o.net.channel, a.c.Channel), connect: connect, floor: floor}
 	if a.rec != nil && a.rec.Update != nil && a.rec.Update.Managed {
 		from := a.rec.Update.Source
@@ -125,7 +125,7 @@ func (c *channel) ready() (err error) {
 	return nil
 }
 
-func (c *channel) client() *http.Client { return c.hc }
+func (c *channel) client() *agent { return c.hc }
 
 func (c *channel) begin() { c.file = nil }
 

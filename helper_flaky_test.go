@@ -37,7 +37,7 @@ func (f *fastSleep) sleep(ctx context.Context, d time.Duration) error {
 type flaky struct {
 	*httptest.Server
 	data []byte
-	hc   *http.Client
+	hc   *agent
 	fast fastSleep
 
 	mu     sync.Mutex

@@ -652,7 +652,7 @@ func testConfig(t testing.TB, servers ...string) *config {
 
 func noEnv(string) string { return "" }
 
-func testHTTPClient(t testing.TB, c *config, o netOptions) *http.Client {
+func testHTTPClient(t testing.TB, c *config, o netOptions) *agent {
 	t.Helper()
 	if o.getenv == nil {
 		o.getenv = noEnv
@@ -663,6 +663,14 @@ func testHTTPClient(t testing.TB, c *config, o netOptions) *http.Client {
 	}
 	t.Cleanup(hc.CloseIdleConnections)
 	return hc
+}
+
+func getURL(hc *agent, url string) (*http.Response, error) {
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	return hc.Do(req)
 }
 
 // apiFor is a client with a key of its own against s.

@@ -354,7 +354,7 @@ func TestKeptTrust(t *testing.T) {
 			change(c)
 		}
 		hc := testHTTPClient(t, c, netOptions{sessions: &k.sessions, now: func() time.Time { return at }})
-		resp, err := hc.Get(url)
+		resp, err := getURL(hc, url)
 		if err == nil {
 			resp.Body.Close()
 		}
@@ -533,7 +533,7 @@ func keptSession(t testing.TB) (state []byte, get func(state []byte) (resumed bo
 		live.clear()
 		live.restore(map[string][]byte{"127.0.0.1": state})
 		hc := testHTTPClient(t, c, netOptions{sessions: &live})
-		resp, err := hc.Get(s.URL)
+		resp, err := getURL(hc, s.URL)
 		if err != nil {
 			return false, err
 		}

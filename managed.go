@@ -110,7 +110,7 @@ type deploymentSource interface {
 	// again asks for the deployment in progress once more. errAborted: it is not wanted any more.
 	again(ctx context.Context, u *update) (*deployment, error)
 	// client is what downloads are made with; of a source that is ready.
-	client() *http.Client
+	client() *agent
 	// status tells how far a deployment is. errAborted: it is not wanted any more.
 	status(ctx context.Context, id, status string) error
 	// alive proves that the system as it is now, which may be new, gets through to the source.
@@ -162,7 +162,7 @@ func (r *round) choose() {
 // session is a server as a source.
 type session struct {
 	a     *app
-	hc    *http.Client
+	hc    *agent
 	api   *apiClient // nil until ready
 	looks bool       // and changes nothing: no key is made
 	anew  bool       // to be another device to the server is what is meant
@@ -190,7 +190,7 @@ func timeFloor(a *app) time.Time {
 
 // newClient makes the client; about is what it says of this device behind its version. It goes on with the TLS
 // sessions that the last run left.
-func newClient(a *app, about string) (*http.Client, error) {
+func newClient(a *app, about string) (*agent, error) {
 	if a.o.net.kept == nil {
 		a.o.net.kept = lastKept(a.c, versionString(), a.lg)
 	}
@@ -203,7 +203,7 @@ func newClient(a *app, about string) (*http.Client, error) {
 
 // urlSource is install's way to the network: without authentication.
 func urlSource(a *app, url string) *source {
-	var hc *http.Client
+	var hc *agent
 	open := func(ctx context.Context, o downloadOptions, want sourceID) (*download, sourceID, error) {
 		if hc == nil {
 			var err error
@@ -225,7 +225,7 @@ func urlSource(a *app, url string) *source {
 }
 
 // openHTTP downloads url as o says: from an offset on, or in spans, of what is known as want.
-func openHTTP(ctx context.Context, a *app, hc *http.Client, url string, o downloadOptions, want sourceID) (
+func openHTTP(ctx context.Context, a *app, hc *agent, url string, o downloadOptions, want sourceID) (
 	*download, sourceID, error) {
 	o.retries, o.limitRate, o.lg = cmp.Or(o.retries, a.c.RetryDownloadCount), a.o.net.limitRate, a.lg
 	if o.offset > 0 || o.same {
@@ -257,7 +257,7 @@ func newSession(a *app) *session { return &session{a: a} }
 
 func (s *session) every() time.Duration { return seconds(s.a.c.UpdatePollIntervalSeconds) }
 
-func (s *session) client() *http.Client { return s.hc }
+func (s *session) client() *agent { return s.hc }
 
 // ready makes what it takes to talk to the server. An update that has broken that, such as
 // a configuration without a server, counts as one that cannot reach it any more.

@@ -55,7 +55,7 @@ type apiClient struct {
 	kept *kept
 
 	c        *config
-	hc       *http.Client
+	hc       *agent
 	id       identitySource
 	key      crypto.Signer
 	lg       *logger
@@ -65,7 +65,7 @@ type apiClient struct {
 	token    string
 }
 
-func newAPIClient(c *config, hc *http.Client, id identitySource, key crypto.Signer, lg *logger) *apiClient {
+func newAPIClient(c *config, hc *agent, id identitySource, key crypto.Signer, lg *logger) *apiClient {
 	return &apiClient{c: c, hc: hc, id: id, key: key, lg: lg, kept: &kept{}}
 }
 
@@ -259,7 +259,7 @@ func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte
 	case tctx.Err() != nil:
 		return nil, tryLater("%s: no answer in %s", what, limit)
 	}
-	return nil, fmt.Errorf("%s: %w", what, tidyNetError(err))
+	return nil, fmt.Errorf("%s: %w", what, err)
 }
 
 // request makes a request with the token, which it gets if there is none. A token that is not

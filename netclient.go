@@ -50,7 +50,7 @@ type netOptions struct {
 
 // newHTTPClient makes the client for everything that goes over the network. Connections
 // are kept and reused within one run.
-func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
+func newHTTPClient(c *config, o netOptions) (*agent, error) {
 	if o.now == nil {
 		o.now = time.Now
 	}
@@ -77,25 +77,22 @@ func newHTTPClient(c *config, o netOptions) (*http.Client, error) {
 	if o.tuneDialer != nil {
 		o.tuneDialer(dial)
 	}
-	return &http.Client{
-		CheckRedirect: checkRedirect,
-		Transport: &agent{
-			name: "mendlet/" + o.version, c: c, clock: clock, dial: dial,
-			Transport: &http.Transport{
-				Proxy:               proxy,
-				DialContext:         dial.DialContext,
-				DialTLSContext:      dial.DialTLSContext,
-				TLSClientConfig:     conf,
-				TLSHandshakeTimeout: handshakeTimeout,
-				DisableKeepAlives:   c.Connectivity.DisableKeepAlive,
-				DisableCompression:  true, // sizes and ranges are of the bytes as stored
-				IdleConnTimeout:     idle,
-				MaxIdleConnsPerHost: 2,
+	return &agent{
+		name: "mendlet/" + o.version, c: c, clock: clock, dial: dial,
+		Transport: &http.Transport{
+			Proxy:               proxy,
+			DialContext:         dial.DialContext,
+			DialTLSContext:      dial.DialTLSContext,
+			TLSClientConfig:     conf,
+			TLSHandshakeTimeout: handshakeTimeout,
+			DisableKeepAlives:   c.Connectivity.DisableKeepAlive,
+			DisableCompression:  true, // sizes and ranges are of the bytes as stored
+			IdleConnTimeout:     idle,
+			MaxIdleConnsPerHost: 2,
 
-				MaxResponseHeaderBytes: maxHeaderBytes,
-				OnProxyConnectResponse: proxyAnswer,
-				TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
-			},
+			MaxResponseHeaderBytes: maxHeaderBytes,
+			OnProxyConnectResponse: proxyAnswer,
+			TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
 		},
 	}, nil
 }
@@ -251,15 +248,57 @@ func noEngine(key string) error {
 		"use a key file in PEM form")
 }
 
+// Do sends a request, and goes where redirects say (RFC 9110, 15.4). The answer's body has to be closed. http.Client,
+// which knows cookies and Referer beside, would be 12 kB of the compressed program.
+func (t *agent) Do(req *http.Request) (*http.Response, error) {
+	for first, hops := req, 1; ; hops++ {
+		resp, err := t.RoundTrip(req)
+		if err != nil {
+			return nil, err
+		}
+		to, code := resp.Header.Get("Location"), resp.StatusCode
+		if to == "" || code != 307 && code != 308 && (code < 301 || code > 303) {
+			return resp, nil
+		}
+		next, err := redirected(req, code, to)
+		if err == nil {
+			err = checkRedirect(next, req, first, hops)
+		}
+		io.CopyN(io.Discard, resp.Body, 2<<10) // to its end if it is short: the connection can be used again
+		resp.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		req = next
+	}
+}
+
+// redirected is the request that follows req: the same with 307 and 308, else a GET.
+func redirected(req *http.Request, code int, to string) (*http.Request, error) {
+	u, err := req.URL.Parse(to)
+	if err != nil {
+		return nil, errors.New("redirect to what is no URL refused") // not err: it may quote a secret
+	}
+	next := req.Clone(req.Context())
+	next.URL, next.Host = u, ""
+	switch {
+	case code < 307:
+		next.Method, next.Body, next.GetBody, next.ContentLength = http.MethodGet, nil, nil, 0
+		next.Header.Del("Content-Type")
+	case req.Body != nil:
+		next.Body, err = req.GetBody()
+	}
+	return next, err
+}
+
 // checkRedirect refuses what would weaken or leak: from https to http, a request with a
-// body to another host, as portals do it; more than a few; and other schemes. A presigned URL is a
-// secret, so no Referer.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	first, last := via[0], via[len(via)-1]
+// body to another host, as portals do it; more than a few; and other schemes. What is for the first host is for no
+// other, and does not come back behind one.
+func checkRedirect(req, last, first *http.Request, hops int) error {
 	switch {
 	case req.URL.Scheme != "http" && req.URL.Scheme != "https" || req.URL.Host == "":
 		return fmt.Errorf("redirect to %q refused: want http or https", urlKey(req.URL))
-	case len(via) > maxRedirects:
+	case hops > maxRedirects:
 		return fmt.Errorf("more than %d redirects, the last to %q", maxRedirects, urlKey(req.URL))
 	case last.URL.Scheme == "https" && req.URL.Scheme != "https":
 		return fmt.Errorf("redirect from https to %q refused", urlKey(req.URL))
@@ -267,9 +306,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 		return withHint(tryLater("redirect of %s to another host, %q, refused", first.Method, urlKey(req.URL)),
 			"%s", hintPage)
 	}
-	req.Header.Del("Referer")
 	if req.URL.Host != first.URL.Host {
-		// net/http keeps these for sub-domains; a token is for one host.
 		req.Header.Del("Authorization")
 		req.Header.Del("Cookie")
 	}
@@ -284,7 +321,7 @@ func urlKey(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
 
-// agent is the transport with this program's name on requests, and errors that help.
+// agent is the transport with this program's name on requests, redirects, and errors that help.
 type agent struct {
 	*http.Transport
 	name  string
@@ -296,6 +333,9 @@ type agent struct {
 func (t *agent) RoundTrip(req *http.Request) (*http.Response, error) {
 	req = req.Clone(req.Context())
 	req.Header.Set("User-Agent", t.name)
+	if password, _ := req.URL.User.Password(); req.URL.User != nil && req.Header.Get("Authorization") == "" {
+		req.SetBasicAuth(req.URL.User.Username(), password)
+	}
 	resp, err := t.Transport.RoundTrip(req)
 	if err != nil && req.Context().Err() == nil {
 		err = t.explain(err)
@@ -416,17 +456,6 @@ func tlsHint(err error, hasClient bool) string {
 		return h.hint
 	}
 	return ""
-}
-
-// tidyNetError takes the URL out of what http.Client.Do returns: it may hold a secret.
-//
-//go:noinline
-func tidyNetError(err error) error {
-	var ue *url.Error
-	if errors.As(err, &ue) {
-		return ue.Err
-	}
-	return err
 }
 
 // statusError is an answer of a server that was not what was asked for.

@@ -79,7 +79,7 @@ type download struct {
 	Whole        bool   // of what was asked for first, a part, the whole came
 
 	ctx     context.Context
-	hc      *http.Client
+	hc      *agent
 	url     string
 	o       downloadOptions
 	direct  string // where a redirect of url led, which is asked without it as long as that goes; or ""
@@ -102,7 +102,7 @@ type download struct {
 
 // openDownload returns when the server has answered with the body, or after all retries.
 // Errors: exit code 75 when trying later may help, errChanged with it; else final.
-func openDownload(ctx context.Context, hc *http.Client, rawURL string, o downloadOptions) (*download, error) {
+func openDownload(ctx context.Context, hc *agent, rawURL string, o downloadOptions) (*download, error) {
 	if o.retries <= 0 {
 		o.retries = 10
 	}
@@ -250,9 +250,7 @@ func (d *download) receive(p []byte) (int, error) {
 //
 //go:noinline
 func (d *download) stalled() {
-	if t, ok := d.hc.Transport.(*agent); ok {
-		t.dial.narrowDown()
-	}
+	d.hc.dial.narrowDown()
 }
 
 // pace keeps to the rate limit after n bytes.
@@ -399,7 +397,7 @@ func (d *download) request() error {
 			d.stalled()
 			return tryLater("%q: no answer in %s", d.URLKey, d.o.stall)
 		}
-		return fmt.Errorf("%q: %w", d.URLKey, tidyNetError(err))
+		return fmt.Errorf("%q: %w", d.URLKey, err)
 	}
 	d.body = resp.Body
 	at, err := d.accept(resp)

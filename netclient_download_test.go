@@ -627,7 +627,7 @@ func TestDownloadRateLimit(t *testing.T) {
 
 func TestDownloadRefusesURL(t *testing.T) {
 	for _, u := range []string{"", "file:///etc/passwd", "ftp://h/a", "http://", "http://h:x/", "x"} {
-		if _, err := openDownload(t.Context(), http.DefaultClient, u, downloadOptions{}); exitCode(err) != exitRefused {
+		if _, err := openDownload(t.Context(), new(agent), u, downloadOptions{}); exitCode(err) != exitRefused {
 			t.Errorf("%q: got %v", u, err)
 		}
 	}

@@ -131,10 +131,10 @@ func start(r *http.Request) int {
 	return n
 }
 
-func fetch(hc *http.Client, url string) (string, error) {
-	resp, err := hc.Get(url)
+func fetch(hc *agent, url string) (string, error) {
+	resp, err := getURL(hc, url)
 	if err != nil {
-		return "", tidyNetError(err)
+		return "", err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)

@@ -6,7 +6,6 @@ package main
 
 import (
 	"flag"
-	"net/http"
 	"time"
 )
 
@@ -17,7 +16,7 @@ type channel struct {
 	at string
 }
 
-func channelSource(*app, func(*app, string) (*http.Client, error), func(*app) time.Time) *channel {
+func channelSource(*app, func(*app, string) (*agent, error), func(*app) time.Time) *channel {
 	return nil
 }
 
