@@ -251,8 +251,11 @@ func (d *delta) lookUp(s *slot, src deltaSource) error {
 
 // deltaSlots reads chunks from both slots.
 type deltaSlots struct {
-	st  [2]storage
-	buf []byte // room for a chunk
+	st   [2]storage
+	buf  []byte // room for a chunk, or for several that stand one behind the other
+	held deltaSource
+	lo   int64 // of what buf holds
+	n    int
 }
 
 // openSlots leaves out what cannot be opened.
@@ -286,14 +289,26 @@ func (s *deltaSlots) read(src deltaSource, at int64, c *chunk) []byte {
 	if s.st[src] == nil {
 		return nil
 	}
-	lo := at &^ (directAlign - 1)
-	from := int(at - lo)
-	to := from + int(c.size)
-	n, _ := s.st[src].ReadAt(s.buf[:min((to+directAlign-1)&^(directAlign-1), len(s.buf))], lo)
-	if n < to || chunkSum(s.buf[from:to]) != c.sum {
+	if end := at + int64(c.size); src != s.held || at < s.lo || end > s.lo+int64(s.n) {
+		lo := at &^ (directAlign - 1)
+		need := min(int(end-lo+directAlign-1)&^(directAlign-1), len(s.buf))
+		goesOn := src == s.held && s.n > 0 && lo >= s.lo && lo <= s.lo+int64(s.n)
+		s.held, s.lo, s.n = src, lo, 0
+		if goesOn {
+			s.n, _ = s.st[src].ReadAt(s.buf, lo)
+		}
+		if end > lo+int64(s.n) { // what is behind the chunk may be what cannot be read
+			s.n, _ = s.st[src].ReadAt(s.buf[:need], lo)
+		}
+		if end > lo+int64(s.n) {
+			return nil
+		}
+	}
+	p := s.buf[at-s.lo:][:c.size]
+	if chunkSum(p) != c.sum {
 		return nil
 	}
-	return s.buf[from:to]
+	return p
 }
 
 const (
@@ -416,7 +431,7 @@ func (d *delta) probe(s *deltaSlots) {
 // begin puts the delta in the place of what would unpack the payload. The datastore gets its index.
 func (d *delta) begin(ctx context.Context, a *artifact) error {
 	d.keep()
-	z := &deltaReader{delta: d, deltaSlots: d.openSlots()}
+	z := &deltaReader{delta: d, deltaSlots: d.openSlots(), room: make([]byte, d.x.average*maxShare)}
 	z.ctx, z.stop = context.WithCancel(ctx)
 	z.in = newInput(readFunc(z.receive), d.dataAt, max(d.ahead/4, 1<<10))
 	var err error
@@ -517,6 +532,7 @@ type deltaReader struct {
 	pos, off int64 // of chunk i, in the image and in the data member
 	skip     int64 // bytes of chunk i that are not wanted
 	rest     []byte
+	room     []byte // for a chunk that is in no slot
 	latest   restartPoint
 	err      error
 
@@ -605,7 +621,7 @@ func (z *deltaReader) chunk(c *chunk) ([]byte, error) {
 	}
 	if c.zero() {
 		z.local.Add(int64(c.stored))
-		data := z.buf[:c.size]
+		data := z.room[:c.size]
 		clear(data)
 		return data, nil
 	}
@@ -622,7 +638,7 @@ func (z *deltaReader) chunk(c *chunk) ([]byte, error) {
 
 // unpack gets chunk i out of what is fetched. Its member has to be where and what the index says.
 func (z *deltaReader) unpack(in *input, c *chunk) ([]byte, error) {
-	g, begun, data := z.g, in.offset(), z.buf[:c.size]
+	g, begun, data := z.g, in.offset(), z.room[:c.size]
 	g.in, g.inflate.in = in, in
 	if _, err := io.ReadFull(g, data); err != nil {
 		return nil, noEOF(err)
@@ -759,7 +775,7 @@ func (z *deltaReader) startRuns(i, limit int, off int64) *deltaRuns {
 	ctx, stop := context.WithCancel(z.ctx)
 	r := &deltaRuns{pieces: make(chan deltaPiece, 2*aheadPieces), free: make(chan []byte, aheadPieces), stop: stop}
 	for range aheadPieces {
-		r.free <- make([]byte, max(z.ahead/aheadPieces, 512))
+		r.free <- make([]byte, max(z.ahead/2/aheadPieces, 512))
 	}
 	id := z.src.id
 	go func() {
