@@ -107,11 +107,11 @@ func TestPackDelta(t *testing.T) {
 		average int64
 		image   []byte
 	}{
-		{"--delta", 32 << 10, deltaImage(1, 3<<20+777)},
-		{"--delta=16k", 16 << 10, deltaImage(2, 1<<20)},
+		{"--delta", 32 << 10, deltaImage(1, 1<<20+777)},
+		{"--delta=16k", 16 << 10, deltaImage(2, 300<<10)},
 		{"--delta=32k", 32 << 10, []byte("x")},
 		{"--delta=64k", 64 << 10, make([]byte, 1<<20)},
-		{"--delta=64k", 64 << 10, noise(3, 1<<20+1)},
+		{"--delta=64k", 64 << 10, noise(3, 600<<10+1)},
 		{"--delta", 32 << 10, nil},
 	} {
 		img := writeTemp(t, "rootfs.img", c.image)
@@ -223,7 +223,7 @@ func (w *fullWriter) Write(p []byte) (int, error) {
 // same byte for byte.
 func TestPackDeltaStock(t *testing.T) {
 	t.Parallel()
-	image := deltaImage(4, 5<<20+100)
+	image := deltaImage(4, 2<<20+100)
 	img := writeTemp(t, "rootfs.img", image)
 	_, key := newKeys(t)
 	private, public := keyPair(t, "PRIVATE KEY", key)
@@ -263,7 +263,7 @@ func TestPackDeltaSize(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	img := writeTemp(t, "rootfs.img", text[:min(len(text), 8<<20)])
+	img := writeTemp(t, "rootfs.img", text[:min(len(text), 2<<20)])
 	args := []string{"-n", "rel", "-c", "dev", "-f", img}
 	plain, delta := len(packed(t, args...)), len(packed(t, append(args, "--delta")...))
 	t.Logf("%d bytes with --delta, %d without", delta, plain)
