@@ -417,7 +417,8 @@ func (p *publisher) save(ctx context.Context, file members) error {
 		return refuse("devices would refuse it: %w", err)
 	}
 	if len(message)+maxFleetSigs*1024 > maxFleet {
-		return refuse("it has %d bytes, and devices take %d with its signatures: take old releases out", len(message), maxFleet)
+		return refuse("it has %d bytes, and devices take %d with its signatures: take old releases out", len(message),
+			maxFleet)
 	}
 	if err := p.inspect(ctx, f); err != nil {
 		return err

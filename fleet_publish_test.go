@@ -36,8 +36,8 @@ func newFleetFolder(t *testing.T) *fleetFolder {
 	}
 	for name, kind := range map[string]string{"rsa": "RSA", "ecdsa": "EC -pkeyopt ec_paramgen_curve:P-256",
 		"ed25519": "ED25519"} {
-		f.sh("openssl genpkey -algorithm " + kind + " -out " + name + ".pem && openssl pkey -in " + name + ".pem -pubout -out " +
-			name + ".pub")
+		f.sh("openssl genpkey -algorithm " + kind + " -out " + name + ".pem && " +
+			"openssl pkey -in " + name + ".pem -pubout -out " + name + ".pub")
 	}
 	return f
 }
@@ -96,9 +96,10 @@ func TestFleetPublish(t *testing.T) {
 		"--valid", "30d")
 	file := f.open("ed25519")
 	one, two := file.Releases[0], file.Releases[1]
-	if one.Name != "gw-1" || !one.Step || one.URLs[0] != "gw-1.mender" || one.Types[0] != "qemu" || file.Poll != 2*time.Hour ||
-		file.Report == "" || two.Rollout[0].Part != 0.1 || zulu(two.Rollout[1].From) != later || two.Groups[0] != "lab" ||
-		two.From[0] != "gw-1" || two.Salt != "s" || two.NotBefore.IsZero() || file.Expires.Sub(file.Issued) != 30*24*time.Hour {
+	if one.Name != "gw-1" || !one.Step || one.URLs[0] != "gw-1.mender" || one.Types[0] != "qemu" ||
+		file.Poll != 2*time.Hour || file.Report == "" || two.Rollout[0].Part != 0.1 || zulu(two.Rollout[1].From) != later || two.Groups[0] != "lab" ||
+		two.From[0] != "gw-1" || two.Salt != "s" || two.NotBefore.IsZero() ||
+		file.Expires.Sub(file.Issued) != 30*24*time.Hour {
 		t.Errorf("got %+v", file)
 	}
 	table := f.fleet(0, "", "check", "acme.fleet", "--verify", "ed25519.pub")
@@ -123,7 +124,8 @@ func TestFleetPublish(t *testing.T) {
 	must(t, os.WriteFile(f.at+"/device.json", []byte(`{"id": "x", "device_type": "qemu", "artifact_name": "gw-1",
 "groups": ["lab"]}`), 0o600))
 	f.fleet(0, "is to be installed", "check", "acme.fleet", "--as", "device.json", "--at", later)
-	if out := f.fleet(0, "", "check", "acme.fleet", "--as", "device.json", "--json"); !strings.Contains(out, `"serial": 7`) {
+	out := f.fleet(0, "", "check", "acme.fleet", "--as", "device.json", "--json")
+	if !strings.Contains(out, `"serial": 7`) {
 		t.Errorf("got %q", out)
 	}
 	f.fleet(0, "no update", "check", "acme.fleet", "--as", "device.json", "--at", "2036-01-01T00:00:00Z")
@@ -188,8 +190,8 @@ func TestFleetPublishHead(t *testing.T) {
 	f.fleet(0, "", "init", "acme.fleet", "-k", "rsa.pem")
 	add := func(code int, says string, more ...string) {
 		t.Helper()
-		f.fleet(code, says, append([]string{"add", "acme.fleet", "gw-1.mender", "-k", "rsa.pem", "--url", h.URL + "/gw-1.mender"},
-			more...)...)
+		f.fleet(code, says, append([]string{"add", "acme.fleet", "gw-1.mender", "-k", "rsa.pem",
+			"--url", h.URL + "/gw-1.mender"}, more...)...)
 	}
 	add(exitRefused, "HEAD says status 404")
 	h.fault = func(w http.ResponseWriter, r *http.Request) bool {
@@ -217,13 +219,15 @@ func TestFleetSignElsewhere(t *testing.T) {
 	if n := bytes.Count(readFileOrNil(f.at+"/acme.fleet"), []byte("\nsig ")); n != 2 {
 		t.Errorf("%d signatures, want 2", n)
 	}
-	f.fleet(0, "", "renew", "acme.fleet", "-k", "ecdsa.pub", "--sign-with", "openssl dgst -sha256 -sign "+f.at+"/ecdsa.pem")
+	f.fleet(0, "", "renew", "acme.fleet", "-k", "ecdsa.pub",
+		"--sign-with", "openssl dgst -sha256 -sign "+f.at+"/ecdsa.pem")
 	f.open("ecdsa")
 	f.fleet(exitRefused, "was not made by the key", "renew", "acme.fleet", "-k", "ecdsa.pub", "--sign-with",
 		"openssl dgst -sha256 -sign "+f.at+"/rsa.pem")
 	f.fleet(exitFailed, "exit status 3", "renew", "acme.fleet", "-k", "ecdsa.pub", "--sign-with", "exit 3")
 
-	blocks := regexp.MustCompile("(?s)```sh\n(sed .*?)```.*?```sh\n(echo .*?)```").FindStringSubmatch(readText(t, "doc/fleet.md"))
+	form := regexp.MustCompile("(?s)```sh\n(sed .*?)```.*?```sh\n(echo .*?)```")
+	blocks := form.FindStringSubmatch(readText(t, "doc/fleet.md"))
 	if blocks == nil {
 		t.Fatal("doc/fleet.md has no lines for openssl")
 	}

@@ -343,8 +343,8 @@ func TestChannelReport(t *testing.T) {
 		return m
 	}
 	b.run(0, "success")
-	if m := said(); m["artifact"] != "gw-1" || m["result"] != "committed" || m["release"] != "gw-1" || m["serial"] != 1.0 ||
-		m["device_type"] != "qemu" || m["error"] != "" {
+	if m := said(); m["artifact"] != "gw-1" || m["result"] != "committed" || m["release"] != "gw-1" ||
+		m["serial"] != 1.0 || m["device_type"] != "qemu" || m["error"] != "" {
 		t.Errorf("got %v", m)
 	}
 	h.heard()
