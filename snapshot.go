@@ -184,6 +184,7 @@ type guard struct {
 	cmd  *exec.Cmd
 	dir  *os.File // on the file system
 	link *os.File // to the child: a byte for each step; closed, it thaws
+	over chan error
 }
 
 // freeze freezes the file system on the device, if that is mounted.
@@ -226,6 +227,14 @@ func startGuard(dir *os.File) (g *guard, err error) {
 		dir.Close()
 		return nil, err
 	}
+	g.over = make(chan error, 1)
+	go func() {
+		err := g.cmd.Wait()
+		if err != nil && !g.cmd.ProcessState.Exited() { // it was killed, and this process may wait for whoever reads
+			ioctl(dir, fiThaw, nil)
+		}
+		g.over <- err
+	}()
 	answer := make([]byte, 256)
 	n, _ := g.link.Read(answer)
 	if string(answer[:n]) == frozen {
@@ -265,12 +274,10 @@ func (g *guard) thaw() error {
 		return nil
 	}
 	defer g.dir.Close()
-	g.release()
-	if g.cmd.Wait() == nil {
-		return nil
+	if g.release(); <-g.over != nil {
+		return errThawed
 	}
-	ioctl(g.dir, fiThaw, nil) // the child may have been killed
-	return errThawed
+	return nil
 }
 
 // runGuard is the child, if the program was called by its name: it freezes the file system of descriptor 3, and

@@ -244,6 +244,7 @@ func TestSnapshotThaws(t *testing.T) {
 
 	cmd, out, child := d.begin()
 	must(t, syscall.Kill(child, syscall.SIGKILL))
+	d.writable("child killed while nobody reads")
 	io.Copy(io.Discard, out)
 	if err := cmd.Wait(); exitStatus(err) != exitFailed {
 		t.Errorf("without its child: got exit %d, want %d", exitStatus(err), exitFailed)
@@ -272,7 +273,13 @@ func TestSnapshotThaws(t *testing.T) {
 	if code := guardFrozen(dir, silent, &reply, time.Millisecond); code != exitFailed {
 		t.Errorf("frozen by another: got exit %d, want %d", code, exitFailed)
 	}
-	must(t, d.fs(fiThaw)) // and has to thaw
+	cmd = d.command("dump", "--source", d.point)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	if err := cmd.Run(); err != nil || !strings.Contains(errs.String(), "is not frozen: FIFREEZE: ") {
+		t.Errorf("frozen by another: %v: %s", err, errs.String())
+	}
+	must(t, d.fs(fiThaw)) // it is frozen still, and who did it has to thaw
 }
 
 // sshDevice is a sshd on loopback whose sessions have the device's names in their PATH.
@@ -314,6 +321,16 @@ func (d *mounted) sshDevice() (port int, options []string) {
 			d.t.Logf("sshd said:\n%s", said.String())
 		}
 	})
+	for end := time.Now().Add(time.Minute); ; {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			conn.Close()
+			break
+		}
+		if time.Now().After(end) {
+			d.t.Fatalf("sshd: %v", err)
+		}
+	}
 	options = []string{"-F", "none", "-i", filepath.Join(d.dir, "user"), "-o", "StrictHostKeyChecking=no",
 		"-o", "BatchMode=yes",
 		"-o", "UserKnownHostsFile=" + filepath.Join(d.dir, "known"), "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"}
