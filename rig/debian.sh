@@ -62,7 +62,7 @@ mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb [^h]*\(http[^ ]*\).*/\1/p' /
 	/etc/apt/sources.list.d/* 2> /dev/null | head -n 1)
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 root=$dir/root
-timeout 240 debootstrap --variant=minbase --include=mender-client "$suite" "$root" "$mirror" > "$dir/log" 2>&1 || {
+timeout 240 debootstrap --variant=minbase --include=mender-client,libubootenv-tool,mount "$suite" "$root" "$mirror" > "$dir/log" 2>&1 || {
 	tail -n 5 "$dir/log"
 	echo "skipped: debootstrap gave no Debian with mender-client within 240 s; the packages are not installed anywhere"
 	exit 0
@@ -201,3 +201,6 @@ dpkg_in --purge mendlet-mender mendlet
 [ -s "$root/var/lib/mender/mender-agent.pem" ] || fail "the key was removed with the package"
 [ ! -e "$root/$base" ] || fail "left behind: $(ls -R "$root/$base")"
 echo "new device, purged: the key is there, and nothing else"
+
+. rig/debian-pending.sh
+pending

@@ -19,8 +19,16 @@ func main() {
 	n := flag.Int("n", 20, "how many power cuts")
 	seed := flag.Int64("seed", 1, "where chance begins")
 	way := flag.String("stand-in", "", "explore with the stand-in: right-order, or wrong-order, which must be found out")
+	deploy := flag.String("deploy", "2", "serve: the version to deploy")
 	flag.Parse()
 	scenario := flag.Arg(0)
+	if scenario == "serve" {
+		if err := serve(*out, *deploy); err != nil {
+			fmt.Fprintln(os.Stderr, "FAIL serve:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	name := scenario + "-" + *bus
 	if *way != "" {
 		name += "-" + *way

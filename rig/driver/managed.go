@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +23,8 @@ type menderServer struct {
 	version  string // what is deployed, until its verdict; "" for nothing
 	statuses []string
 	logLines int
-	named    string // artifact_name of the last inventory
+	named    string    // artifact_name of the last inventory
+	said     io.Writer // gets each status
 }
 
 func newMenderServer(files string) (*menderServer, error) {
@@ -30,7 +32,7 @@ func newMenderServer(files string) (*menderServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &menderServer{url: fmt.Sprintf("http://10.0.2.2:%d", l.Addr().(*net.TCPAddr).Port), files: files}
+	s := &menderServer{said: io.Discard, url: fmt.Sprintf("http://10.0.2.2:%d", l.Addr().(*net.TCPAddr).Port), files: files}
 	const deployments = "/api/devices/v1/deployments/device/deployments/"
 	mux := http.NewServeMux()
 	do := func(pattern string, f func(w http.ResponseWriter, body []byte)) {
@@ -73,6 +75,7 @@ func (s *menderServer) status(w http.ResponseWriter, body []byte) {
 		return
 	}
 	s.statuses = append(s.statuses, q.Status)
+	fmt.Fprintln(s.said, q.Status)
 	if q.Status == "success" || q.Status == "failure" {
 		s.version = ""
 	}
@@ -137,4 +140,23 @@ func managed(d *device) error {
 		return err
 	}
 	return d.off()
+}
+
+// serve deploys a version, whose artifact is in dir, to a device on this machine, until standard input ends. It prints
+// the server's address, and each status that it hears.
+func serve(dir, version string) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	go http.Serve(l, http.FileServer(http.Dir(dir)))
+	s, err := newMenderServer("http://" + l.Addr().String() + "/")
+	if err != nil {
+		return err
+	}
+	s.said = os.Stdout
+	s.deploy(version)
+	fmt.Println(strings.Replace(s.url, "10.0.2.2", "127.0.0.1", 1))
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
 }
