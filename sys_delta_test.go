@@ -307,7 +307,7 @@ func TestFetchedBytesOfDeltaWithManyCuts(t *testing.T) {
 }
 
 // cutDelta cuts the power of an install of "new" when its checkpoint is at or behind byte at.
-func (s *deltaSetup) cutDelta(t *testing.T, d *simDevice, at int64) {
+func (s *deltaSetup) cutDelta(t testing.TB, d *simDevice, at int64) {
 	t.Helper()
 	if err := d.boot(); err != nil {
 		t.Fatal(err)
@@ -853,4 +853,84 @@ func killDeltaAt(t *testing.T, start *imageBoard, program, url string, image []b
 	}
 	b.slotHolds(t, b.b, image)
 	return true
+}
+
+// An index that says anything at all that can be parsed, of an artifact that is good: the device ends with its image.
+func FuzzDeltaInstall(f *testing.F) {
+	f.Add([]byte{3, 0, 1, 0, 4, 0, 255, 0}, int8(0))
+	f.Add([]byte{5, 1, 7, 0, 6, 1, 249, 255}, int8(0))
+	f.Add([]byte{2, 2, 9, 0, 7, 3, 0, 0, 9, 2, 1, 1}, int8(1))
+	s := newDeltaSetup(f)
+	f.Fuzz(func(t *testing.T, change []byte, head int8) {
+		ok := true
+		lie := func(x *deltaIndex) {
+			before := *x
+			before.chunks = slices.Clone(x.chunks)
+			for p := change; len(p) >= 4; p = p[4:] {
+				c := &x.chunks[int(p[0])%len(x.chunks)]
+				n := uint32(int32(int16(uint16(p[2]) | uint16(p[3])<<8)))
+				switch p[1] % 4 {
+				case 0:
+					c.stored += n
+				case 1:
+					c.size += n
+				case 2:
+					c.sum += uint64(n)
+				case 3:
+					c.sum = 0
+				}
+			}
+			x.head += int64(head)
+			raw := x.encode()
+			if _, err := parseDeltaIndex(raw, x.info(raw), x.imageSize); err != nil {
+				ok, *x = false, before
+			}
+		}
+		d := s.newDevice(t)
+		url, path := s.artifacts["new"], filepath.Join(t.TempDir(), "new.mender")
+		if err := os.WriteFile(path, deltaArtifact(t, "new", s.images["new"], lie), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			return
+		}
+		server := &spanServer{name: path}
+		arm := d.arm
+		d.arm = func(a *app) {
+			arm(a)
+			a.urlSource = func(*app, string) *source { return server.source() }
+		}
+		if err := d.settle(url, "new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.endsWell("new"); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A journal that says anything of how far a delta has come.
+func FuzzDeltaCheckpoint(f *testing.F) {
+	f.Add(int64(131072), uint32(0), true, int64(0), int64(0))
+	f.Add(int64(300000), uint32(1), false, int64(-1), int64(1)<<40)
+	f.Add(int64(-5), uint32(0), true, int64(7), int64(512))
+	f.Add(int64(1)<<62, uint32(0), false, int64(100000), int64(150000))
+	s := newDeltaSetup(f)
+	f.Fuzz(func(t *testing.T, offset int64, check uint32, keepCheck bool, file, out int64) {
+		d := s.newDevice(t)
+		s.cutDelta(t, d, 120000)
+		d.journal(func(r *record) {
+			c := r.Update.Checkpoint
+			c.Offset, c.From.File, c.From.Out = offset, file, out
+			if !keepCheck {
+				c.Check = check
+			}
+		})
+		if err := d.settle(s.artifacts["new"], "new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.endsWell("new"); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
