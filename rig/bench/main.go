@@ -158,15 +158,17 @@ func (b *bench) round(n int, res *results, peers []*peer) error {
 		res.put("start "+p.name, m)
 		if p.name == "mendlet" || p.name == "mender" {
 			if n == 0 { // the first time makes a key
-				_, err = b.poll(p)
+				_, _, err = b.poll(p)
 			}
+			var later measured
 			if err == nil {
-				m, err = b.poll(p)
+				m, later, err = b.poll(p)
 			}
 			if err != nil {
 				return fmt.Errorf("%s: poll: %w", p.name, err)
 			}
 			res.put("poll "+p.name, m)
+			res.put("poll again "+p.name, later)
 		}
 	}
 	for _, r := range res.rows {
