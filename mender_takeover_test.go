@@ -166,6 +166,9 @@ func TestTakeOverEveryStore(t *testing.T) {
 			(rec.Mender != nil) != taken {
 			t.Errorf("%s: said %q, journaled %+v", row.store, said, rec.Mender)
 		}
+		if paused := strings.Contains(said.String(), "wants a pause"); paused != (row.store == "3.4.0-update-control-maps") {
+			t.Errorf("%s: a pause is said: %t", row.store, paused)
+		}
 		said.Reset()
 		ops := d.w.ops
 		if err := d.start().openState(); err != nil || said.Len() > 0 || d.w.ops != ops {

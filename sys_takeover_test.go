@@ -184,6 +184,38 @@ func TestMenderModuleStandalone(t *testing.T) {
 	}
 }
 
+// There, back, and there again: Mender's client goes on with its own store, and mendlet says that it has.
+func TestMenderThereAndBack(t *testing.T) {
+	b := newMenderBoard(t)
+	for _, name := range []string{"app-2", "app-3", "app-4"} {
+		must(t, os.WriteFile(b.dir+"/"+name+".mender", b.artifact(name, "good"), 0o600))
+	}
+	b.mender("install", b.dir+"/app-2.mender")
+	b.keeps(func() {
+		b.run(0, "commit")
+		b.verdict("committed", "app-2")
+	})
+	b.mender("rollback") // of what is the state of things by its store
+	b.mender("install", b.dir+"/app-3.mender")
+	b.mender("commit")
+	if out := b.mender("show-artifact"); !strings.HasSuffix(strings.TrimSpace(out), "app-3") {
+		t.Fatalf("Mender's client has %q", out)
+	}
+	b.keeps(func() {
+		if out := b.run(0, "status"); !strings.Contains(out, `its artifact is "app-3"`) {
+			t.Error("status does not say that its store is newer")
+		}
+		b.run(0, "install", b.dir+"/app-4.mender")
+		b.run(0, "commit")
+		b.verdict("committed", "app-4")
+	})
+	b.mender("install", b.dir+"/app-2.mender") // and again it waits for somebody to commit it
+	b.keeps(func() {
+		b.run(0, "commit")
+		b.verdict("committed", "app-2")
+	})
+}
+
 func TestMenderImageDeployed(t *testing.T) {
 	for name, want := range map[string][3]string{"release-2": {"committed", "release-2", "success"},
 		"broken": {"rolled-back", "release-1", "failure"}} {
