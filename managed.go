@@ -233,7 +233,7 @@ func openHTTP(ctx context.Context, a *app, hc *agent, url string, o downloadOpti
 		if o.etag = want.Tag; !strings.HasPrefix(want.Tag, `"`) && !strings.HasPrefix(want.Tag, "W/") {
 			o.etag, o.lastModified = "", want.Tag
 		}
-	} else {
+	} else if u := a.rec.Update; u == nil || !u.WholeImage {
 		o.first = deltaStart(cmp.Or(a.o.delta, a.c.Delta), a.c.paths.ds)
 	}
 	if a.src != nil {
@@ -854,7 +854,7 @@ func (k *progressReader) span(off, end int64) error { return k.download.span(off
 func (k *progressReader) Read(p []byte) (int, error) {
 	n, err := k.ReadCloser.Read(p)
 	k.r.a.fetched.Add(int64(n))
-	if n > 0 {
+	if n > 0 && k.ctx.Err() == nil { // else the deployment may be done with
 		k.r.mu.Lock()
 		defer k.r.mu.Unlock()
 		k.r.progress()

@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"math/rand"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Parts of a file come from every kind of server as they should, or it is said that there are none; and that another
@@ -110,4 +112,144 @@ func TestWebServersDelta(t *testing.T) {
 		}
 		b.holds(image)
 	})
+}
+
+// badSpan answers a request for a part of an artifact, which begins at from and ends before to.
+type badSpan func(w http.ResponseWriter, q *http.Request, text []byte, from, to int)
+
+// spanHead says that from up to to follows.
+func spanHead(w http.ResponseWriter, text []byte, from, to int) {
+	w.Header().Set("ETag", testETag(text))
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(text)))
+	w.WriteHeader(http.StatusPartialContent)
+}
+
+func span(w http.ResponseWriter, text []byte, from, to int) {
+	spanHead(w, text, from, to)
+	w.Write(text[from:to])
+}
+
+// elsewhere redirects to where text is.
+func elsewhere(t *testing.T) func(w http.ResponseWriter, q *http.Request, text []byte) {
+	s := newTestServer(t, false)
+	return func(w http.ResponseWriter, q *http.Request, text []byte) {
+		s.mu.Lock()
+		s.artifacts["new"] = text
+		s.mu.Unlock()
+		http.Redirect(w, q, s.link("new"), http.StatusFound)
+	}
+}
+
+// Whatever a server does in the middle of a delta, the deployment ends well: with the delta, or with the whole image
+// once.
+func TestRunOverBadDelta(t *testing.T) {
+	t.Parallel()
+	same, other := elsewhere(t), elsewhere(t)
+	for _, c := range []struct {
+		name  string
+		once  bool // from the second request for a part on it is good again
+		whole bool // the image is fetched as a whole in the end
+		bad   badSpan
+	}{
+		{"nothing", true, false, func(w http.ResponseWriter, _ *http.Request, text []byte, from, to int) {
+			span(w, text, from, to)
+		}},
+		{"other bytes", true, true, func(w http.ResponseWriter, _ *http.Request, text []byte, from, to int) {
+			span(w, slices.Concat(text[:from], noise(9, to-from), text[to:]), from, to)
+		}},
+		{"other bytes, no ETag", true, true, func(w http.ResponseWriter, _ *http.Request, text []byte, from, to int) {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(text)))
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(noise(9, to-from))
+		}},
+		{"no end", false, false, func(w http.ResponseWriter, q *http.Request, text []byte, from, to int) {
+			w.Header().Set("Transfer-Encoding", "identity")
+			for span(w, text, from, to); q.Context().Err() == nil; {
+				w.Write(text)
+			}
+		}},
+		{"drops", true, false, func(w http.ResponseWriter, q *http.Request, text []byte, from, to int) {
+			w.Header().Set("Content-Length", fmt.Sprint(to-from))
+			for spanHead(w, text, from, to); q.Context().Err() == nil && from < to; from++ {
+				w.Write(text[from : from+1])
+				http.NewResponseController(w).Flush()
+				sleepContext(q.Context(), 20*time.Millisecond)
+			}
+		}},
+		{"short", true, false, func(w http.ResponseWriter, _ *http.Request, text []byte, from, to int) {
+			w.Header().Set("Content-Length", fmt.Sprint(to-from))
+			spanHead(w, text, from, to)
+			w.Write(text[from : from+(to-from)/2])
+			hangUp()
+		}},
+		{"short, and says so", true, false, func(w http.ResponseWriter, _ *http.Request, text []byte, from, to int) {
+			span(w, text, from, from+(to-from)/2)
+		}},
+		{"hangs up", true, false, func(http.ResponseWriter, *http.Request, []byte, int, int) { hangUp() }},
+		{"busy", true, false, func(w http.ResponseWriter, _ *http.Request, _ []byte, _, _ int) { w.WriteHeader(503) }},
+		{"whole", false, true, func(w http.ResponseWriter, _ *http.Request, text []byte, _, _ int) { w.Write(text) }},
+		{"416", false, true, func(w http.ResponseWriter, _ *http.Request, _ []byte, _, _ int) { w.WriteHeader(416) }},
+		{"412", true, true, func(w http.ResponseWriter, _ *http.Request, _ []byte, _, _ int) { w.WriteHeader(412) }},
+		{"compressed", false, true, func(w http.ResponseWriter, _ *http.Request, text []byte, from, to int) {
+			w.Header().Set("Content-Encoding", "gzip")
+			span(w, text, from, to)
+		}},
+		{"elsewhere", false, true, func(w http.ResponseWriter, _ *http.Request, text []byte, from, to int) {
+			span(w, text, from+1, to)
+		}},
+		{"a page", true, false, func(w http.ResponseWriter, _ *http.Request, _ []byte, _, _ int) {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, "<html><title>Log in</title>")
+		}},
+		{"redirect to the same", false, false, func(w http.ResponseWriter, q *http.Request, text []byte, _, _ int) {
+			same(w, q, text)
+		}},
+		{"redirect to another", false, true, func(w http.ResponseWriter, q *http.Request, text []byte, _, _ int) {
+			other(w, q, noise(9, len(text)))
+		}},
+		{"redirect in a circle", true, false, func(w http.ResponseWriter, q *http.Request, _ []byte, _, _ int) {
+			http.Redirect(w, q, q.URL.String(), http.StatusFound)
+		}},
+		{"redirect to a file", true, true, func(w http.ResponseWriter, q *http.Request, _ []byte, _, _ int) {
+			http.Redirect(w, q, "file:///etc/passwd", http.StatusFound)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newManagedSetup(t)
+			delta := newDeltaSetup(t)
+			s.images, s.artifacts["new"] = delta.images, delta.servers[delta.artifacts["new"]].name
+			r := newRunning(t, s)
+			r.tune = func(a *app) { a.o.write, a.c.Delta = delta.write, "auto" }
+			parts := 0
+			r.downloads(func(_ int, w http.ResponseWriter, q *http.Request, text []byte) bool {
+				var from, to int
+				n, _ := fmt.Sscanf(q.Header.Get("Range"), "bytes=%d-%d", &from, &to)
+				if n < 2 {
+					return false
+				}
+				if parts++; parts > 1 && c.once {
+					return false
+				}
+				c.bad(w, q, text, from, to+1)
+				return true
+			})
+			r.end("success")
+			log, _ := s.server.heard()
+			gets, wholes := 0, 0
+			for _, line := range log {
+				if strings.HasPrefix(line, "GET artifact") {
+					gets++
+				}
+				if line == "GET artifact" {
+					wholes++
+				}
+			}
+			rec, err := r.peek()
+			must(t, err)
+			if (rec.Last.Saved == 0) != c.whole || gets > 12 || wholes > 2 {
+				t.Errorf("saved %d bytes after %q\n%s", rec.Last.Saved, log, strings.Join(*r.said, "\n"))
+			}
+		})
+	}
 }
