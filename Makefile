@@ -113,6 +113,8 @@ install: mendlet install-init
 	install -D -m 0644 doc/mender.conf.5 $(DESTDIR)$(MANDIR)/man5/mender.conf.5
 	install -D -m 0644 packaging/mender.conf.example $(DESTDIR)$(DOCDIR)/examples/mender.conf
 	install -D -m 0644 packaging/crontab $(DESTDIR)$(DOCDIR)/examples/crontab
+	install -d $(DESTDIR)$(DOCDIR)/examples/stick
+	install -m 0644 packaging/stick/* $(DESTDIR)$(DOCDIR)/examples/stick/
 	if [ -e $(IDENTITY) ] && ! cmp -s support/identity/mender-device-identity $(IDENTITY); then \
 		echo "$(IDENTITY) is another and stays"; \
 	else install -D -m 0755 support/identity/mender-device-identity $(IDENTITY); fi

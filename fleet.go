@@ -119,6 +119,8 @@ func splitFleet(text []byte) (message []byte, sigs []fleetSig, err error) {
 
 // fleetKeyID is the algorithm's name in a signature line and the key's SHA-256 in hex, which is that of
 // its SubjectPublicKeyInfo.
+//
+//go:noinline
 func fleetKeyID(key crypto.PublicKey) (alg, id string) {
 	switch key.(type) {
 	case *rsa.PublicKey:
@@ -183,6 +185,8 @@ type fleetFields struct {
 }
 
 // get takes the value of a key; there is none: to stays as it is.
+//
+//go:noinline
 func (f *fleetFields) get(key string, to any, needed bool) {
 	raw, ok := f.m[key]
 	delete(f.m, key)
@@ -200,6 +204,7 @@ func (f *fleetFields) get(key string, to any, needed bool) {
 	}
 }
 
+//go:noinline
 func (f *fleetFields) bad(format string, args ...any) {
 	if f.err == nil {
 		f.err = fmt.Errorf(f.what+": "+format, args...)
@@ -207,6 +212,8 @@ func (f *fleetFields) bad(format string, args ...any) {
 }
 
 // want keeps it as the first error that a value is not as it must be.
+//
+//go:noinline
 func (f *fleetFields) want(ok bool, key string, got any, want string) {
 	if !ok {
 		f.bad("%q: got %.100q, want %s", key, fmt.Sprint(got), want)
@@ -214,6 +221,8 @@ func (f *fleetFields) want(ok bool, key string, got any, want string) {
 }
 
 // time takes a time in the one form of it.
+//
+//go:noinline
 func (f *fleetFields) time(key string, needed bool) time.Time {
 	var s string
 	f.get(key, &s, needed)
@@ -228,6 +237,8 @@ func (f *fleetFields) time(key string, needed bool) time.Time {
 }
 
 // parseZulu reads RFC 3339 in UTC and whole seconds, 2026-11-27T09:00:00Z.
+//
+//go:noinline
 func parseZulu(s string) (time.Time, error) {
 	t, err := time.Parse("2006-01-02T15:04:05Z", s)
 	if err != nil || len(s) != 20 {
@@ -236,6 +247,7 @@ func parseZulu(s string) (time.Time, error) {
 	return t, nil
 }
 
+//go:noinline
 func zulu(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // parseFleet reads what is signed of a channel file. What it refuses the publisher's verbs do not make.
@@ -293,6 +305,8 @@ func parseFleet(message []byte) (*fleetFile, error) {
 }
 
 // validChannel: it becomes part of a URL.
+//
+//go:noinline
 func validChannel(s string) bool {
 	return validDeploymentID(strings.ReplaceAll(s, ".", "-")) && s[0] != '.'
 }
@@ -382,6 +396,8 @@ func (f *fleetFile) checkSerial(signers []string, seen map[string]fleetSeen, flo
 }
 
 // counter names the count of a key, which is another one in each channel.
+//
+//go:noinline
 func (f *fleetFile) counter(key string) string { return key + " " + f.Channel }
 
 // at is the time by which the file is judged: no device is before what it was told of time.
@@ -405,13 +421,29 @@ type fleetDevice struct {
 }
 
 // deployment is what names a release of this file's channel with just this content.
+//
+//go:noinline
 func (f *fleetFile) deployment(r *fleetRelease) string {
 	sum := sha256.Sum256([]byte("mendlet deployment\x00" + f.Channel + "\x00" + r.Name + "\x00" + r.Manifest))
 	return hex.EncodeToString(sum[:16])
 }
 
+// find is the release of a deployment; nil: there is none.
+//
+//go:noinline
+func (f *fleetFile) find(deployment string) *fleetRelease {
+	for i := range f.Releases {
+		if f.deployment(&f.Releases[i]) == deployment {
+			return &f.Releases[i]
+		}
+	}
+	return nil
+}
+
 // place is where in the rollout of a release a device is, 0 to 1, 1 excluded: 53 bits, which a float64
 // holds exactly.
+//
+//go:noinline
 func (r *fleetRelease) place(id string) float64 {
 	sum := sha256.Sum256([]byte("mendlet rollout\x00" + cmp.Or(r.Salt, r.Name) + "\x00" + id))
 	return float64(binary.BigEndian.Uint64(sum[:])>>11) / (1 << 53)
@@ -434,6 +466,8 @@ func (r *fleetRelease) share(now time.Time, place float64) (part float64, next t
 }
 
 // meant is why a release is not for such a device at all; "": it is.
+//
+//go:noinline
 func (r *fleetRelease) meant(d *fleetDevice) string {
 	if len(r.Types) > 0 && !listed(r.Types, d.Type) {
 		return fmt.Sprintf("is for device types %q, and this one is %q", r.Types, d.Type)

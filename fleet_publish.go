@@ -24,7 +24,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -204,6 +203,8 @@ func (m members) MarshalJSON() ([]byte, error) {
 }
 
 // get is the value of a key in to, which stays as it is where there is none.
+//
+//go:noinline
 func (m members) get(key string, to any) error {
 	for _, x := range m {
 		if x.key == key {
@@ -214,6 +215,8 @@ func (m members) get(key string, to any) error {
 }
 
 // set is for values that encoding/json takes; nil takes the key away.
+//
+//go:noinline
 func (m *members) set(key string, v any) {
 	value, _ := json.Marshal(v)
 	for i, x := range *m {
@@ -232,12 +235,15 @@ func (m *members) set(key string, v any) {
 }
 
 // setText sets what is not empty.
+//
+//go:noinline
 func (m *members) setText(key, v string) {
 	if v != "" {
 		m.set(key, v)
 	}
 }
 
+//go:noinline
 func (m *members) setList(key string, l []string) {
 	if len(l) > 0 {
 		m.set(key, l)
@@ -332,16 +338,11 @@ func (p *publisher) release(ctx context.Context, path string) (r members, err er
 	}
 	o := p.o
 	if len(o.urls) == 0 {
-		from, err := filepath.Abs(filepath.Dir(p.path))
-		to, err2 := filepath.Abs(path)
-		rel, err3 := filepath.Rel(from, to)
-		if err := errors.Join(err, err2, err3); err != nil {
-			return nil, err
-		}
-		if strings.HasPrefix(rel, "..") {
+		rel, below := strings.CutPrefix(lasting(path), filepath.Dir(lasting(p.path))+"/")
+		if !below {
 			return nil, refuse("%q is not beside or below %q: say with --url where devices find it", path, p.path)
 		}
-		o.urls = []string{(&url.URL{Path: filepath.ToSlash(rel)}).String()}
+		o.urls = []string{(&url.URL{Path: rel}).String()}
 	}
 	types := o.types
 	if len(types) == 0 {
@@ -373,6 +374,8 @@ func (p *publisher) release(ctx context.Context, path string) (r members, err er
 }
 
 // days reads a time as package time does, and days.
+//
+//go:noinline
 func days(s string) (time.Duration, error) {
 	if n, ok := strings.CutSuffix(s, "d"); ok {
 		s = n + "h"
@@ -514,11 +517,12 @@ func (p *publisher) sign(ctx context.Context, text, message []byte, sigs []fleet
 			return refuse("the signature of %d bytes was not made by the key %q", len(sig), p.o.key)
 		}
 		text = message
-		sigs = append(slices.DeleteFunc(sigs, func(s fleetSig) bool { return s.key == id[:8] }), fleetSig{alg, id[:8], sig})
 		for _, s := range sigs {
-			sig := base64.StdEncoding.EncodeToString(s.raw)
-			text = fmt.Appendf(text[:len(text):len(text)], "sig %s %s %s\n", s.alg, s.key, sig)
+			if s.key != id[:8] {
+				text = s.behind(text)
+			}
 		}
+		text = (&fleetSig{alg, id[:8], sig}).behind(text)
 		if _, _, err := openFleet(text, []verifyKey{{p.o.key, key}}); err != nil {
 			return refuse("devices would refuse it: %w", err)
 		}
@@ -531,6 +535,14 @@ func (p *publisher) sign(ctx context.Context, text, message []byte, sigs []fleet
 		p.a.lg.infof("%q: channel %q, serial %d, expires %s", p.path, f.Channel, f.Serial, zulu(f.Expires))
 	}
 	return err
+}
+
+// behind is text with a line of the signature.
+//
+//go:noinline
+func (s *fleetSig) behind(text []byte) []byte {
+	sig := base64.StdEncoding.EncodeToString(s.raw)
+	return fmt.Appendf(text[:len(text):len(text)], "sig %s %s %s\n", s.alg, s.key, sig)
 }
 
 // signature is that of the key or the command; no key: neither was given.
@@ -546,12 +558,12 @@ func (p *publisher) signature(ctx context.Context, message []byte) (crypto.Publi
 			return nil, nil, err
 		}
 		cmd := exec.CommandContext(ctx, "sh", "-c", p.o.signWith)
-		cmd.Stdin, cmd.Stderr = bytes.NewReader(message), os.Stderr
-		sig, err := cmd.Output()
-		if err != nil {
-			err = fmt.Errorf("%q: %w", p.o.signWith, err)
+		var sig bytes.Buffer
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(message), &sig, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return nil, nil, fmt.Errorf("%q: %w", p.o.signWith, err)
 		}
-		return keys[0].key, sig, err
+		return keys[0].key, sig.Bytes(), nil
 	}
 	text, err := os.ReadFile(p.o.key)
 	if err != nil {

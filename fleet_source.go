@@ -20,7 +20,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -77,6 +76,7 @@ func channelSource(a *app, connect func(*app, string) (*agent, error), floor fun
 	return c
 }
 
+//go:noinline
 func (c *channel) identity(ctx context.Context) (id string, err error) {
 	if c.id == "" {
 		c.id = c.a.c.DeviceID
@@ -144,6 +144,8 @@ func (c *channel) every() time.Duration {
 }
 
 // state is what is kept of the channel.
+//
+//go:noinline
 func (c *channel) state() *channelState {
 	n := c.a.rec.net()
 	if n.Channel == nil || n.Channel.Name != c.name {
@@ -187,6 +189,8 @@ func (c *channel) get(ctx context.Context, tag string) (text []byte, newTag stri
 }
 
 // open is the file in text, if it is this channel's.
+//
+//go:noinline
 func (c *channel) open(text []byte) (*fleetFile, []string, error) {
 	f, signers, err := openFleet(text, c.keys)
 	if err == nil && f.Channel != c.name {
@@ -200,6 +204,8 @@ func (c *channel) open(text []byte) (*fleetFile, []string, error) {
 }
 
 // bare is a URL without its query, or a path.
+//
+//go:noinline
 func bare(at string) string {
 	if u, err := url.Parse(at); err == nil && isURL(at) {
 		return urlKey(u)
@@ -267,8 +273,8 @@ func (c *channel) fetch(ctx context.Context, looks bool) (*fleetFile, error) {
 			}
 		}
 	}
-	for id := range n.Failed { // of what is not offered any more
-		if !slices.ContainsFunc(f.Releases, func(r fleetRelease) bool { return f.deployment(&r) == id }) {
+	for id := range n.Failed {
+		if f.find(id) == nil { // it is not offered any more
 			delete(n.Failed, id)
 		}
 	}
@@ -282,6 +288,7 @@ func (a *app) serialFloor() uint64 {
 	return n
 }
 
+//go:noinline
 func (c *channel) now() time.Time {
 	if now := c.a.o.net.now; now != nil {
 		return now()
@@ -290,6 +297,8 @@ func (c *channel) now() time.Time {
 }
 
 // fresh is the time by which a file is judged, and an error if it has expired by then.
+//
+//go:noinline
 func (c *channel) fresh(f *fleetFile) (time.Time, error) {
 	now := f.at(c.now(), c.floor(c.a))
 	if now.After(f.Expires) && !c.a.o.net.allowExpired {
@@ -311,7 +320,7 @@ func (c *channel) device(ctx context.Context) (*fleetDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &fleetDevice{ID: id, Type: kind, Artifact: a.rec.Provides["artifact_name"], Groups: slices.Clone(a.c.Groups),
+	d := &fleetDevice{ID: id, Type: kind, Artifact: a.rec.Provides["artifact_name"], Groups: a.c.Groups[:len(a.c.Groups):len(a.c.Groups)],
 		Asked: a.o.net.atOnce, Failed: c.state().Failed}
 	text, err := readPlain(a.c.paths.in(a.c.paths.ds, "groups"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -411,10 +420,8 @@ func (c *channel) again(ctx context.Context, u *update) (*deployment, error) {
 			return nil, fmt.Errorf("release %q is not what there is for this device now (%q): %w", u.Artifact, why, errAborted)
 		}
 	}
-	for i := range f.Releases {
-		if r := &f.Releases[i]; f.deployment(r) == u.ID {
-			return c.deploy(f, r)
-		}
+	if r := f.find(u.ID); r != nil {
+		return c.deploy(f, r)
 	}
 	c.state().Dropped = u.ID
 	return nil, fmt.Errorf("release %q is not in the channel any more: %w", u.Artifact, errAborted)
@@ -459,6 +466,18 @@ func (c *channel) verdict(ctx context.Context, v *verdict) error {
 	return nil
 }
 
+// deviceReport is a device's object.
+type deviceReport struct {
+	Type     string `json:"device_type"`
+	Artifact string `json:"artifact"`
+	Serial   uint64 `json:"serial"`
+	Release  string `json:"release"`
+	Result   string `json:"result"`
+	Error    string `json:"error"`
+	Version  string `json:"version"`
+	Time     string `json:"time"`
+}
+
 // report writes this device's object, where the channel wants that: after a verdict, and once a day. That it may
 // fail is no reason for anything.
 func (c *channel) report(ctx context.Context, ended bool) {
@@ -474,10 +493,10 @@ func (c *channel) report(ctx context.Context, ended bool) {
 	id, err := c.identity(ctx)
 	if err == nil {
 		kind, _ := c.a.serverType()
-		body := map[string]any{"device_type": kind, "artifact": c.a.rec.Provides["artifact_name"], "serial": c.file.Serial,
-			"version": versionString(), "time": zulu(c.now())}
+		body := deviceReport{Type: kind, Artifact: c.a.rec.Provides["artifact_name"], Serial: c.file.Serial,
+			Version: versionString(), Time: zulu(c.now())}
 		if last != nil {
-			body["release"], body["result"], body["error"] = last.Artifact, last.Result, oneLine(last.Cause)
+			body.Release, body.Result, body.Error = last.Artifact, last.Result, oneLine(last.Cause)
 		}
 		var text []byte
 		if text, err = json.Marshal(body); err == nil {

@@ -43,6 +43,8 @@ head -n 1 debian/changelog | grep -qF "mendlet (${version%%+*}) " || fail "debia
 # What is installed for each init, and that a script of the device's own that says who it is stays.
 base='usr/sbin/mendlet usr/share/man/man8/mendlet.8 usr/share/man/man5/mender.conf.5
 usr/share/doc/mendlet/examples/mender.conf usr/share/doc/mendlet/examples/crontab
+usr/share/doc/mendlet/examples/stick/60-mendlet-stick.rules usr/share/doc/mendlet/examples/stick/mdev.conf
+usr/share/doc/mendlet/examples/stick/mendlet-stick
 usr/share/mender/identity/mender-device-identity'
 for f in support/inventory/* modules/*; do
 	case $f in
