@@ -29,9 +29,9 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 # What finds mistakes by reading the code. It is not in go.mod, as the program does not need it.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench test-cross demo session bench \
-	bench-peers corpus s3 install install-init install-mender install-modules cross nonet size fuzz release reproducible \
-	packages packaging deb rig clean
+.PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench \
+	test-cross demo session bench bench-peers bench-delta corpus s3 install install-init install-mender \
+	install-modules cross nonet size fuzz release reproducible packages packaging deb rig clean
 
 all: mendlet
 
@@ -100,6 +100,11 @@ bench:
 # Half an hour; RUNS, ROWS and PEERS make it less.
 bench-peers: mendlet
 	sh rig/bench-peers.sh
+
+# What updates of a small Debian cost over a slow line, by delta and otherwise; needs root. PAIRS, KINDS, FILES and
+# PEERS make it less than an hour.
+bench-delta: mendlet
+	sh rig/bench-delta.sh '$(GO)'
 
 # What depends on word size and byte order, for the other targets, under qemu-user.
 test-cross:

@@ -69,8 +69,18 @@ func allRows() []row {
 	return rows
 }
 
+// helpers are what rig/bench-delta.sh wants of this program.
+var helpers = map[string]func(args []string) error{"link": linkMain, "adaptive": adaptiveMain, "measure": measureMain}
+
 func main() {
 	runtime.LockOSThread() // what is started is killed when its starter, which is a thread, ends
+	if len(os.Args) > 1 && helpers[os.Args[1]] != nil {
+		if err := helpers[os.Args[1]](os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	b := &bench{}
 	rows, only, doc := "", "", ""
 	flag.StringVar(&b.dir, "dir", "", "directory for everything that is made")

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -60,6 +61,18 @@ func command(cmd *exec.Cmd, service *exec.Cmd, after func() error) (measured, er
 		m.addUsage(service.ProcessState)
 	}
 	return m, nil
+}
+
+// measureMain runs a program and prints its time in seconds and its memory in bytes.
+func measureMain(args []string) error {
+	if len(args) == 0 {
+		return errors.New("no program to measure")
+	}
+	m, err := command(exec.Command(args[0], args[1:]...), nil, nil)
+	if err == nil {
+		fmt.Printf("%.1f %.0f\n", m.wall, m.rss)
+	}
+	return err
 }
 
 func (m *measured) addUsage(s *os.ProcessState) {
