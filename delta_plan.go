@@ -171,7 +171,7 @@ func (p *deltaPlan) cost(gap int64) (c deltaCost) {
 }
 
 // What counts until something is known of the line, in bytes; and of what is stored, how many per cent may be missing.
-const gapUnknown, wholePercent = 64 << 10, 70
+const gapUnknown, wholePercent = 16 << 10, 70
 
 // decide says what the plan costs, and whether so much is missing that one request for all is better.
 func (p *deltaPlan) decide(gap int64) (c deltaCost, whole bool) {

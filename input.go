@@ -268,6 +268,15 @@ func (s *source) from(ctx context.Context, off int64) (io.Reader, error) {
 	return r, nil
 }
 
+// want tells a download, which is one that is asked for piece by piece, that nothing from byte end on is wanted for now;
+// it gives how many more requests that takes.
+func (s *source) want(end int64) int64 {
+	if in, ok := s.in.(interface{ want(int64) int64 }); ok {
+		return in.want(end)
+	}
+	return 0
+}
+
 //go:noinline
 func (s *source) close() {
 	if s.in != nil {

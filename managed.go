@@ -851,6 +851,13 @@ type progressReader struct {
 
 func (k *progressReader) span(off, end int64) error { return k.download.span(off, end) }
 
+func (k *progressReader) want(end int64) int64 {
+	if k.download == nil {
+		return 0
+	}
+	return k.download.want(end)
+}
+
 func (k *progressReader) Read(p []byte) (int, error) {
 	n, err := k.ReadCloser.Read(p)
 	k.r.a.fetched.Add(int64(n))

@@ -53,7 +53,7 @@ type downloadOptions struct {
 	// are others than the first, and only the bytes that span aims at are asked for.
 	same bool
 	// first bounds the first answer, in bytes, as what is sent and not read is fetched in vain; each one after it may be
-	// eight times as long as all before. 0: one answer gives all.
+	// eight times as long as all before, or ends where want says. 0: one answer gives all.
 	first int64
 	// relink gives a new URL for the same bytes when the server answers 403, 404 or 410
 	// (a presigned link has expired); nil: there is none.
@@ -88,6 +88,7 @@ type download struct {
 	body    io.ReadCloser // nil between connections
 	from    int64         // where in the file the new bytes of this answer begin
 	upto    int64         // where its bytes end; -1: not known
+	next    int64         // where the next answer is to end, if that is behind off
 	whole   bool          // ask without a range, as an answer to one was of no use
 	conn    context.Context
 	cancel  context.CancelCauseFunc
@@ -98,6 +99,15 @@ type download struct {
 	relinks int           // since the last progress
 	gained  int64
 	due     time.Time // when the rate limit lets the next byte through
+}
+
+// want says that nothing from end on is wanted for now, and gives how many more requests it takes up to there.
+func (d *download) want(end int64) int64 {
+	if d.o.first == 0 || d.upto < 0 || end <= d.upto {
+		return 0
+	}
+	d.next = end
+	return 1
 }
 
 // openDownload returns when the server has answered with the body, or after all retries.
@@ -385,7 +395,11 @@ func (d *download) request() error {
 	} else if d.ranged() {
 		span := "bytes=" + strconv.FormatInt(d.off, 10) + "-"
 		if d.o.first > 0 {
-			span += strconv.FormatInt(d.off+max(d.o.first, 8*d.off)-1, 10)
+			end := d.next
+			if end <= d.off {
+				end = d.off + max(d.o.first, 8*d.off)
+			}
+			span += strconv.FormatInt(end-1, 10)
 		}
 		req.Header.Set("Range", span)
 	}

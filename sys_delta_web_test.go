@@ -85,7 +85,7 @@ func TestWebServersDelta(t *testing.T) {
 		s.counted()
 		exit, _ = b.mendlet("install", "--running", "A", "--delta=only", link)
 		requests, conns, sent := s.counted()
-		first := "Range: bytes=0-" + fmt.Sprint(startUnknown-1)
+		first := "Range: bytes=0-" + fmt.Sprint(startHeader-1)
 		if !s.parts {
 			if exit != exitRefused || len(requests) != 1 || !strings.HasSuffix(requests[0], first) {
 				t.Errorf("only: exit code %d after %q", exit, requests)
@@ -105,7 +105,7 @@ func TestWebServersDelta(t *testing.T) {
 		}
 		t.Logf("%d requests for %d of %d bytes over %d connections, %d bytes in all; planned %+v", len(requests), bytes,
 			len(artifact), conns, sent, plan.Delta)
-		most := startUnknown + plan.Delta.Fetch + 8<<10 // and what is behind the image
+		most := startHeader + plan.Delta.Fetch + 8<<10 // and what is behind the image
 		if exit != 0 || len(requests) != 1+plan.Delta.Requests || !strings.HasSuffix(requests[0], first) || bytes > most ||
 			sent > bytes+int64(len(requests))<<10 {
 			t.Errorf("exit code %d after %q", exit, requests)
