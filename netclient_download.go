@@ -39,8 +39,12 @@ var (
 	errUseless = errors.New("answer of no use")
 )
 
-// keepWait is how long the end of an answer is waited for when all that was wanted has come.
-const keepWait = time.Second
+// A connection is kept if no more than keepRest bytes, which are on their way, and the end of the answer come in
+// keepWait: a new one costs more.
+const (
+	keepRest = 64 << 10
+	keepWait = time.Second
+)
 
 // maxBefore is how many bytes before those of a span are read over, as of a proxy that has a file in slices.
 const maxBefore = 1 << 20
@@ -143,7 +147,7 @@ func openDownload(ctx context.Context, hc *agent, rawURL string, o downloadOptio
 
 // span is for downloads with o.same; see spanReader.
 func (d *download) span(off, end int64) error {
-	d.finish()
+	d.Close()
 	if off < 0 || off >= end || d.Size >= 0 && end > d.Size {
 		return fmt.Errorf("%q: got bytes %d to %d to fetch, want some of a file of %d", d.URLKey, off, end, d.Size)
 	}
@@ -191,14 +195,14 @@ func (d *download) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	d.finish()
+	d.Close()
 	return 0, io.EOF
 }
 
 // ended is called when there is no more of an answer: it decides whether that is the end of the
 // file, of one slice of it, or a failure.
 func (d *download) ended(err error) error {
-	d.finish()
+	d.Close()
 	switch {
 	case err != io.EOF:
 	case d.upto < 0 && d.Size < 0:
@@ -276,25 +280,27 @@ func (d *download) pace(n int) error {
 	return d.o.sleep(d.ctx, d.due.Sub(now))
 }
 
-// finish is Close behind the last byte that is wanted. The connection can be used again if there is no more in
-// the answer, and only when its end has been seen, as behind the last chunk.
-func (d *download) finish() {
-	if d.body != nil && d.off == d.upto {
+// Close ends the answer; a later Read would ask for more. The connection is kept if there is no more in the answer, or
+// little of what may be all that was wanted, and if its end is seen, as behind the last chunk.
+func (d *download) Close() error {
+	rest := d.upto - d.off
+	if d.body != nil && (rest == 0 || rest > 0 && rest <= keepRest && d.o.first > 0 && d.o.limitRate <= 0) {
 		d.watch.Reset(min(d.o.stall, keepWait))
-		d.body.Read(make([]byte, 1)) // what comes is not wanted; a connection that fails is not kept
+		n, _ := io.CopyN(io.Discard, d.body, rest+1) // a connection that fails is not kept
+		d.Fetched += min(n, rest)
 	}
-	d.Close()
+	d.drop()
+	return nil
 }
 
-// Close ends the connection. A later Read would make a new one.
-func (d *download) Close() error {
+// drop ends the connection.
+func (d *download) drop() {
 	if d.body != nil {
 		d.body.Close()
 		d.body = nil
 		d.watch.Stop()
 		d.cancel(nil)
 	}
-	return nil
 }
 
 // connect tries until there is a body that begins at d.off, or gives up.
@@ -420,7 +426,7 @@ func (d *download) request() error {
 	}
 	d.from = d.off
 	if err != nil {
-		d.Close()
+		d.drop()
 	} else if d.o.same && resp.Request.URL.String() != d.url {
 		d.direct = resp.Request.URL.String()
 	}

@@ -1006,6 +1006,30 @@ func TestDownloadFirst(t *testing.T) {
 	}
 }
 
+// What follows header and index comes over the same connection, if little was left of the first answer.
+func TestDownloadFirstIsClosed(t *testing.T) {
+	for _, c := range []struct {
+		read, first, rate int64
+		conns             int
+	}{
+		{100_000, 100_000, 0, 1}, {36_000, 100_000, 0, 1}, {10_000, 100_000, 0, 2}, {80_000, 100_000, 1 << 30, 2},
+		{80_000, 0, 0, 2},
+	} {
+		f := newFlaky(t, 8<<20, func(f *flaky, _ int, w http.ResponseWriter, r *http.Request) { f.serve(w, r) })
+		d, err := openDownload(t.Context(), f.hc, f.URL, downloadOptions{first: c.first, limitRate: c.rate})
+		must(t, err)
+		_, err = io.CopyN(io.Discard, d, c.read)
+		must(t, err)
+		must(t, d.Close())
+		must(t, readSpans(t, f, spanDownload(t, f, downloadOptions{etag: `"one"`})))
+		f.mu.Lock()
+		if f.conns != c.conns || c.conns == 1 && d.Fetched != c.first {
+			t.Errorf("%+v: got %d connections, %d bytes", c, f.conns, d.Fetched)
+		}
+		f.mu.Unlock()
+	}
+}
+
 func FuzzContentRange(f *testing.F) {
 	for _, s := range []string{"bytes 3-8/9", "bytes 3-8/*", "bytes 3-8", "bytes 3-/9", "bytes */9",
 		"bytes=3-4611686018427387903/*", ""} {
