@@ -273,7 +273,7 @@ func (t *agent) Do(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// redirected is the request that follows req: the same with 307 and 308, else a GET.
+// redirected is the request that follows req: the same with 307 and 308 and of a HEAD, else a GET.
 func redirected(req *http.Request, code int, to string) (*http.Request, error) {
 	u, err := req.URL.Parse(to)
 	if err != nil {
@@ -282,7 +282,7 @@ func redirected(req *http.Request, code int, to string) (*http.Request, error) {
 	next := req.Clone(req.Context())
 	next.URL, next.Host = u, ""
 	switch {
-	case code < 307:
+	case code < 307 && req.Method != http.MethodHead:
 		next.Method, next.Body, next.GetBody, next.ContentLength = http.MethodGet, nil, nil, 0
 		next.Header.Del("Content-Type")
 	case req.Body != nil:

@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -94,6 +95,44 @@ func TestRedirects(t *testing.T) {
 	}
 	if header.Get("User-Agent") != "mendlet/" {
 		t.Errorf("got User-Agent %q", header.Get("User-Agent"))
+	}
+}
+
+// What is asked for behind a redirect (RFC 9110, 15.4).
+func TestRedirectMethods(t *testing.T) {
+	t.Parallel()
+	var got string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if code := r.FormValue("code"); code != "" {
+			w.Header().Set("Location", "/there")
+			n, _ := strconv.Atoi(code)
+			w.WriteHeader(n)
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		got = r.Method + " " + string(body)
+	}))
+	t.Cleanup(s.Close)
+	hc := testHTTPClient(t, testConfig(t), netOptions{})
+	for _, c := range []struct {
+		code         int
+		method, want string
+	}{
+		{301, "GET", "GET "}, {302, "HEAD", "HEAD "}, {303, "HEAD", "HEAD "}, {307, "HEAD", "HEAD "},
+		{301, "POST", "GET "}, {302, "POST", "GET "}, {303, "PUT", "GET "}, {307, "POST", "POST b"}, {308, "PUT", "PUT b"},
+	} {
+		var body io.Reader
+		if c.method[0] == 'P' {
+			body = strings.NewReader("b")
+		}
+		req, err := http.NewRequest(c.method, fmt.Sprintf("%s/?code=%d", s.URL, c.code), body)
+		must(t, err)
+		resp, err := hc.Do(req)
+		must(t, err)
+		resp.Body.Close()
+		if got != c.want {
+			t.Errorf("%d of a %s: got %q, want %q", c.code, c.method, got, c.want)
+		}
 	}
 }
 
