@@ -22,8 +22,8 @@ LDFLAGS := -s -w -buildid= -funcalign=4 -X main.version=$(VERSION) -X main.build
 HOT = . encoding/binary compress/flate github.com/ulikunitz/...
 # The garbage collector that Go had up to 1.25, while Go offers it (1.26 does): 7 kB less, and no more memory.
 EXPERIMENT ?= $(shell GOEXPERIMENT=nogreenteagc $(GO) env GOEXPERIMENT 2> /dev/null)
-BUILD = CGO_ENABLED=0 GOEXPERIMENT=$(EXPERIMENT) $(GO) build $(GOFLAGS) -gcflags=all=-l $(HOT:%='-gcflags=%=') -trimpath -buildvcs=false \
-	-tags '$(TAGS)$(EXTRATAGS)' -ldflags '$(LDFLAGS)'
+BUILD = CGO_ENABLED=0 GOEXPERIMENT=$(EXPERIMENT) $(GO) build $(GOFLAGS) -gcflags=all=-l $(HOT:%='-gcflags=%=') \
+	-trimpath -buildvcs=false -tags '$(TAGS)$(EXTRATAGS)' -ldflags '$(LDFLAGS)'
 TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softfloat linux/riscv64/
 
 # What finds mistakes by reading the code. It is not in go.mod, as the program does not need it.

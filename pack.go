@@ -27,8 +27,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"github.com/ulikunitz/xz"
 )
 
 // What pack writes can be entered again every packFlush bytes of the data tar (gzip, as
@@ -38,8 +36,7 @@ import (
 // 192 and 64 MiB that mender-artifact takes (xz --lzma2=preset=2,dict=… --block-size=…).
 const (
 	packFlush = 1 << 20
-	packBlock = 8 << 20
-	packDict  = 4 << 20
+	packBlock = 8 << 20 // packDict is in pack_xz.go
 )
 
 const packUsage = `usage: mendlet pack -n NAME -c DEVICE_TYPE -f FILE [OPTION]… -o FILE|-
@@ -295,7 +292,7 @@ func (o *packOptions) compress(w io.Writer) (io.WriteCloser, error) {
 		z, err := gzip.NewWriterLevel(w, gzip.BestCompression)
 		return &flushing{Writer: z}, err
 	case "xz":
-		return xz.WriterConfig{DictCap: packDict, BlockSize: packBlock, CheckSum: xz.CRC64}.NewWriter(w)
+		return newXZWriter(w, packBlock)
 	}
 	return nopCloser{w}, nil
 }
@@ -508,18 +505,6 @@ func signManifest(key crypto.Signer, manifest []byte) ([]byte, error) {
 		v.S.FillBytes(sig[32:])
 	}
 	return base64.StdEncoding.AppendEncode(nil, sig), nil
-}
-
-// countWriter counts the bytes of the output.
-type countWriter struct {
-	w io.Writer
-	n int64
-}
-
-func (c *countWriter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.n += int64(n)
-	return n, err
 }
 
 // header makes the header tar, as stored.
