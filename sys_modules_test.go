@@ -550,6 +550,40 @@ func TestOwnConfigure(t *testing.T) {
 	}
 }
 
+// An update that Debian's module of the same name has installed is gone on with: taken back, or kept.
+func TestOwnModulesAfterDebians(t *testing.T) {
+	t.Parallel()
+	for _, o := range ownModules(t) {
+		if o.name != "single-file" && o.name != "directory" {
+			continue
+		}
+		theirs := "/usr/share/mender/modules/v3/" + o.name
+		if st, err := os.Lstat(theirs); err != nil || !st.Mode().IsRegular() {
+			t.Skipf("needs Debian's mender-client: %v", err)
+		}
+		m, base := setUpOwn(t, o.name, "/bin/sh", os.Getenv("PATH"))
+		next := func(v, want string, states ...string) {
+			t.Helper()
+			must(t, os.RemoveAll(m.tree))
+			o.quickly(t, m, base, v)
+			if out, err := exec.Command(theirs, "ArtifactInstall", m.tree).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", theirs, err, out)
+			}
+			if got := o.look(base); got != o.want(v) {
+				t.Fatalf("%s: Debian's module installed %q, want %q", o.name, got, o.want(v))
+			}
+			m.mustCall(t, states...)
+			if got := o.look(base); got != want {
+				t.Errorf("%s: %q: got %q, want %q", o.name, states, got, want)
+			}
+			noLeftOvers(t, base)
+		}
+		next("1", o.want("1"), "ArtifactCommit", "Cleanup")
+		next("2", o.want("1"), "ArtifactRollback", "ArtifactRollback", "ArtifactFailure", "Cleanup")
+		next("3", o.want("3"), "ArtifactCommit", "Cleanup")
+	}
+}
+
 // debianModule is a handler for a module of Debian's mender-client package, which is
 // installed or unpacked at MENDER_MODULES_DIR.
 func debianModule(t *testing.T, name string, env ...string) *module {
