@@ -54,6 +54,7 @@ type testServer struct {
 	signature   string // of tokens: as long as with the keys of some server
 	devices     map[string]*testDevice
 	tokens      map[string]*testDevice
+	issued      int // tokens so far
 	uids        int // given so far
 	deployments []*testDeployment
 	artifacts   map[string][]byte
@@ -257,7 +258,8 @@ func (s *testServer) auth(w http.ResponseWriter, r *http.Request, body []byte) {
 		apiError(w, 401, "dev auth: unauthorized")
 		return
 	}
-	claims := fmt.Sprintf(`{"jti":"%d","sub":%q,"mender.device":true}`, s.requests["POST auth"], d.uid)
+	claims := fmt.Sprintf(`{"jti":"%d","sub":%q,"mender.device":true}`, s.issued, d.uid)
+	s.issued++
 	token := "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + "." + cmp.Or(s.signature, "c2lnbmF0dXJl")
 	s.tokens[token] = d
 	w.Header().Set("Content-Type", "application/jwt")

@@ -399,7 +399,7 @@ func (s *session) forgetLater() {
 	defer j.close()
 	n := rec.net()
 	n.InventoryHash, n.ConfigHash, n.InventoryTime = "", "", time.Time{}
-	if err := j.save(rec); err != nil {
+	if err := errors.Join(j.save(rec), keep(s.a)); err != nil {
 		s.a.lg.warnf("%v", err)
 	}
 }

@@ -63,6 +63,7 @@ type apiClient struct {
 	accepted string // identity that the last token was got with
 	base     string // URL of the server that gave the token
 	token    string
+	old      bool // the token is the last run's, and may have expired meanwhile
 }
 
 func newAPIClient(c *config, hc *agent, id identitySource, key crypto.Signer, lg *logger) *apiClient {
@@ -71,7 +72,7 @@ func newAPIClient(c *config, hc *agent, id identitySource, key crypto.Signer, lg
 
 // dropToken makes the next request log in anew and, over a connection of its own, with a whole handshake.
 func (a *apiClient) dropToken() {
-	a.token = ""
+	a.token, a.old = "", false
 	a.kept.drop()
 }
 
@@ -85,7 +86,7 @@ func (a *apiClient) login(ctx context.Context) error {
 		}
 		servers := a.servers()
 		if len(servers) > 0 && servers[0].ServerURL == k.Server && inventoryHash([]byte(id)) == k.Identity {
-			a.base, a.token, a.device, a.accepted = k.Server, k.Token, tokenDevice(k.Token), id
+			a.base, a.token, a.device, a.accepted, a.old = k.Server, k.Token, tokenDevice(k.Token), id, true
 		} else {
 			k.drop()
 		}
@@ -179,6 +180,7 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 	case http.StatusOK:
 	case http.StatusUnauthorized:
 		a.refused = true
+		a.kept.drop()
 		return withHint(tryLater("not authorized: %w", ans.err),
 			"accept the device in the server's user interface, or preauthorize it; if it was rejected there, or the "+
 				"tenant token is wrong, waiting does not help")
@@ -272,9 +274,10 @@ func (a *apiClient) request(ctx context.Context, method, path string, body []byt
 		}
 		ans, err := a.send(ctx, method, a.base+path, body, http.Header{"Authorization": {"Bearer " + a.token}})
 		stale := err == nil && ans.code == http.StatusUnauthorized
-		a.refused = a.refused || stale
+		a.refused = a.refused || stale && !a.old
 		gone := err != nil && ctx.Err() == nil && len(a.c.Servers) > 1
 		if !stale && !gone {
+			a.old = a.old && err != nil
 			return ans, err
 		}
 		a.dropToken()

@@ -317,6 +317,7 @@ func TestInventoryAfterRefusal(t *testing.T) {
 			b.wait()
 		}, 1},
 		"a token that is refused in the middle of a run": {func(b *verbBoard) {
+			must(b.t, os.Remove(b.dir+"/var/"+keptName)) // a kept one has expired, no more
 			once := true
 			b.server.setFault(func(route string, _ http.ResponseWriter, _ *http.Request) bool {
 				if once && route == "POST next" {
