@@ -70,6 +70,8 @@ func (p *deltaPlan) found(s deltaSource, c chunk, at int64) {
 }
 
 // source gives where chunk i comes from; ok is false for one of zeros and one that is fetched.
+//
+//go:noinline
 func (p *deltaPlan) source(i int) (s deltaSource, at int64, ok bool) {
 	f := p.from[i]
 	return deltaSource(f & 1), f >> 1, f >= 0 && !p.x.chunks[i].zero()
@@ -99,6 +101,8 @@ func (p *deltaPlan) settle(start int64) {
 
 // missing tells a chunk that has to be fetched; the one behind the last stands for the end of the data, which always
 // is.
+//
+//go:noinline
 func (p *deltaPlan) missing(i int) bool {
 	return p.whole || i == len(p.x.chunks) || p.from[i] < 0 && !p.x.chunks[i].zero()
 }

@@ -334,7 +334,7 @@ func (d *delta) makePlan(ctx context.Context) error {
 	d.plan = p
 	d.by = "its index"
 	if err := d.lookUp(d.from, fromRunning); err != nil || !d.holds(s) {
-		d.lg.debugf("slot %s is looked through: %v", d.from, err)
+		d.lg.debugf("slot %s is looked through: %v", d.from.letter, err)
 		p.forget(fromRunning)
 		d.by = "looking through it"
 		if err := d.scan(ctx, s.st[fromRunning]); err != nil {
@@ -782,6 +782,8 @@ func (z *deltaReader) startRuns(i, limit int, off int64) *deltaRuns {
 }
 
 // send reports false when nobody takes pieces any more.
+//
+//go:noinline
 func (r *deltaRuns) send(ctx context.Context, p deltaPiece) bool {
 	select {
 	case r.pieces <- p:
