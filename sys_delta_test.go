@@ -934,3 +934,71 @@ func FuzzDeltaCheckpoint(f *testing.F) {
 		}
 	})
 }
+
+// A deployment of a delta: its links expire and its server is asked for new ones, wherever that is; and the slot changes
+// while it is read, so that two connections fetch at once.
+func TestManagedDelta(t *testing.T) {
+	t.Parallel()
+	from := newDeltaSetup(t)
+	for _, at := range []int{0, 2, 3, 4} { // artifact requests, after which the links expire
+		s := newManagedSetup(t)
+		s.images = map[string][]byte{"old": from.images["old"], "new": from.images["new"]}
+		s.artifacts["new"] = from.servers[from.artifacts["new"]].name
+		d, dep := s.device(t, "new")
+		d.arm = func(a *app) {
+			a.o.write = deltaScale()
+			a.c.Delta = "only"
+		}
+		var mu sync.Mutex
+		seen, changed := 0, false
+		s.server.setFault(func(route string, _ http.ResponseWriter, _ *http.Request) bool {
+			if route != "GET artifact" {
+				return false
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if seen++; seen == at {
+				s.server.expireLinks()
+			}
+			if seen == 2 && !changed { // the plan is made
+				changed = true
+				d.w.mu.Lock()
+				f := d.w.files[filepath.Join(d.dir, "p2")]
+				f.current[210000] ^= 1
+				f.current[280000] ^= 1
+				d.w.mu.Unlock()
+			}
+			return false
+		})
+		if err := d.settleManaged(s.server.URL, dep.id); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.endsWell("new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.told(d, dep, "new"); err != nil {
+			t.Error(err)
+		}
+		size := from.size("new")
+		log, _ := s.server.heard()
+		s.server.mu.Lock()
+		n := s.server.sent
+		s.server.mu.Unlock()
+		if n > size*9/10 || s.server.count("GET artifact") < 4 {
+			t.Errorf("%d of %d bytes were sent: %q", n, size, log)
+		}
+		inv := s.server.deviceByID(simIdentity).inventory
+		if got, want := fmt.Sprint(inv["mendlet_delta_saved"]), fmt.Sprint(mustPeek(t, d).Last.Saved); got != want || got == "0" {
+			t.Errorf("inventory: mendlet_delta_saved is %s, want %s", got, want)
+		}
+	}
+}
+
+func mustPeek(t *testing.T, d *simDevice) *record {
+	t.Helper()
+	rec, err := d.peek()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec
+}
