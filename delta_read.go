@@ -333,7 +333,7 @@ func (d *delta) makePlan(ctx context.Context) error {
 	p := newDeltaPlan(d.x)
 	d.plan = p
 	d.by = "its index"
-	if err := d.lookUp(d.from, fromRunning); err != nil || !d.holds(s) {
+	if err := d.lookUp(d.from, fromRunning); err != nil || !d.holds(s, fromRunning) {
 		d.lg.debugf("slot %s is looked through: %v", d.from.letter, err)
 		p.forget(fromRunning)
 		d.by = "looking through it"
@@ -341,8 +341,9 @@ func (d *delta) makePlan(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.lookUp(d.to, fromIdle); err != nil {
-		d.lg.debugf("%v", err)
+	if err := d.lookUp(d.to, fromIdle); err != nil || !d.holds(s, fromIdle) {
+		d.lg.debugf("slot %s has nothing of use: %v", d.to.letter, err)
+		p.forget(fromIdle)
 	}
 	p.settle(d.start)
 	d.probe(s)
@@ -370,20 +371,29 @@ func (d *delta) String() string {
 // figures are what a program is told of it.
 func (d *delta) figures() any { return &d.cost }
 
-// holds tries by samples whether the running slot has what its index says.
-func (d *delta) holds(s *deltaSlots) bool {
-	var good, bad int
-	step := max(len(d.x.chunks)/maxSamples, 1)
-	for i := 0; i < len(d.x.chunks); i += step {
-		src, at, ok := d.plan.source(i)
-		if !ok {
-			continue
+// holds tries by samples whether a slot has what its index says, as far as nothing has been written since.
+func (d *delta) holds(s *deltaSlots, src deltaSource) bool {
+	var all, good, bad int
+	from := int64(0)
+	if src == fromIdle {
+		from = max(d.start, d.opt.head)
+	}
+	for step := range 2 { // they are counted, and then some are tried
+		n := 0
+		for i := range d.x.chunks {
+			is, at, ok := d.plan.source(i)
+			if !ok || is != src || at < from {
+				continue
+			}
+			if n++; step > 0 && n%max(all/maxSamples, 1) == 0 {
+				if s.read(src, at, &d.x.chunks[i]) != nil {
+					good++
+				} else {
+					bad++
+				}
+			}
 		}
-		if s.read(src, at, &d.x.chunks[i]) != nil {
-			good++
-		} else {
-			bad++
-		}
+		all = n
 	}
 	return good > 0 && good >= 8*bad
 }

@@ -466,6 +466,23 @@ func TestDeltaFromIdleSlot(t *testing.T) {
 	}
 }
 
+// An index of the idle slot that is not of what is there costs no requests.
+func TestDeltaWithWrongIndexOfIdleSlot(t *testing.T) {
+	t.Parallel()
+	s := newDeltaSetup(t)
+	missing, spans := s.update(t, s.newDevice(t), "new")
+	fill := s.newDevice(t)
+	s.update(t, fill, "new")
+	d := s.newDevice(t) // whose idle slot holds noise
+	index := readFileOrNil(filepath.Join(fill.app.c.paths.ds, "mendlet.index.3"))
+	if err := os.WriteFile(filepath.Join(d.app.c.paths.ds, "mendlet.index.3"), index, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, got := s.update(t, d, "new"); n != missing || got != spans {
+		t.Errorf("fetched %d bytes in %d spans, want %d in %d", n, got, missing, spans)
+	}
+}
+
 // Chunks of other bytes with the same 8 bytes of hash, and an index that lies in other ways: the image's own hash
 // tells, and then it is fetched as a whole, once. With "only" it is not.
 func TestDeltaIndexThatLies(t *testing.T) {
