@@ -130,8 +130,8 @@ func (o *packOptions) flags(fs *flag.FlagSet) {
 	yes(&o.noVersion, "do not provide a software version, do not clear", "no-default-software-version")
 	yes(&o.noClears, "do not clear earlier software versions", "no-default-clears-provides")
 	yes(&o.noSum, "do not provide rootfs-image.checksum", "no-checksum-provide")
-	fs.BoolFunc("delta", "let devices fetch only what they do not have of a rootfs-image, in pieces of 32k on average, "+
-		"or with --delta=16k or 64k of so much", o.delta.set)
+	fs.BoolFunc("delta", "let devices fetch only what they do not have of a rootfs-image, in pieces of 32k on average "+
+		"(squashfs and EROFS: 16k), or with --delta=16k, 32k or 64k of so much", o.delta.set)
 	yes(&o.bootstrap, "write a bootstrap artifact: provides, and no payload", "bootstrap")
 }
 

@@ -113,6 +113,9 @@ func TestPackDelta(t *testing.T) {
 		{"--delta=64k", 64 << 10, make([]byte, 1<<20)},
 		{"--delta=64k", 64 << 10, noise(3, 600<<10+1)},
 		{"--delta", 32 << 10, nil},
+		{"--delta", 16 << 10, append([]byte("hsqs"), noise(4, 300<<10)...)},
+		{"--delta", 16 << 10, slices.Concat(make([]byte, 1024), []byte("\xe2\xe1\xf5\xe0"), noise(5, 300<<10))},
+		{"--delta=32k", 32 << 10, append([]byte("hsqs"), noise(6, 300<<10)...)},
 	} {
 		img := writeTemp(t, "rootfs.img", c.image)
 		args := []string{"-n", "rel", "-c", "dev", "-f", img}
