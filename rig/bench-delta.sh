@@ -34,7 +34,7 @@ DIR=$pairs sh "$here/delta-pairs.sh" "$go" > /dev/null
 mkdir -p "$work/www"
 work=$(cd "$work" && pwd) pairs=$(cd "$pairs" && pwd)
 (cd "$here/bench" && "$go" test . > /dev/null && CGO_ENABLED=0 "$go" build -trimpath -o "$work/driver" .)
-cp -p "$here/../mendlet" "$work/mendlet"
+cp -pf "$here/../mendlet" "$work/mendlet"
 
 server=mendlet-s$$ client=mendlet-c$$ link='' nginx=''
 cleanup() {
