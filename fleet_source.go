@@ -440,21 +440,19 @@ func (c *channel) alive(ctx context.Context) error {
 	return err
 }
 
-// verdict counts failures, once each, and tells how it ended where the channel wants reports.
+// verdict counts failures, which are journaled together with the end of the update, and tells how it ended where the channel wants reports.
 func (c *channel) verdict(ctx context.Context, v *verdict) error {
 	n := c.state()
-	u := c.a.rec.Update // in which the count is noted, together with which it is journaled
 	switch {
 	case v.Result == "committed":
 		delete(n.Failed, v.ID)
 	case n.Dropped == v.ID:
 		n.Dropped = ""
-	case u != nil && !u.Counted:
+	default:
 		if n.Failed == nil {
 			n.Failed = map[string]int{}
 		}
 		n.Failed[v.ID]++
-		u.Counted = true
 	}
 	if c.file == nil { // after a reboot
 		if _, err := c.fetch(ctx, true); err != nil {

@@ -532,7 +532,6 @@ type update struct {
 	Tries   int   `json:"tries,omitempty"`
 	Reached int64 `json:"reached,omitempty"` // bytes of the image at the last try of the download
 
-	Counted    bool  `json:"counted,omitempty"`     // among the failures of its channel
 	WholeImage bool  `json:"whole_image,omitempty"` // a delta went wrong: the image is fetched as a whole
 	Saved      int64 `json:"saved,omitempty"`       // bytes of the artifact that a delta had no need to fetch
 
