@@ -432,16 +432,13 @@ func TestDeltaWithWrongIndexOfSlot(t *testing.T) {
 func TestDeltaFromIdleSlot(t *testing.T) {
 	t.Parallel()
 	s := newDeltaSetup(t)
-	d := s.newDevice(t)
-	s.update(t, d, "new") // B has new, A has old
-	d.w.files[filepath.Join(d.dir, "p3")].current = bytes.Clone(d.w.files[filepath.Join(d.dir, "p3")].current)
 	idle := s.newDevice(t)
 	// The idle slot holds "next", of which its index tells, and the running one nothing of use.
 	ds := idle.app.c.paths.ds
 	p3 := idle.w.files[filepath.Join(idle.dir, "p3")]
 	copy(p3.current, s.images["next"])
 	copy(p3.durable, s.images["next"])
-	other := newDeltaSetupOf(t, map[string][]byte{"old": s.images["next"], "x": s.images["next"]}, nil)
+	other := newDeltaSetupOf(t, map[string][]byte{"old": simImage(8, 300000), "x": s.images["next"]}, nil)
 	fill := other.newDevice(t)
 	copy(fill.w.files[filepath.Join(fill.dir, "p3")].current, s.images["next"])
 	other.update(t, fill, "x")
