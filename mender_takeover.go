@@ -324,6 +324,10 @@ func adopt(a *app, d *dir, u *update, rec *record, state string) (err error) {
 		if err := adoptSlots(a, u, state); err != nil {
 			return err
 		}
+	case u.Type != rootfsImage && !u.Managed: // of a deployment the server hears it
+		if _, err := newModule(a.c, u.Type, a.lg); err != nil { // it may have gone along with that client
+			return notAdopted(err, u)
+		}
 	}
 	if !recovery && u.Step == stepDownload {
 		if u.Provides, u.Clears = nil, nil; u.Type != rootfsImage { // as if it had not been opened: the module begins anew
@@ -336,6 +340,11 @@ func adopt(a *app, d *dir, u *update, rec *record, state string) (err error) {
 
 const inconsistent = "_INCONSISTENT"
 
+func notAdopted(err error, u *update) error {
+	return withHint(refuseUnlessPassing(err, "the update of Mender's client to %q is not taken over: %w", u.Artifact, err),
+		"%s", hintOf(err))
+}
+
 // adoptSlots finds the two slots of an image that Mender's client has installed, by what its bootloader is
 // told, and whether the machine has been down since.
 func adoptSlots(a *app, u *update, state string) error {
@@ -344,8 +353,7 @@ func adoptSlots(a *app, u *update, state string) error {
 		err = s.agree(vars)
 	}
 	if err != nil {
-		return withHint(refuseUnlessPassing(err, "the update of Mender's client to %q is not taken over: %w", u.Artifact,
-			err), "%s", hintOf(err))
+		return notAdopted(err, u)
 	}
 	trial := vars[varUpgrade] != "" && vars[varUpgrade] != "0"
 	to := s.byNum(vars[varBootPart])

@@ -30,6 +30,8 @@ func newStoreSetup(t testing.TB) *simSetup {
 func storeDevice(t testing.TB, s *simSetup, store []byte, env string) (*simDevice, *bytes.Buffer) {
 	t.Helper()
 	must(t, os.WriteFile(filepath.Join(s.dir, menderStoreFile), store, 0o600))
+	must(t, os.MkdirAll(s.dir+"/modules/v3", 0o755))
+	must(t, os.WriteFile(s.dir+"/modules/v3/testmod", []byte("#!/bin/sh\n"), 0o755))
 	d := newSimDevice(t, s.dir, s.images)
 	f := d.w.files[simJournal]
 	clear(f.current)
@@ -398,6 +400,28 @@ func TestTakeOverIsRefused(t *testing.T) {
 	}
 	if rec, _ := d.peek(); rec.Provides != nil || rec.Update != nil {
 		t.Errorf("the journal has %+v", rec)
+	}
+}
+
+// Nor is a module that is gone, as when it came with Mender's client, a reason to leave the device inconsistent.
+func TestTakeOverWithoutModule(t *testing.T) {
+	t.Parallel()
+	s := newStoreSetup(t)
+	d, _ := storeDevice(t, s, storeFile(t, "3.4.0-standalone-pending"), "")
+	module := filepath.Join(s.dir, "modules/v3/testmod")
+	must(t, os.Rename(module, module+".away"))
+	err := d.start().openState()
+	if exitCode(err) != exitRefused || !strings.Contains(err.Error(), `no update module for payload type "testmod"`) ||
+		!strings.Contains(hintOf(err), "install the module") {
+		t.Errorf("got %v, want a refusal with a hint", err)
+	}
+	if rec, _ := d.peek(); rec.Provides != nil || rec.Update != nil {
+		t.Errorf("the journal has %+v", rec)
+	}
+	must(t, os.Rename(module+".away", module))
+	must(t, d.start().openState())
+	if rec, _ := d.peek(); rec.Update == nil || rec.Update.Artifact != "app-3" {
+		t.Errorf("with the module again: got %+v", rec)
 	}
 }
 
