@@ -19,7 +19,7 @@ SOURCE_DATE_EPOCH ?= $(shell if [ -e .git ]; then git log -1 --format=%ct; else 
 # Functions need not start at the linker's 32 bytes (amd64) or 16 (arm64): 2 % of the size.
 LDFLAGS := -s -w -buildid= -funcalign=4 -X main.version=$(VERSION) -X main.buildTime=$(SOURCE_DATE_EPOCH)
 # Only what the bytes of an image pass through is compiled with inlining: 8 % of the size.
-HOT = . encoding/binary compress/flate github.com/ulikunitz/...
+HOT = . compress/flate github.com/ulikunitz/...
 # The garbage collector that Go had up to 1.25, while Go offers it (1.26 does): 7 kB less, and no more memory.
 EXPERIMENT ?= $(shell GOEXPERIMENT=nogreenteagc $(GO) env GOEXPERIMENT 2> /dev/null)
 BUILD = CGO_ENABLED=0 GOEXPERIMENT=$(EXPERIMENT) $(GO) build $(GOFLAGS) -gcflags=all=-l $(HOT:%='-gcflags=%=') \

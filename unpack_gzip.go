@@ -600,7 +600,7 @@ func (f *inflater) symbols(src []byte) (used int, ended bool, err error) {
 loop:
 	for pos <= len(src)-inflateAhead && o <= len(buf)-inflateSlack {
 		// Bits above n are those of src[pos:] already and stay the same.
-		bits |= binary.LittleEndian.Uint64(src[pos:]) << (n & 63)
+		bits |= le64(src[pos:]) << (n & 63)
 		pos += int((63 - n) >> 3)
 		n |= 56
 		e := lit[bits&(1<<litBits-1)]
@@ -643,7 +643,7 @@ loop:
 		bits >>= extra
 		n -= uint(extra)
 
-		bits |= binary.LittleEndian.Uint64(src[pos:]) << (n & 63)
+		bits |= le64(src[pos:]) << (n & 63)
 		pos += int((63 - n) >> 3)
 		n |= 56
 		d := dist[bits&(1<<distBits-1)]
@@ -680,7 +680,7 @@ func copyMatch(buf []byte, to, from, length int) {
 	case 1: // a run of one byte
 		v := uint64(buf[from]) * 0x0101010101010101
 		for i := 0; i < length; i += 8 {
-			binary.LittleEndian.PutUint64(buf[to+i:], v)
+			putLE64(buf[to+i:], v)
 		}
 	case 2, 3, 4, 5, 6, 7:
 		for i := range length {
@@ -688,7 +688,26 @@ func copyMatch(buf []byte, to, from, length int) {
 		}
 	default:
 		for i := 0; i < length; i += 8 {
-			binary.LittleEndian.PutUint64(buf[to+i:], binary.LittleEndian.Uint64(buf[from+i:]))
+			putLE64(buf[to+i:], le64(buf[from+i:]))
 		}
 	}
+}
+
+// le64 and putLE64 are those of encoding/binary, which is compiled without inlining as it serves so many others.
+func le64(b []byte) uint64 {
+	_ = b[7]
+	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |
+		uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
+}
+
+func putLE64(b []byte, v uint64) {
+	_ = b[7]
+	b[0] = byte(v)
+	b[1] = byte(v >> 8)
+	b[2] = byte(v >> 16)
+	b[3] = byte(v >> 24)
+	b[4] = byte(v >> 32)
+	b[5] = byte(v >> 40)
+	b[6] = byte(v >> 48)
+	b[7] = byte(v >> 56)
 }

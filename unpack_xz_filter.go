@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/bits"
 )
@@ -56,7 +55,7 @@ func (c *xzFilters) add(id uint64, p []byte) error {
 		f.dist = p[0]
 	case id > xzDelta && id <= xzRISCV && len(p) == 0:
 	case id > xzDelta && id <= xzRISCV && len(p) == 4:
-		if f.pos = binary.LittleEndian.Uint32(p); f.pos%xzAlign[id-xzX86] != 0 {
+		if f.pos = le32(p); f.pos%xzAlign[id-xzX86] != 0 {
 			return fmt.Errorf("start of filter %#x at %d is not aligned", id, f.pos)
 		}
 	default:
@@ -130,7 +129,7 @@ func (f *xzFilter) undo(b []byte) int {
 	}
 	n := 0
 	for ; n+4 <= len(b); n += 4 {
-		binary.LittleEndian.PutUint32(b[n:], f.undoWord(binary.LittleEndian.Uint32(b[n:]), f.pos+uint32(n)))
+		putLE32(b[n:], f.undoWord(le32(b[n:]), f.pos+uint32(n)))
 	}
 	return n
 }
@@ -163,13 +162,13 @@ func (f *xzFilter) undoWord(v, pc uint32) uint32 {
 func (f *xzFilter) undoThumb(b []byte) int {
 	n := 0
 	for ; n+4 <= len(b); n += 2 {
-		v := binary.LittleEndian.Uint32(b[n:])
+		v := le32(b[n:])
 		if v&0xf800f800 != 0xf800f000 {
 			continue
 		}
 		to := v&0x7ff<<11 | v>>16&0x7ff
 		to -= (f.pos + uint32(n) + 4) >> 1
-		binary.LittleEndian.PutUint32(b[n:], 0xf800f000|to>>11&0x7ff|to&0x7ff<<16)
+		putLE32(b[n:], 0xf800f000|to>>11&0x7ff|to&0x7ff<<16)
 		n += 2
 	}
 	return n
@@ -189,7 +188,7 @@ func (f *xzFilter) undoIA64(b []byte) int {
 			}
 			bit := 5 + 41*slot
 			at, shift := b[n+bit/8:], bit%8
-			all := uint64(binary.LittleEndian.Uint32(at)) | uint64(binary.LittleEndian.Uint16(at[4:]))<<32
+			all := uint64(le32(at)) | uint64(at[4])<<32 | uint64(at[5])<<40
 			v := all >> shift
 			if v>>37&15 != 5 || v>>9&7 != 0 {
 				continue
@@ -197,8 +196,8 @@ func (f *xzFilter) undoIA64(b []byte) int {
 			to := uint32(v>>13&0xfffff|v>>36&1<<20) - (f.pos+uint32(n))>>4
 			v = v&^(0x8fffff<<13) | uint64(to&0xfffff)<<13 | uint64(to&0x100000)<<16
 			all = all&(1<<shift-1) | v<<shift
-			binary.LittleEndian.PutUint32(at, uint32(all))
-			binary.LittleEndian.PutUint16(at[4:], uint16(all>>32))
+			putLE32(at, uint32(all))
+			at[4], at[5] = byte(all>>32), byte(all>>40)
 		}
 	}
 	return n
@@ -222,11 +221,11 @@ func (f *xzFilter) undoX86(b []byte) int {
 			continue
 		}
 		pc := f.pos + uint32(n) + 5
-		to := binary.LittleEndian.Uint32(b[n+1:]) - pc
+		to := le32(b[n+1:]) - pc
 		if low := 8 * (4 - inner); inner > 0 && near(byte(to>>(low-8))) {
 			to = to ^ (1<<low - 1) - pc
 		}
-		binary.LittleEndian.PutUint32(b[n+1:], to&0xffffff|-(to>>24&1)<<24)
+		putLE32(b[n+1:], to&0xffffff|-(to>>24&1)<<24)
 		n += 4
 	}
 	f.mask = mask << (n - before - 1) & 7
@@ -235,19 +234,19 @@ func (f *xzFilter) undoX86(b []byte) int {
 
 // undoRISCV is for JAL to x1 and x5, and for AUIPC with the instruction that uses its result.
 func (f *xzFilter) undoRISCV(b []byte) int {
-	le, n := binary.LittleEndian, 0
+	n := 0
 	for ; n+8 <= len(b); n += 2 {
-		v, pc := le.Uint32(b[n:]), f.pos+uint32(n)
+		v, pc := le32(b[n:]), f.pos+uint32(n)
 		if v&0xdff == 0xef {
 			to := v&0xf000<<5 | v>>7&0x1fe00 | v>>23&0x1fe
 			to -= pc
-			le.PutUint32(b[n:], v&0xfff|to&0xff000|to<<9&0x100000|to<<20&0x7fe00000|to<<11&0x80000000)
+			putLE32(b[n:], v&0xfff|to&0xff000|to<<9&0x100000|to<<20&0x7fe00000|to<<11&0x80000000)
 			n += 2
 		}
 		if v&0x7f != 0x17 {
 			continue
 		}
-		next := le.Uint32(b[n+4:])
+		next := le32(b[n+4:])
 		if v&0xe80 != 0 { // a pair as it was, which looks like one that was changed
 			if (v<<8^(next-3))&0xf8003 != 0 {
 				n += 4
@@ -263,9 +262,23 @@ func (f *xzFilter) undoRISCV(b []byte) int {
 			to := bits.ReverseBytes32(next) - pc
 			v, next = 0x17|register<<7|(to+0x800)&^0xfff, v>>12|to<<20
 		}
-		le.PutUint32(b[n:], v)
-		le.PutUint32(b[n+4:], next)
+		putLE32(b[n:], v)
+		putLE32(b[n+4:], next)
 		n += 6
 	}
 	return n
+}
+
+// le32 and putLE32 are encoding/binary's, as le64 is.
+func le32(b []byte) uint32 {
+	_ = b[3]
+	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+}
+
+func putLE32(b []byte, v uint32) {
+	_ = b[3]
+	b[0] = byte(v)
+	b[1] = byte(v >> 8)
+	b[2] = byte(v >> 16)
+	b[3] = byte(v >> 24)
 }

@@ -299,7 +299,7 @@ func (z *unzstd) unpack(end, limit int) (int, error) {
 // literals have slack behind them; p is where the next part begins.
 func (z *unzstd) literals(end int) (lits []byte, n, p int, err error) {
 	p = zstdSlack
-	h := binary.LittleEndian.Uint64(z.packed[p:])
+	h := le64(z.packed[p:])
 	kind, form := h&3, h>>2&3
 	if kind < 2 {
 		switch form {
@@ -444,7 +444,7 @@ func (z *unzstd) bitsAt(at int, n uint) uint64 {
 	if at < 0 || at/8 > len(z.packed)-8 {
 		return 0
 	}
-	return binary.LittleEndian.Uint64(z.packed[at/8:]) >> (at & 7) & (1<<n - 1)
+	return le64(z.packed[at/8:]) >> (at & 7) & (1<<n - 1)
 }
 
 // huffStream is a stream of Huffman codes, read backwards. The next bit is the highest of bits; the
@@ -460,7 +460,7 @@ func (z *unzstd) openStream(p, end int) (huffStream, bool) {
 	if !ok {
 		return huffStream{}, false
 	}
-	return huffStream{(binary.LittleEndian.Uint64(z.packed[end-8:]) | 1) << (end*8 - at), end - 8, p}, true
+	return huffStream{(le64(z.packed[end-8:]) | 1) << (end*8 - at), end - 8, p}, true
 }
 
 // stream unpacks one stream of Huffman codes.
@@ -480,7 +480,7 @@ func (z *unzstd) drain(s huffStream, to []byte) error {
 		if pos -= used >> 3; pos < s.from-8 {
 			return errZstd
 		}
-		b = (binary.LittleEndian.Uint64(z.packed[pos:]) | 1) << (used & 7)
+		b = (le64(z.packed[pos:]) | 1) << (used & 7)
 		n := min(len(to), 5)
 		for i := range to[:n] {
 			e := z.huff[b>>(64-huffBits)]
@@ -543,10 +543,10 @@ func (z *unzstd) fourStreams(s *[4]huffStream, to []byte, part int) int {
 			n0, n1 := bits.TrailingZeros64(b0), bits.TrailingZeros64(b1)
 			n2, n3 := bits.TrailingZeros64(b2), bits.TrailingZeros64(b3)
 			p0, p1, p2, p3 = p0-n0>>3, p1-n1>>3, p2-n2>>3, p3-n3>>3
-			b0 = (binary.LittleEndian.Uint64(packed[p0:]) | 1) << (n0 & 7)
-			b1 = (binary.LittleEndian.Uint64(packed[p1:]) | 1) << (n1 & 7)
-			b2 = (binary.LittleEndian.Uint64(packed[p2:]) | 1) << (n2 & 7)
-			b3 = (binary.LittleEndian.Uint64(packed[p3:]) | 1) << (n3 & 7)
+			b0 = (le64(packed[p0:]) | 1) << (n0 & 7)
+			b1 = (le64(packed[p1:]) | 1) << (n1 & 7)
+			b2 = (le64(packed[p2:]) | 1) << (n2 & 7)
+			b3 = (le64(packed[p3:]) | 1) << (n3 & 7)
 			o0, o1, o2, o3 := (*[5]byte)(to0[i:]), (*[5]byte)(to1[i:]), (*[5]byte)(to2[i:]), (*[5]byte)(to3[i:])
 			for j := range 5 {
 				e0, e1, e2, e3 := t[b0>>(64-huffBits)], t[b1>>(64-huffBits)], t[b2>>(64-huffBits)], t[b3>>(64-huffBits)]
@@ -764,14 +764,14 @@ func (z *unzstd) sequences(n, p, end int, lits []byte, nlits, limit int) (o, l i
 		if pos < p-8 {
 			return 0, 0, errZstd
 		}
-		w := binary.LittleEndian.Uint64(packed[pos:])
+		w := le64(packed[pos:])
 		extra := uint8((ll + of + ml) >> 8)
 		nof, nml, nll := uint(of>>8&31), uint(ml>>8&31), uint(ll>>8&31)
 		left -= nof
 		offset := uint32(of>>32) + uint32(w>>(left&63))&lowBits[nof]
 		if extra > 57-26 {
 			pos, left = pos-int((64-left)>>3), left+(64-left)&^7
-			w = binary.LittleEndian.Uint64(packed[pos:])
+			w = le64(packed[pos:])
 		}
 		left -= nml
 		match := int(ml>>32) + int(uint32(w>>(left&63))&lowBits[nml])
@@ -848,9 +848,9 @@ func repeatOffset(number, rep0, rep1, rep2 uint32) (offset, first, second, third
 // copy16 copies 16 bytes, of which those that are too many do not count.
 func copy16(to []byte, o int, by []byte, from int) {
 	t, f := to[o:o+16], by[from:from+16]
-	a, b := binary.LittleEndian.Uint64(f), binary.LittleEndian.Uint64(f[8:])
-	binary.LittleEndian.PutUint64(t, a)
-	binary.LittleEndian.PutUint64(t[8:], b)
+	a, b := le64(f), le64(f[8:])
+	putLE64(t, a)
+	putLE64(t[8:], b)
 }
 
 // copyRun copies literals, of which there mostly are few.
