@@ -128,6 +128,40 @@ func TestChunker(t *testing.T) {
 	}
 }
 
+// TestChunkerTurns has hashes between the two thresholds and below both at the shortest chunk, around the average, and at
+// the longest chunk, where few of random bytes have them.
+func TestChunkerTurns(t *testing.T) {
+	t.Parallel()
+	const average = 16 << 10
+	c := newChunker(average)
+	p := noise(6, 1<<20)
+	var between, below []int // places behind a window of such a hash
+	for hash, at := uint32(0), 0; at < len(p); at++ {
+		if hash = hash<<1 + c.gear[p[at]]; at < 4*average || len(p)-at < 5*average {
+			continue
+		}
+		switch {
+		case hash < c.before:
+			below = append(below, at+1)
+		case hash < c.behind:
+			between = append(between, at+1)
+		}
+	}
+	if len(between) == 0 || len(below) == 0 {
+		t.Fatalf("got %d and %d places", len(between), len(below))
+	}
+	for _, at := range []int{between[0], below[0]} {
+		for _, turn := range []int{average / 4, average, 4 * average} {
+			for d := -1; d <= 1; d++ {
+				q := p[at-turn+d:]
+				if got, want := c.next(q), slowCuts(average, q[:5*average])[0]; got != want {
+					t.Errorf("place %d, %d before the turn at %d: got a chunk of %d, want %d", at, d, turn, got, want)
+				}
+			}
+		}
+	}
+}
+
 // TestChunkerResync changes a large image in one place: but for a few chunks there, all are the same.
 func TestChunkerResync(t *testing.T) {
 	t.Parallel()
@@ -322,9 +356,17 @@ func TestDeltaIndexLies(t *testing.T) {
 	if _, err := parseDeltaIndex(raw, new(deltaIndex).info(raw), 1<<40); err == nil {
 		t.Error("2 Mi chunks in 20 bytes: taken")
 	}
-	long := []byte(deltaMagic + "\x80\x80\x81\x00") // 16 KiB, in a byte more than it takes
-	if _, err := parseDeltaIndex(long, new(deltaIndex).info(long), 0); err == nil {
-		t.Error("a number with a zero at its end: taken")
+	x := testIndex(16<<10, 400<<10)
+	good := x.encode()
+	sum := binary.BigEndian.AppendUint64(nil, x.chunks[0].sum)
+	for name, bad := range map[string][]byte{
+		"a number with a zero at its end": bytes.Replace(good, []byte{99}, []byte{99 | 0x80, 0}, 1), // x.head
+		"a sum of 0":                      bytes.Replace(good, sum, make([]byte, 8), 1),
+		"a byte more":                     append(bytes.Clone(good), 0),
+	} {
+		if _, err := parseDeltaIndex(bad, x.info(bad), x.imageSize); err == nil || bytes.Equal(bad, good) {
+			t.Errorf("%s: taken", name)
+		}
 	}
 }
 
