@@ -186,6 +186,7 @@ func serve(t *testing.T, name string, args ...string) io.Reader {
 	must(t, err)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = w, w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // when a test panics no clean-up runs
 	must(t, cmd.Start())
 	w.Close()
 	t.Cleanup(func() {
