@@ -125,8 +125,8 @@ func (x *deltaIndex) info(raw []byte) *deltaInfo {
 	return &deltaInfo{deltaVersion, deltaMembers(int64(len(raw))), int64(len(raw)), fmt.Sprintf("%x", sha256.Sum256(raw))}
 }
 
-// parseDeltaIndex verifies raw by info before it looks into it. imageSize is that of the tar header. The index owns none
-// of raw, and takes 16 bytes for a chunk.
+// parseDeltaIndex verifies raw by info before it looks into it. imageSize is that of the tar header. The index owns
+// none of raw, and takes 16 bytes for a chunk.
 func parseDeltaIndex(raw []byte, info *deltaInfo, imageSize int64) (*deltaIndex, error) {
 	if sum := sha256.Sum256(raw); int64(len(raw)) != info.Size || hex.EncodeToString(sum[:]) != info.Sha256 {
 		return nil, fmt.Errorf("delta index of %d bytes has sha256 %x, want %d bytes and %s", len(raw), sum, info.Size,

@@ -128,8 +128,8 @@ func TestChunker(t *testing.T) {
 	}
 }
 
-// TestChunkerTurns has hashes between the two thresholds and below both at the shortest chunk, around the average, and at
-// the longest chunk, where few of random bytes have them.
+// TestChunkerTurns has hashes between the two thresholds and below both at the shortest chunk, around the average, and
+// at the longest chunk, where few of random bytes have them.
 func TestChunkerTurns(t *testing.T) {
 	t.Parallel()
 	const average = 16 << 10
@@ -323,18 +323,20 @@ func checkIndex(t *testing.T, raw []byte, imageSize int64) {
 func TestDeltaIndexLies(t *testing.T) {
 	t.Parallel()
 	for name, lie := range map[string]func(x *deltaIndex){
-		"average of 8 KiB":       func(x *deltaIndex) { x.average = 8 << 10 },
-		"average of 48 KiB":      func(x *deltaIndex) { x.average = 48 << 10 },
-		"average of 128 KiB":     func(x *deltaIndex) { x.average = 128 << 10 },
-		"average of 0":           func(x *deltaIndex) { x.average = 0 },
-		"another image size":     func(x *deltaIndex) { x.imageSize++ },
-		"a head of nothing":      func(x *deltaIndex) { x.head = 0 },
-		"a head of 1 GiB":        func(x *deltaIndex) { x.head = 1 << 30 },
-		"a chunk too few":        func(x *deltaIndex) { x.chunks = x.chunks[1:] },
-		"a chunk too many":       func(x *deltaIndex) { x.chunks = append(x.chunks, x.chunks[0]) },
-		"no chunks":              func(x *deltaIndex) { x.chunks = nil },
-		"a chunk of no bytes":    func(x *deltaIndex) { x.chunks[1].size = 0 },
-		"a small chunk":          func(x *deltaIndex) { x.chunks[0].size, x.chunks[1].size = 1, x.chunks[0].size+x.chunks[1].size-1 },
+		"average of 8 KiB":    func(x *deltaIndex) { x.average = 8 << 10 },
+		"average of 48 KiB":   func(x *deltaIndex) { x.average = 48 << 10 },
+		"average of 128 KiB":  func(x *deltaIndex) { x.average = 128 << 10 },
+		"average of 0":        func(x *deltaIndex) { x.average = 0 },
+		"another image size":  func(x *deltaIndex) { x.imageSize++ },
+		"a head of nothing":   func(x *deltaIndex) { x.head = 0 },
+		"a head of 1 GiB":     func(x *deltaIndex) { x.head = 1 << 30 },
+		"a chunk too few":     func(x *deltaIndex) { x.chunks = x.chunks[1:] },
+		"a chunk too many":    func(x *deltaIndex) { x.chunks = append(x.chunks, x.chunks[0]) },
+		"no chunks":           func(x *deltaIndex) { x.chunks = nil },
+		"a chunk of no bytes": func(x *deltaIndex) { x.chunks[1].size = 0 },
+		"a small chunk": func(x *deltaIndex) {
+			x.chunks[0].size, x.chunks[1].size = 1, x.chunks[0].size+x.chunks[1].size-1
+		},
 		"a large chunk":          func(x *deltaIndex) { x.chunks[1].size = 64<<10 + 1 },
 		"a small member":         func(x *deltaIndex) { x.chunks[2].stored = 19 },
 		"no member":              func(x *deltaIndex) { x.chunks[2].stored = 0 },

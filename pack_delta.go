@@ -14,8 +14,8 @@ import (
 	"runtime"
 )
 
-// The data member of a delta artifact, as doc/delta.md describes it: one gzip member with the tar header, members without
-// data for the index, one for each chunk, and one for the end of the tar.
+// The data member of a delta artifact, as doc/delta.md describes it: one gzip member with the tar header, members
+// without data for the index, one for each chunk, and one for the end of the tar.
 
 // packedDelta is what pack knows of it.
 type packedDelta struct {
@@ -41,8 +41,8 @@ func (d *packedDelta) set(s string) error {
 	return nil
 }
 
-// packsTight tells images of squashfs and EROFS, where a change of a file is followed by little ones all over the image.
-// Compressed as they are, they have fewer chunks of 16 KiB than an image of ext4 with the same files has of 32.
+// packsTight tells images of squashfs and EROFS, where a change of a file is followed by little ones all over the
+// image. Compressed as they are, they have fewer chunks of 16 KiB than an image of ext4 with the same files has of 32.
 func packsTight(front []byte) bool {
 	return bytes.HasPrefix(front, []byte("hsqs")) ||
 		len(front) > 1024 && bytes.HasPrefix(front[1024:], []byte("\xe2\xe1\xf5\xe0"))

@@ -203,7 +203,8 @@ func TestPackDeltaErrors(t *testing.T) {
 			t.Errorf("image ends with an error at %d: got %v", n, err)
 		}
 		w := &fullWriter{left: n / 16, err: bad}
-		if err := (&packedDelta{average: minAverage}).write(w, bytes.NewReader(image), make([]byte, 512)); !errors.Is(err, bad) {
+		err := (&packedDelta{average: minAverage}).write(w, bytes.NewReader(image), make([]byte, 512))
+		if !errors.Is(err, bad) {
 			t.Errorf("output full at %d: got %v", n/16, err)
 		}
 	}
@@ -241,7 +242,8 @@ func TestPackDeltaStock(t *testing.T) {
 		"gzip":     {"gzip", `gzip -t "$2"; gzip -dc "$2" | tar xO`},
 		"bsdtar":   {"bsdtar", `bsdtar xOf "$1" data/0000.tar.gz | bsdtar xOf -`},
 		"busybox":  {"busybox", `busybox tar xOf "$1" data/0000.tar.gz | busybox gunzip -c | busybox tar xO`},
-		"python3":  {"python3", `python3 -c 'import sys, tarfile; sys.stdout.buffer.write(tarfile.open(sys.argv[1]).extractfile("rootfs.img").read())' "$2"`},
+		"python3": {"python3", `python3 -c 'import sys, tarfile
+sys.stdout.buffer.write(tarfile.open(sys.argv[1]).extractfile("rootfs.img").read())' "$2"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			needTool(t, c.tool)
@@ -276,7 +278,8 @@ func TestPackDeltaSize(t *testing.T) {
 	}
 }
 
-// TestShowDelta prints an index that is true, and says of any other one what is wrong; the artifact is good in any case.
+// TestShowDelta prints an index that is true, and says of any other one what is wrong; the artifact is good in any
+// case.
 func TestShowDelta(t *testing.T) {
 	t.Parallel()
 	img := writeTemp(t, "rootfs.img", deltaImage(1, 1<<20))
@@ -328,7 +331,8 @@ func TestShowDelta(t *testing.T) {
 	if err != nil || a.MetaData != nil {
 		t.Fatal(a, err)
 	}
-	if a, err = openArtifact(bytes.NewReader(packed(t, "-n", "rel", "-c", "dev", "-f", img)), artifactOptions{}); err != nil {
+	plain := packed(t, "-n", "rel", "-c", "dev", "-f", img)
+	if a, err = openArtifact(bytes.NewReader(plain), artifactOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := showCommand(a, false, &out); err != nil || strings.Contains(out.String(), "delta:") {
