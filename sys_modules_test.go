@@ -381,8 +381,8 @@ func TestOwnModulesManners(t *testing.T) {
 	t.Parallel()
 	box := busyboxOnly(t)
 	list, err := filepath.Glob("modules/*")
-	if err != nil || len(list) != 6 {
-		t.Fatalf("got modules %q, %v, want six", list, err)
+	if err != nil || len(list) != 9 {
+		t.Fatalf("got modules %q, %v, want nine", list, err)
 	}
 	for _, path := range list {
 		name := filepath.Base(path)
@@ -601,6 +601,21 @@ func debianModule(t *testing.T, name string, env ...string) *module {
 	return moduleOf(t, name, string(text), env...)
 }
 
+// bothModules runs a test with Debian's module of a name and with ours.
+func bothModules(t *testing.T, name string, test func(t *testing.T, made func(t *testing.T, env ...string) *module)) {
+	t.Run("Debian's", func(t *testing.T) {
+		test(t, func(t *testing.T, env ...string) *module { return debianModule(t, name, env...) })
+	})
+	t.Run("ours", func(t *testing.T) {
+		t.Parallel()
+		test(t, func(t *testing.T, env ...string) *module {
+			text, err := os.ReadFile("modules/" + name)
+			must(t, err)
+			return moduleOf(t, name, string(text), env...)
+		})
+	})
+}
+
 // through takes an artifact through the calls of a deployment that ends at last, and says
 // what failed.
 func through(t *testing.T, m *module, text []byte, states ...string) error {
@@ -694,9 +709,11 @@ func TestDebianScript(t *testing.T) {
 }
 
 // A package of its own, installed into a root of its own.
-func TestDebianDeb(t *testing.T) {
+func TestDebModule(t *testing.T) { bothModules(t, "deb", testDebModule) }
+
+func testDebModule(t *testing.T, made func(t *testing.T, env ...string) *module) {
 	dir := t.TempDir()
-	m := debianModule(t, "deb", "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	m := made(t, "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	needTool(t, "dpkg-deb")
 	dpkg, err := exec.LookPath("dpkg")
 	if err != nil {
@@ -730,9 +747,11 @@ func TestDebianDeb(t *testing.T) {
 }
 
 // A package of its own, installed into a root of its own.
-func TestDebianRpm(t *testing.T) {
+func TestRpmModule(t *testing.T) { bothModules(t, "rpm", testRpmModule) }
+
+func testRpmModule(t *testing.T, made func(t *testing.T, env ...string) *module) {
 	dir := t.TempDir()
-	m := debianModule(t, "rpm", "PATH="+dir+"/bin:"+os.Getenv("PATH"))
+	m := made(t, "PATH="+dir+"/bin:"+os.Getenv("PATH"))
 	needTool(t, "rpmbuild")
 	rpm, err := exec.LookPath("rpm")
 	if err != nil {
@@ -785,26 +804,28 @@ start) shift && for c; do echo "$c" >>running; done ;;
 esac
 `
 
-func TestDebianDocker(t *testing.T) {
+func TestDockerModule(t *testing.T) { bothModules(t, "docker", testDockerModule) }
+
+func testDockerModule(t *testing.T, made func(t *testing.T, env ...string) *module) {
 	base := t.TempDir()
-	m := debianModule(t, "docker", "BASE="+base, "PATH="+base+"/bin:"+os.Getenv("PATH"))
+	m := made(t, "BASE="+base, "PATH="+base+"/bin:"+os.Getenv("PATH"))
 	needTool(t, "jq")
 	putScript(t, base+"/bin", "docker", fakeEngine, 0o755)
-	made := func(containers string) []byte {
+	want := func(containers string) []byte {
 		return madeArtifact(t, "docker", `{"containers":[`+containers+`],"run_args":"-p 80:80"}`)
 	}
 	for _, c := range []struct {
 		containers, want string
 		states           []string
 	}{{`"one"`, "one\n", chainGood}, {`"two"`, "one\n", chainBack}, {`"three","four"`, "three\nfour\n", chainGood}} {
-		if err := through(t, m, made(c.containers), c.states...); err != nil {
+		if err := through(t, m, want(c.containers), c.states...); err != nil {
 			t.Fatal(err)
 		}
 		if got := look(base + "/running"); got != c.want {
 			t.Errorf("after %s: %q run, want %q", c.containers, got, c.want)
 		}
 	}
-	if err := through(t, m, made(`"missing"`), chainBack...); err == nil || look(base+"/running") != "three\nfour\n" {
+	if err := through(t, m, want(`"missing"`), chainBack...); err == nil || look(base+"/running") != "three\nfour\n" {
 		t.Errorf("an image that is not there: %v, %q run", err, look(base+"/running"))
 	}
 }
