@@ -77,7 +77,7 @@ func testTime(t testing.TB, day string) time.Time {
 }
 
 // testFleet is what is signed of a channel file, issued on the 1st and good until the 15th.
-func testFleet(t testing.TB, serial int, releases string, more ...string) []byte {
+func testFleet(t testing.TB, serial uint64, releases string, more ...string) []byte {
 	extra := strings.Join(more, "")
 	return fmt.Appendf(nil, `%s{"channel": "acme", "serial": %d, "issued": "2026-12-01T00:00:00Z",
 "expires": "2026-12-15T00:00:00Z", %s "releases": %s}
@@ -507,7 +507,7 @@ func TestFleetRefusals(t *testing.T) {
 func TestFleetSerial(t *testing.T) {
 	const k, other = "key", "other"
 	for _, c := range []struct {
-		serial  int
+		serial  uint64
 		signers []string
 		seen    map[string]fleetSeen
 		floor   uint64
