@@ -127,7 +127,7 @@ func (w *storeWriter) meta(txn, depth, entries, root, last int) []byte {
 	if txn == 1 {
 		depth, entries, root, kinds = 0, 0, -1, [3]int{}
 	}
-	b := w.number(w.number(w.number(nil, 0, 4), 0xbeefc0de, 4), 1, 4)
+	b := w.number(w.order.AppendUint32(w.number(nil, 0, 4), 0xbeefc0de), 1, 4)
 	b = w.number(w.number(b, 0, w.word), 1<<20, w.word)
 	for _, db := range [][8]int{{w.page, 0x4008, 0, 0, 0, 0, 0, -1},
 		{0, 0, depth, kinds[0], kinds[1], kinds[2], entries, root}} {
