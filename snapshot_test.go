@@ -119,6 +119,7 @@ func (d *mounted) holds(image []byte, name string, want []byte) {
 
 // What is written before is in the copy, whether it was synced or not, and in a second copy, too.
 func TestSnapshotDump(t *testing.T) {
+	onlyExhaustive(t, "dumps of all kinds")
 	d := newMounted(t)
 	path := filepath.Join(d.point, "file")
 	for i, words := range [][]string{{"--source", d.point}, {"--source", d.device, "-C", "none"},
@@ -228,6 +229,7 @@ func (d *mounted) writable(when string) {
 
 // Whatever ends a dump thaws: a signal, the death of the program, of its child, and a reader that has gone or sleeps.
 func TestSnapshotThaws(t *testing.T) {
+	onlyExhaustive(t, "every way in which a dump can end early")
 	d := newMounted(t)
 	cmd, _, _ := d.begin()
 	must(t, cmd.Process.Kill())

@@ -83,7 +83,7 @@ func (e *injection) reset(running string) {
 func (e *injection) all(verb string) (runs int) {
 	for _, file := range []string{"env", "mendlet.state", "lock"} {
 		for i, c := range injected {
-			if !exhaustive() && (verb == "install" || file == "mendlet.state" || i%2 == 1) {
+			if !exhaustive() && (verb == "install" || file == "mendlet.state" || i%4 != 0) {
 				continue
 			}
 			for n := 1; n <= 40; n++ {
