@@ -54,7 +54,7 @@ installed() {
 }
 share=usr/share/mender
 plain="usr/sbin/mendlet $share/identity/mender-device-identity $share/inventory/mender-inventory-*"
-doc='usr/share/man/man*/*.[58] usr/share/doc/mendlet/examples/*'
+doc='usr/share/man/man*/*.[58] usr/share/doc/mendlet/examples/* usr/share/doc/mendlet/examples/stick/*'
 modules=$share/modules/v3/*
 names='usr/bin/mender usr/bin/mender-*'
 units=usr/lib/systemd/system
