@@ -161,7 +161,7 @@ func (t *tarStream) header(block *[512]byte) (*tarFile, error) {
 }
 
 // checkFields checks the numbers that say nothing of a member's data (mode, owners, times, devices) and gives the front
-// of a long name. Besides POSIX ustar there are star's kind, with two times in the place of the end of that name, GNU's,
+// of a long name. Besides POSIX ustar there is star's kind, with two times in the place of the end of that name, GNU's,
 // with both times and no such name, and the oldest, which ends before all these.
 func checkFields(block *[512]byte) (prefix string, err error) {
 	fields := [][2]int{{100, 108}, {108, 116}, {116, 124}, {136, 148}}
@@ -353,7 +353,7 @@ func (t *tarWriter) close() error {
 	return err
 }
 
-// header writes a header of POSIX ustar, and before it an extended one for what has no room in that. A name of more than
+// header writes a header of POSIX ustar, before it an extended one for what has no room in that. A name of more than
 // 100 bytes is split at its last slash, if that is enough.
 func (t *tarWriter) header(name string, size int64) error {
 	front, base := path.Split(name)

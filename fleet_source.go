@@ -320,8 +320,9 @@ func (c *channel) device(ctx context.Context) (*fleetDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &fleetDevice{ID: id, Type: kind, Artifact: a.rec.Provides["artifact_name"], Groups: a.c.Groups[:len(a.c.Groups):len(a.c.Groups)],
-		Asked: a.o.net.atOnce, Failed: c.state().Failed}
+	d := &fleetDevice{ID: id, Type: kind, Artifact: a.rec.Provides["artifact_name"],
+		Groups: a.c.Groups[:len(a.c.Groups):len(a.c.Groups)],
+		Asked:  a.o.net.atOnce, Failed: c.state().Failed}
 	text, err := readPlain(a.c.paths.in(a.c.paths.ds, "groups"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("groups of the device: %w", err)
@@ -440,7 +441,8 @@ func (c *channel) alive(ctx context.Context) error {
 	return err
 }
 
-// verdict counts failures, which are journaled together with the end of the update, and tells how it ended where the channel wants reports.
+// verdict counts failures, which are journaled together with the end of the update, and tells how it ended where the
+// channel wants reports.
 func (c *channel) verdict(ctx context.Context, v *verdict) error {
 	n := c.state()
 	switch {

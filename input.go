@@ -268,7 +268,7 @@ func (s *source) from(ctx context.Context, off int64) (io.Reader, error) {
 	return r, nil
 }
 
-// want tells a download, which is one that is asked for piece by piece, that nothing from byte end on is wanted for now;
+// want tells a download, which is one that is asked for piece by piece, that nothing from byte end on is wanted yet;
 // it gives how many more requests that takes.
 func (s *source) want(end int64) int64 {
 	if in, ok := s.in.(interface{ want(int64) int64 }); ok {

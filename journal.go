@@ -121,9 +121,11 @@ type fleetSeen struct {
 // note says where the channel stands, at a time that is not before now.
 func (c *channelState) note(now time.Time) string {
 	if now.After(c.Expires) {
-		return fmt.Sprintf("channel %q: its file, serial %d, is stale since %s", c.Name, c.Serial, c.Expires.Format(time.RFC3339))
+		return fmt.Sprintf("channel %q: its file, serial %d, is stale since %s", c.Name, c.Serial,
+			c.Expires.Format(time.RFC3339))
 	}
-	return fmt.Sprintf("channel %q: its file, serial %d, is good until %s", c.Name, c.Serial, c.Expires.Format(time.RFC3339))
+	return fmt.Sprintf("channel %q: its file, serial %d, is good until %s", c.Name, c.Serial,
+		c.Expires.Format(time.RFC3339))
 }
 
 // net is the part that managed mode has for itself; nil where there is no record.

@@ -65,8 +65,9 @@ func lookFlags(fs *flag.FlagSet, o *options) {
 
 func runOnceFlags(fs *flag.FlagSet, o *options) {
 	runFlags(fs, o)
-	fs.BoolVar(&o.net.atOnce, "now", false, "for a person at the device: wait neither for the time that earlier failures, "+
-		"or the server, have set nor for --splay")
+	fs.BoolVar(&o.net.atOnce, "now", false,
+		"for a person at the device: wait neither for the time that earlier failures, "+
+			"or the server, have set nor for --splay")
 }
 
 // recovery and leftOut: see nonet.go.

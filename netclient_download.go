@@ -105,7 +105,7 @@ type download struct {
 	due     time.Time // when the rate limit lets the next byte through
 }
 
-// want says that nothing from end on is wanted for now, and gives how many more requests it takes up to there.
+// want says that nothing from end on is wanted yet, and gives how many more requests it takes up to there.
 func (d *download) want(end int64) int64 {
 	if d.o.first == 0 || d.upto < 0 || end <= d.upto {
 		return 0

@@ -22,7 +22,8 @@ func indexVerbs() []verb {
 func indexFlags(fs *flag.FlagSet, o *options) {
 	fs.BoolVar(&o.json, "json", false, "print JSON")
 	fs.Int64Var(&o.maxBytes, "max-bytes", 0, "fail if one of them would fetch more than `N` bytes")
-	fs.Float64Var(&o.maxPercent, "max-percent", 0, "fail if one of them would fetch more than `N` per cent of the artifact")
+	fs.Float64Var(&o.maxPercent, "max-percent", 0,
+		"fail if one of them would fetch more than `N` per cent of the artifact")
 }
 
 type indexer struct{ *app }
