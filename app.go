@@ -448,8 +448,8 @@ func lasting(source string) string {
 func (a *app) source(name string) *source {
 	switch {
 	case name == "-":
-		return &source{once: true, open: func(context.Context, int64, sourceID) (io.ReadCloser, sourceID, error) {
-			return io.NopCloser(a.in), sourceID{Name: name, Size: -1}, nil
+		return &source{once: true, open: func(ctx context.Context, _ int64, _ sourceID) (io.ReadCloser, sourceID, error) {
+			return io.NopCloser(patient(ctx, a.in)), sourceID{Name: name, Size: -1}, nil
 		}}
 	case isURL(name):
 		return a.urlSource(a, name)

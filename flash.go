@@ -45,6 +45,7 @@ type slotWriter struct {
 	sequential bool                        // UBI volume: no reading while writing, no going back, the kernel guards it
 	checkpoint func(checkpoint) error      // journals one; nil: none are wanted
 	mark       func() (restartPoint, bool) // asks the source for a point to go on from
+	halt       func()                      // ends a Read of the source that may wait for ever; nil: none does
 
 	buffers [][]byte
 	head    []byte     // what the start of the slot will hold, kept back
@@ -99,15 +100,27 @@ type block struct {
 //	 └───────────────────── free blocks ────────────────────┘
 //
 // Each stage is a goroutine of its own, so that decompression, hashing, reading and writing
-// go on at the same time. start is behind the head, or where an earlier run got to.
+// go on at the same time; all have ended when it returns. start is behind the head, or where an earlier run got to.
 func (w *slotWriter) writeBody(ctx context.Context, src io.Reader, start int64) error {
 	free := make(chan *block, blocksInFlight)
 	for i := range blocksInFlight {
 		free <- &block{buf: w.buffer(i), hashed: make(chan uint32, 1)}
 	}
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	compared := w.compareBlocks(ctx, w.readBlocks(ctx, stop, src, start, free))
+	inner, stop := context.WithCancelCause(ctx)
+	compared := w.compareBlocks(inner, w.readBlocks(inner, stop, src, start, free))
+	err := w.takeBlocks(inner, compared, free, start)
+	stop(err)
+	// Nothing of ours goes on with the source or the slot when this has returned: both are about to be closed.
+	if _, target := err.(*targetError); w.halt != nil && (target || ctx.Err() != nil) {
+		w.halt()
+	}
+	for range compared {
+	}
+	return err
+}
+
+// takeBlocks writes what comes out of the stages before it.
+func (w *slotWriter) takeBlocks(ctx context.Context, compared <-chan *block, free chan<- *block, start int64) error {
 	w.keptAt, w.done = time.Now(), start
 	w.report(phaseWrite, start, w.size)
 	tick := time.NewTicker(time.Second)
@@ -146,8 +159,7 @@ func (w *slotWriter) buffer(i int) []byte {
 	return w.buffers[i]
 }
 
-// targetError is one of the slot or the journal. The source is not to blame, and may still be
-// being read.
+// targetError is one of the slot or the journal. The source is not to blame.
 type targetError struct{ error }
 
 func (e *targetError) Unwrap() error { return e.error }
@@ -155,11 +167,17 @@ func (e *targetError) Unwrap() error { return e.error }
 // readBlocks fills free blocks from src; they end at multiples of the block size.
 func (w *slotWriter) readBlocks(ctx context.Context, stop context.CancelCauseFunc, src io.Reader, off int64,
 	free <-chan *block) <-chan *block {
-	out, hash := make(chan *block), make(chan *block, blocksInFlight)
-	go w.hashBlocks(hash)
+	out, hash, hashed := make(chan *block), make(chan *block, blocksInFlight), make(chan struct{})
+	go func() {
+		w.hashBlocks(hash)
+		close(hashed)
+	}()
 	go func() {
 		defer close(out)
-		defer close(hash)
+		defer func() {
+			close(hash)
+			<-hashed
+		}()
 		for off < w.size {
 			var b *block
 			select {

@@ -113,6 +113,54 @@ func TestWriterProof(t *testing.T) {
 	}
 }
 
+// hangs gives bytes up to a place, and then waits until it is halted.
+type hangs struct {
+	io.Reader
+	waits, halted chan struct{}
+	gone          bool // not guarded: so the race detector sees a reader that goes on
+}
+
+func (h *hangs) Read(p []byte) (int, error) {
+	if n, err := h.Reader.Read(p); err != io.EOF {
+		return n, err
+	}
+	close(h.waits)
+	<-h.halted
+	h.gone = true
+	return 0, errors.New("halted")
+}
+
+// When a slot fails, or the program is told to end, while the source says nothing, then nobody reads source or slot
+// any more by the time that is known.
+func TestWriterEndsWhole(t *testing.T) {
+	img := testBlocks(3 * 16384)
+	for _, want := range []error{syscall.EIO, errAborted} {
+		ctx, stop := context.WithCancelCause(t.Context())
+		src := &hangs{Reader: bytes.NewReader(img[:16384+100]), waits: make(chan struct{}), halted: make(chan struct{})}
+		d := &memDisk{data: make([]byte, len(img))}
+		w := newWriter(d, img, smallOptions)
+		w.halt = func() { close(src.halted) }
+		if err := errors.Join(w.takeHead(src), w.invalidate()); err != nil {
+			t.Fatal(err)
+		}
+		d.onWrite = func(d *memDisk, p []byte, off int64) (int, error) {
+			<-src.waits
+			if want == errAborted {
+				stop(want)
+				return len(p), nil
+			}
+			return 0, want
+		}
+		if err := w.writeBody(ctx, src, 4096); !errors.Is(err, want) {
+			t.Errorf("got %v, want %v", err, want)
+		}
+		if !src.gone {
+			t.Errorf("%v: the source is still being read", want)
+		}
+		stop(nil)
+	}
+}
+
 // readFar remembers the furthest offset of its reads.
 type readFar struct {
 	*memDisk
@@ -245,13 +293,14 @@ func TestWriterCancelled(t *testing.T) {
 	img := testBlocks(6 * 16384)
 	ctx, cancel := context.WithCancel(t.Context())
 	r, pw := io.Pipe()
-	defer r.Close()
 	go func() {
 		pw.Write(img[:40000])
 		cancel()
 	}()
 	d := &memDisk{data: bytes.Clone(img)}
-	if err := newWriter(d, img, smallOptions).flash(ctx, r); !errors.Is(err, context.Canceled) {
+	w := newWriter(d, img, smallOptions)
+	w.halt = func() { r.Close() }
+	if err := w.flash(ctx, r); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	if len(bytes.Trim(d.data[:4096], "\x00")) > 0 {

@@ -230,6 +230,7 @@ type source struct {
 	once  bool // cannot be opened again
 	id    sourceID
 	in    io.ReadCloser // what was opened last
+	stop  func()        // ends its context; nil: nothing was opened yet
 
 	manifest string // SHA-256 that the artifact's has to have, hex; "": any
 
@@ -260,8 +261,10 @@ func (s *source) doubtful() bool {
 // from opens the source at off; the reader before it is closed.
 func (s *source) from(ctx context.Context, off int64) (io.Reader, error) {
 	s.close()
+	ctx, s.stop = context.WithCancel(ctx)
 	r, id, err := s.open(ctx, off, s.id)
 	if err != nil {
+		s.stop()
 		return nil, err
 	}
 	s.in, s.id = r, id
@@ -277,10 +280,18 @@ func (s *source) want(end int64) int64 {
 	return 0
 }
 
+// halt gives an error to whoever waits for bytes of the source. It may be called from any goroutine.
+func (s *source) halt() {
+	if s.stop != nil {
+		s.stop()
+	}
+}
+
 //go:noinline
 func (s *source) close() {
 	if s.in != nil {
 		s.in.Close()
+		s.stop()
 		s.in = nil
 	}
 }
@@ -313,6 +324,43 @@ func openFile(ctx context.Context, name string, off int64, want sourceID) (io.Re
 		return nil, sourceID{}, err
 	}
 	return f, id, nil
+}
+
+// patientReader is standard input, which may wait for ever, until the program is told to end.
+type patientReader struct {
+	ctx context.Context
+	src io.Reader
+	buf []byte // not the caller's, as a read that is given up may still fill it
+}
+
+// patient makes in wait no longer than ctx lasts, too.
+func patient(ctx context.Context, in io.Reader) io.Reader {
+	if r, ok := in.(*patientReader); ok { // its context is one that ctx is of
+		in = r.src
+	}
+	return &patientReader{ctx: ctx, src: in}
+}
+
+func (r *patientReader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	if r.buf == nil {
+		r.buf = make([]byte, 64<<10)
+	}
+	var n int
+	var err error
+	done := make(chan struct{})
+	go func() {
+		n, err = r.src.Read(r.buf[:min(len(p), len(r.buf))])
+		close(done)
+	}()
+	select {
+	case <-done:
+		return copy(p, r.buf[:n]), err
+	case <-r.ctx.Done():
+		return 0, context.Cause(r.ctx)
+	}
 }
 
 // sourceID tells one file from another that has come to stand in its place.

@@ -183,7 +183,7 @@ func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.W
 	}
 	who, args, err := calledAs(args)
 	if err == nil {
-		err = dispatch(ctx, who, args, o, lg, &patientReader{ctx: ctx, src: in}, out)
+		err = dispatch(ctx, who, args, o, lg, patient(ctx, in), out)
 	}
 	if err != nil && !isTold(err) {
 		lg.fail(err)
@@ -192,35 +192,6 @@ func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.W
 		return who.exit(err)
 	}
 	return exitCode(err)
-}
-
-// patientReader is standard input, which may wait for ever, until the program is told to end.
-type patientReader struct {
-	ctx context.Context
-	src io.Reader
-	buf []byte // not the caller's, as a read that is given up may still fill it
-}
-
-func (r *patientReader) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	if r.buf == nil {
-		r.buf = make([]byte, 64<<10)
-	}
-	var n int
-	var err error
-	done := make(chan struct{})
-	go func() {
-		n, err = r.src.Read(r.buf[:min(len(p), len(r.buf))])
-		close(done)
-	}()
-	select {
-	case <-done:
-		return copy(p, r.buf[:n]), err
-	case <-r.ctx.Done():
-		return 0, context.Cause(r.ctx)
-	}
 }
 
 func dispatch(ctx context.Context, who persona, args []string, o *options, lg *logger,

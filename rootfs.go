@@ -232,7 +232,15 @@ func (r *rootfs) download(ctx context.Context, a *artifact) error {
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	w := &slotWriter{dst: dst, name: r.to.String(), size: r.file.Size, opt: r.opt, sequential: r.to.ubi}
+	w.halt = func() {
+		stop() // what a delta fetches
+		if r.src != nil {
+			r.src.halt()
+		}
+	}
 	err = r.fill(ctx, w, a)
 	// A device may report a failed write only now (close(2)).
 	if cerr := dst.Close(); cerr != nil && err == nil {
