@@ -107,15 +107,20 @@ func (w *slotWriter) writeBody(ctx context.Context, src io.Reader, start int64) 
 		free <- &block{buf: w.buffer(i), hashed: make(chan uint32, 1)}
 	}
 	inner, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	compared := w.compareBlocks(inner, w.readBlocks(inner, stop, src, start, free))
+	whole := false
+	// Nothing of ours goes on with the source or the slot when this is left: both are about to be closed.
+	defer func() {
+		if byItself := inner.Err() != nil && ctx.Err() == nil; !whole && !byItself && w.halt != nil {
+			w.halt()
+		}
+		stop(nil)
+		for range compared {
+		}
+	}()
 	err := w.takeBlocks(inner, compared, free, start)
-	stop(err)
-	// Nothing of ours goes on with the source or the slot when this has returned: both are about to be closed.
-	if _, target := err.(*targetError); w.halt != nil && (target || ctx.Err() != nil) {
-		w.halt()
-	}
-	for range compared {
-	}
+	whole = err == nil
 	return err
 }
 

@@ -104,8 +104,10 @@ func TestBlindAtEveryLook(t *testing.T) {
 			f := &blindness{d: d, at: k, left: times, boot: times == 0}
 			d.w.blind = f.look
 			err := d.settle(s.artifacts["new"], "new")
+			d.w.mu.Lock()
 			looks := d.w.looks
 			d.w.blind = nil
+			d.w.mu.Unlock()
 			if err == nil {
 				err = d.check("new")
 			}
