@@ -26,3 +26,12 @@ type peerHandler interface {
 	// summary is what the log says of it: kind, path or host:port, bytes.
 	summary() string
 }
+
+// peerError is an error that the peer is told with a code.
+type peerError struct {
+	code int // as of HTTP; 0: none
+	err  error
+}
+
+func (e *peerError) Error() string { return e.err.Error() }
+func (e *peerError) Unwrap() error { return e.err }

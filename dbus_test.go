@@ -143,18 +143,18 @@ func accept(t *testing.T, l net.Listener, order binary.AppendByteOrder) *peer {
 		t.Fatalf("got %q, want BEGIN", begin)
 	}
 	m := p.next("/org/freedesktop/DBus org.freedesktop.DBus Hello")
-	p.send(4, 0, 1, nil, "", field{1, "o", "/org/freedesktop/DBus"}, field{2, "s", "x.y"}, field{3, "s", "Noise"})
-	p.send(2, 1, 2, p.text(":1.7"), "s", field{5, "u", p.number(m.serial)})
+	p.send(4, 0, 1, nil, "", busField{1, "o", "/org/freedesktop/DBus"}, busField{2, "s", "x.y"}, busField{3, "s", "Noise"})
+	p.send(2, 1, 2, p.text(":1.7"), "s", busField{5, "u", p.number(m.serial)})
 	m = p.next("/org/freedesktop/DBus org.freedesktop.DBus RequestName")
 	if want := "\x1f\x00\x00\x00" + authName + "\x00\x04\x00\x00\x00"; string(m.body) != want ||
 		m.fields[busSignature] != "su" {
 		t.Fatalf("got a request for the name %q", m.body)
 	}
-	p.send(2, 1, 3, p.order.AppendUint32(nil, 1), "u", field{5, "u", p.number(m.serial)})
+	p.send(2, 1, 3, p.order.AppendUint32(nil, 1), "u", busField{5, "u", p.number(m.serial)})
 	return p
 }
 
-type field struct {
+type busField struct {
 	code  byte
 	kind  string
 	value string // of "u", its four bytes
@@ -167,9 +167,9 @@ func (p *peer) text(s string) []byte {
 }
 
 // message is made here anew, in the order of this peer, as the rules have it.
-func (p *peer) message(kind, flags byte, serial uint32, body []byte, signature string, fields ...field) []byte {
+func (p *peer) message(kind, flags byte, serial uint32, body []byte, signature string, fields ...busField) []byte {
 	if signature != "" {
-		fields = append(fields, field{8, "g", signature})
+		fields = append(fields, busField{8, "g", signature})
 	}
 	var b []byte
 	for _, f := range fields {
@@ -199,7 +199,7 @@ func (p *peer) message(kind, flags byte, serial uint32, body []byte, signature s
 	return slices.Concat(head, b, body)
 }
 
-func (p *peer) send(kind, flags byte, serial uint32, body []byte, signature string, fields ...field) {
+func (p *peer) send(kind, flags byte, serial uint32, body []byte, signature string, fields ...busField) {
 	p.t.Helper()
 	if _, err := p.Write(p.message(kind, flags, serial, body, signature, fields...)); err != nil {
 		p.t.Fatal(err)
@@ -209,9 +209,9 @@ func (p *peer) send(kind, flags byte, serial uint32, body []byte, signature stri
 // call calls the service.
 func (p *peer) call(serial uint32, flags byte, path, iface, member string) {
 	p.t.Helper()
-	fields := []field{{1, "o", path}, {3, "s", member}, {6, "s", authName}, {7, "s", ":1.9"}, {9, "u", p.number(0)}}
+	fields := []busField{{1, "o", path}, {3, "s", member}, {6, "s", authName}, {7, "s", ":1.9"}, {9, "u", p.number(0)}}
 	if iface != "" {
-		fields = append(fields, field{2, "s", iface})
+		fields = append(fields, busField{2, "s", iface})
 	}
 	p.send(1, flags, serial, nil, "", fields...)
 }
@@ -309,9 +309,9 @@ func (p *peer) misuse() {
 	p.call(14, 0, authPath, "org.other", "GetJwtToken")
 	p.next("3 14" + unknown)
 	p.call(15, busNoReply, authPath, authInterface, "GetJwtToken") // is not answered
-	p.send(9, 0, 16, nil, "", field{1, "o", "/"})                  // a kind of the future
-	p.send(1, 0, 17, nil, "", field{1, "u", p.number(1)})          // a path of a wrong type
-	p.send(1, 0, 18, bytes.Repeat([]byte{7}, 1<<20), "ay", field{1, "o", authPath}, field{3, "s", "Ping"})
+	p.send(9, 0, 16, nil, "", busField{1, "o", "/"})               // a kind of the future
+	p.send(1, 0, 17, nil, "", busField{1, "u", p.number(1)})       // a path of a wrong type
+	p.send(1, 0, 18, bytes.Repeat([]byte{7}, 1<<20), "ay", busField{1, "o", authPath}, busField{3, "s", "Ping"})
 	p.next("2 18")
 	p.call(19, 0, "/any", "org.freedesktop.DBus.Peer", "GetMachineId")
 	if m := p.next("2 19 :1.9 s"); !bytes.Equal(m.body, []byte("\x04\x00\x00\x000123\x00")) {
@@ -388,8 +388,8 @@ func TestTokenLife(t *testing.T) {
 func FuzzBusMessage(f *testing.F) {
 	for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} {
 		p := &peer{order: order}
-		f.Add(p.message(1, 0, 5, p.text("x"), "s", field{1, "o", "/a"}, field{3, "s", "Ping"}, field{9, "u", p.number(1)}))
-		f.Add(p.message(2, 1, 6, nil, "", field{5, "u", p.number(3)}))
+		f.Add(p.message(1, 0, 5, p.text("x"), "s", busField{1, "o", "/a"}, busField{3, "s", "Ping"}, busField{9, "u", p.number(1)}))
+		f.Add(p.message(2, 1, 6, nil, "", busField{5, "u", p.number(3)}))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		m, err := readBusMessage(bytes.NewReader(text))
