@@ -116,6 +116,8 @@ type config struct {
 	Groups          []string // that the device is in; mendlet's own
 	DeviceID        string   // by which it has its place in rollouts; "": its identity; mendlet's own
 
+	ConnectAuditLog string // file that has who did what over 'mendlet connect'; "": none; mendlet's own
+
 	paths      paths  `json:"-"`
 	broken     error  // of a file in its default place: what it demands is not known
 	extraRoots string // -E: more trusted certificates

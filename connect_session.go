@@ -99,7 +99,8 @@ type peerHub struct {
 
 	mu       sync.Mutex
 	sessions map[string]*peerSession
-	alive    int // of them and those that are ending
+	alive    int  // of them and those that are ending
+	over     bool // none begins any more
 	running  sync.WaitGroup
 }
 
@@ -151,6 +152,10 @@ func (h *peerHub) take(m *peerMessage, size int) error {
 	h.mu.Lock()
 	s := h.sessions[m.sid]
 	if s == nil {
+		if h.over {
+			h.mu.Unlock()
+			return nil
+		}
 		reply := h.beginning(m)
 		if reply != nil || m.proto == protoControl && m.typ != "open" {
 			h.mu.Unlock()
@@ -474,12 +479,22 @@ func (s *peerSession) bury() {
 	h.mu.Unlock()
 }
 
-// endAll ends all sessions, for why, and returns when nothing is left of them. No other may begin meanwhile.
+// endAll ends all sessions, for why, and returns when nothing is left of them.
 func (h *peerHub) endAll(why error) {
 	h.mu.Lock()
+	h.over = true
 	for _, s := range h.sessions {
 		s.end(why)
 	}
 	h.mu.Unlock()
 	h.running.Wait()
+}
+
+// drop ends the session of this id, if there is one.
+func (h *peerHub) drop(id string, why error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.sessions[id]; s != nil {
+		s.end(why)
+	}
 }

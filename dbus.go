@@ -8,11 +8,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -616,23 +613,4 @@ func (s *authService) login(ctx context.Context) (up upstream, err error) {
 		return up, err
 	}
 	return upstream{n.api.base, n.api.token, n.hc}, nil
-}
-
-// tokenLife is how long a token that came at the time now is good, by its claims "iat" and "exp" (RFC 7519, 4.1;
-// seconds since 1970), which are the server's to verify: from a minute to 30 days; a day if it does not say.
-func tokenLife(token string, now time.Time) time.Duration {
-	var claims struct{ Exp, Iat float64 }
-	if parts := strings.Split(token, "."); len(parts) == 3 {
-		text, err := base64.RawURLEncoding.DecodeString(parts[1])
-		if err = errors.Join(err, json.Unmarshal(text, &claims)); err != nil {
-			claims.Exp = 0
-		}
-	}
-	if claims.Exp == 0 {
-		return 24 * time.Hour
-	}
-	if claims.Iat == 0 { // else this machine's clock does not matter
-		claims.Iat = float64(now.Unix())
-	}
-	return time.Duration(max(60, min(claims.Exp-claims.Iat, 30*24*3600))) * time.Second
 }

@@ -66,6 +66,8 @@ type testServer struct {
 	// fault may answer in the server's place; it returns true if it did. route is as in
 	// requests.
 	fault func(route string, w http.ResponseWriter, r *http.Request) bool
+	// connect is deviceconnect for devices; nil: there is none.
+	connect http.HandlerFunc
 }
 
 type testDevice struct {
@@ -184,6 +186,21 @@ func (s *testServer) handler() http.Handler {
 	do("PATCH /api/devices/v1/inventory/device/attributes", "inventory", s.putInventory)
 	do("PUT /api/devices/v1/deviceconfig/configuration", "configuration", s.putConfiguration)
 	mux.HandleFunc("GET /artifacts/{name}", s.getArtifact)
+	mux.HandleFunc("GET /api/devices/v1/deviceconnect/connect", func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		serve, device := s.connect, s.tokens[strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")]
+		s.requests["GET connect"]++
+		s.changed.Broadcast()
+		s.mu.Unlock()
+		switch {
+		case serve == nil:
+			http.NotFound(w, r)
+		case device == nil:
+			apiError(w, http.StatusUnauthorized, "token is not good any more")
+		default:
+			serve(w, r)
+		}
+	})
 	return mux
 }
 

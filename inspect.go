@@ -17,19 +17,20 @@ type inspector struct{ *app }
 
 // report is what status and plan say, for people and as JSON.
 type report struct {
-	Running  string            `json:"running,omitempty"` // A, B, or none
-	Idle     string            `json:"idle,omitempty"`
-	Slots    map[string]string `json:"slots,omitempty"`
-	Evidence []string          `json:"evidence,omitempty"`
-	Env      map[string]string `json:"boot_environment,omitempty"`
-	EnvFrom  string            `json:"boot_environment_from,omitempty"`
-	Problem  string            `json:"problem,omitempty"`
-	Notes    []string          `json:"notes,omitempty"` // what a person should know
-	Provides map[string]string `json:"provides"`
-	Update   *updateReport     `json:"update"`         // null: nothing in progress
-	Next     string            `json:"next,omitempty"` // what a person does now, in words
-	Last     *verdict          `json:"last"`
-	Mender   *inheritance      `json:"taken_over,omitempty"` // from the store of Mender's client
+	Running    string            `json:"running,omitempty"` // A, B, or none
+	Idle       string            `json:"idle,omitempty"`
+	Slots      map[string]string `json:"slots,omitempty"`
+	Evidence   []string          `json:"evidence,omitempty"`
+	Env        map[string]string `json:"boot_environment,omitempty"`
+	EnvFrom    string            `json:"boot_environment_from,omitempty"`
+	Problem    string            `json:"problem,omitempty"`
+	Notes      []string          `json:"notes,omitempty"` // what a person should know
+	Provides   map[string]string `json:"provides"`
+	Update     *updateReport     `json:"update"`         // null: nothing in progress
+	Next       string            `json:"next,omitempty"` // what a person does now, in words
+	Last       *verdict          `json:"last"`
+	Connection string            `json:"connection,omitempty"` // to the server: stands, or none
+	Mender     *inheritance      `json:"taken_over,omitempty"` // from the store of Mender's client
 }
 
 type updateReport struct {
@@ -121,6 +122,7 @@ func (a inspector) status(ctx context.Context) error {
 		}
 	}
 	r.Next = whatNext(rec.Update, s, vars)
+	r.Connection = connectionState(a.c.paths.ds)
 	if a.o.json {
 		return printJSON(a.out, r)
 	}
@@ -209,6 +211,9 @@ func (r *report) print(w io.Writer) {
 	}
 	if r.Next != "" {
 		printf(w, "next: %s\n", r.Next)
+	}
+	if r.Connection != "" {
+		printf(w, "connection: %s\n", r.Connection)
 	}
 	if v := r.Last; v != nil {
 		printf(w, "last update: %q %s", v.Artifact, v.Result)

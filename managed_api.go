@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -210,6 +211,25 @@ func tokenDevice(token string) string {
 		return ""
 	}
 	return c.Sub
+}
+
+// tokenLife is how long a token that came at the time now is good, by its claims "iat" and "exp" (RFC 7519, 4.1;
+// seconds since 1970), which are the server's to verify: from a minute to 30 days; a day if it does not say.
+func tokenLife(token string, now time.Time) time.Duration {
+	var claims struct{ Exp, Iat float64 }
+	if parts := strings.Split(token, "."); len(parts) == 3 {
+		text, err := base64.RawURLEncoding.DecodeString(parts[1])
+		if err = errors.Join(err, json.Unmarshal(text, &claims)); err != nil {
+			claims.Exp = 0
+		}
+	}
+	if claims.Exp == 0 {
+		return 24 * time.Hour
+	}
+	if claims.Iat == 0 { // else this machine's clock does not matter
+		claims.Iat = float64(now.Unix())
+	}
+	return time.Duration(max(60, min(claims.Exp-claims.Iat, 30*24*3600))) * time.Second
 }
 
 // apiAnswer is what came back, whatever its status; err says it as an error, for a caller

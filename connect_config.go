@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !nonet && !noconnect
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// What the device offers: as the options of the verb say, or as mender-connect.conf does, of which all that Mender's
+// own add-on would offer is.
+
+const connectConfName = "mender-connect.conf"
+
+// connectConfig has the keys of mender-connect.conf, which encoding/json matches without regard to case.
+type connectConfig struct {
+	ShellCommand   string
+	ShellArguments []string
+	User           string
+	Terminal       struct {
+		Width, Height uint16
+		Disable       bool
+	}
+	FileTransfer, MenderClient struct{ Disable bool }
+	PortForward                struct {
+		Disable bool
+		Allow   []string // HOST:PORT beside this machine's own; mendlet's own
+	}
+	Sessions struct {
+		StopExpired                              *bool
+		ExpireAfter, ExpireAfterIdle, MaxPerUser uint32 // seconds; of users
+	}
+	Limits struct {
+		Enabled bool
+	}
+}
+
+// connectIdle is how long a terminal without a key lives, where nothing else is configured.
+const connectIdle = 600
+
+// readConnectConfig reads the file beside mender.conf over the one beside the fallback; found: there was one.
+func readConnectConfig(a *app) (c *connectConfig, found bool, err error) {
+	c = &connectConfig{}
+	for _, beside := range []string{a.o.fallbackConfig(), a.o.mainConfig()} {
+		path := filepath.Join(filepath.Dir(beside), connectConfName)
+		text, err := readPlain(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = parseObject(text, c)
+		}
+		if err != nil {
+			return nil, false, refuse("configuration %q: %w", path, err)
+		}
+		found = true
+		var keys map[string]json.RawMessage
+		parseObject(text, &keys)
+		for _, k := range sortedKeys(keys) {
+			switch strings.ToLower(k) {
+			case "serverurl", "servers", "clientprotocol", "httpsclient", "skipverify", "servercertificate",
+				"reconnectintervalseconds":
+				a.lg.warnf("%q: %s is not used: the server is mender.conf's", path, quote(k))
+			}
+		}
+	}
+	return c, found, nil
+}
+
+// terminal is what all terminals have in common.
+func (c *connectConfig) terminal() *terminalOptions {
+	return &terminalOptions{shell: c.ShellCommand, args: c.ShellArguments, user: c.User, width: c.Terminal.Width,
+		height: c.Terminal.Height}
+}
+
+// limits puts the times of sessions into h, and how many terminals a user may have.
+func (c *connectConfig) limits(h *peerHub) {
+	s := c.Sessions
+	h.perUser = int(min(max(s.MaxPerUser, 1), maxPeerSessions))
+	if s.StopExpired != nil && !*s.StopExpired {
+		return
+	}
+	h.expires, h.expiresIdle = time.Duration(s.ExpireAfter)*time.Second, time.Duration(s.ExpireAfterIdle)*time.Second
+	if h.expiresIdle > 0 { // the one or the other
+		h.expires = 0
+	} else if h.expires == 0 {
+		h.expiresIdle = connectIdle * time.Second
+	}
+}
+
+// offer makes the sessions' side of what is offered. Nothing is that is not named; what cannot be had is refused.
+func (f *connectFlags) offer(a *app) (*peerHub, error) {
+	c, found, err := readConnectConfig(a)
+	if err != nil {
+		return nil, err
+	}
+	h := &peerHub{lg: a.lg, offers: map[uint16]peerOffer{}, sessions: map[string]*peerSession{}, quiet: sessionQuiet,
+		ends: sessionEnds, patience: replaceAfter}
+	c.limits(h)
+	flags := f.terminal
+	if !flags && !found {
+		return nil, withHint(refuse("nothing is offered"), "name it with --terminal, or write %q",
+			filepath.Join(filepath.Dir(a.o.mainConfig()), connectConfName))
+	}
+	if !flags {
+		f.terminal = !c.Terminal.Disable
+		if !c.MenderClient.Disable {
+			h.client = func(*peerMessage) error { return nil }
+		}
+		if f.terminal && c.User == "" {
+			return nil, withHint(refuse("%s: no User is set, whose the terminals are", connectConfName),
+				"set it, or set Disable of Terminal")
+		}
+	}
+	if f.terminal {
+		o := c.terminal()
+		if err := o.check(); err != nil {
+			return nil, err
+		}
+		h.offers[protoShell] = peerOffer{"terminal", func(s *peerSession) peerHandler { return newTerminal(s, o) }}
+	}
+	if len(h.offers) == 0 && h.client == nil {
+		return nil, refuse("%s: all is disabled", connectConfName)
+	}
+	return h, nil
+}
