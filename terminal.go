@@ -32,7 +32,7 @@ const (
 
 const (
 	maxShellOutput = 4 << 10  // bytes of one message, which is as much as one read of a terminal gives
-	maxShellInput  = 64 << 10 // bytes that may wait for a shell that does not read
+	maxShellInput  = 256 << 10// bytes that may wait for a shell that does not read
 	shellPing      = 60 * time.Second
 	shellPong      = 65 * time.Second // to answer in
 	shellGrace     = 2 * time.Second  // from SIGHUP to SIGKILL
@@ -350,9 +350,9 @@ func (t *terminal) close(why error) {
 	if t.pid == 0 {
 		return
 	}
+	status := cmp.Or(t.status.Load(), shellError) // before the shell ends by what we do
 	close(t.over)
 	t.master.Close() // SIGHUP to the shell and what is in the foreground (pty(7))
-	status := cmp.Or(t.status.Load(), shellError)
 	t.work.Go(func() { t.send("stop", status, fmt.Append(nil, why)) })
 	left := endProcesses(t.pid, t.grace)
 	finish := func() {

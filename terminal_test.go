@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -29,8 +30,8 @@ type termPeer struct {
 	out  bytes.Buffer
 	more chan struct{} // something came
 	why  error         // the session has ended
-	held chan struct{} // not nil: send blocks until it is closed
-	lost bool
+	held bool          // send blocks until the session has ended
+	lost bool          // send fails
 }
 
 func newTermPeer(t *testing.T, o *terminalOptions) *termPeer {
@@ -53,7 +54,7 @@ func newTermPeer(t *testing.T, o *terminalOptions) *termPeer {
 		})
 	}
 	p.h = newTerminal(s, o).(*terminal)
-	p.h.grace = 200 * time.Millisecond
+	p.h.grace = 50 * time.Millisecond
 	t.Cleanup(func() {
 		s.end(errors.New("end of test"))
 		p.gone.Wait()
@@ -65,8 +66,9 @@ func (p *termPeer) take(m *peerMessage) error {
 	p.mu.Lock()
 	held := p.held
 	p.mu.Unlock()
-	if held != nil {
-		<-held
+	if held {
+		wake(p.more)
+		<-p.h.s.ctx.Done()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,6 +83,14 @@ func (p *termPeer) take(m *peerMessage) error {
 	}
 	wake(p.more)
 	return nil
+}
+
+// lose ends the session as a lost link does: nothing can be sent any more.
+func (p *termPeer) lose(why error) {
+	p.mu.Lock()
+	p.lost = true
+	p.mu.Unlock()
+	p.h.s.end(why)
 }
 
 // until waits until the state is as wanted; what: for the message when it does not come.
@@ -306,9 +316,6 @@ func TestTerminalMessages(t *testing.T) {
 
 // Nothing is left of a session, even of what does not want to end.
 func TestTerminalLeavesNothing(t *testing.T) {
-	if sessionProcesses(os.Getpid()) == nil && os.Getuid() != 0 {
-		t.Log("processes of others are not seen")
-	}
 	count := 20
 	if exhaustive() {
 		count = 500
@@ -318,8 +325,7 @@ func TestTerminalLeavesNothing(t *testing.T) {
 		must(t, err)
 		return len(list)
 	}
-	// (first), so that what is made once is there
-	endTerminals(t, 1)
+	endTerminals(t, 1) // so that what is made once is there
 	before, routines := fds(), runtime.NumGoroutine()
 	for done := 0; done < count; done += 10 {
 		endTerminals(t, 10)
@@ -354,13 +360,230 @@ func endTerminals(t *testing.T, n int) {
 		case 0, 1:
 			p.msg("stop", nil, "")
 		case 2:
-			p.h.s.end(errors.New("link lost"))
-		}
-	}
-	for i, p := range peers {
-		if i%4 == 3 {
+			p.lose(errors.New("link lost"))
+		case 3:
 			p.h.s.end(errors.New("the time is up"))
 		}
+	}
+	for _, p := range peers {
 		p.ended()
+	}
+}
+
+// A user who does not read makes the shell wait, and the end comes all the same.
+func TestTerminalUnread(t *testing.T) {
+	t.Parallel()
+	p := newTermPeer(t, &terminalOptions{args: []string{"-c", "read x; exec yes"}})
+	p.open()
+	p.mu.Lock()
+	p.held = true
+	p.mu.Unlock()
+	p.types("\n")
+	p.until("output", func() bool { return p.h.out.Load() > 0 })
+	p.lose(errors.New("link lost"))
+	p.ended()
+	if n := p.h.out.Load(); n > 2*maxShellOutput { // one message that waits, and what was read when it was let go
+		t.Errorf("%d bytes of output were read, want %d at most", n, 2*maxShellOutput)
+	}
+}
+
+// A shell that does not read is given no more than may wait.
+func TestTerminalUnreadInput(t *testing.T) {
+	t.Parallel()
+	p := newTermPeer(t, &terminalOptions{args: []string{"-c", "stty raw -echo; echo ready; sleep 1000"}})
+	p.open()
+	p.sees("ready")
+	part, sent := strings.Repeat("x", 4096), 0
+	for ; p.h.s.ctx.Err() == nil && sent < 4<<20; sent += len(part) {
+		p.types("%s", part)
+	}
+	if err := p.ended(); !strings.Contains(err.Error(), "input that the shell does not read") {
+		t.Errorf("after %d bytes: got %v", sent, err)
+	}
+	if n := cap(p.h.input); n > 2*maxShellInput {
+		t.Errorf("%d bytes wait", n)
+	}
+	if status, text := p.answer("stop"); status != shellError || text != p.why.Error() {
+		t.Errorf("stop: got %v %q", status, text)
+	}
+}
+
+// The user is asked for a sign of life each minute, and has 65 seconds to give one.
+func TestTerminalPing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		var pings []time.Duration
+		over := make(chan error, 1)
+		var h *terminal
+		h = newTerminal(&peerSession{send: func(m *peerMessage) error {
+			pings = append(pings, time.Since(begin))
+			if m.typ != "ping" || m.proto != protoShell || m.props["timeout"] != int64(65) ||
+				m.props["status"] != int64(3) {
+				t.Errorf("got %v", m)
+			}
+			if len(pings) < 5 { // the answer to the fifth is missing, but that to the fourth comes after it
+				time.AfterFunc(64*time.Second, func() { wake(h.life) })
+			}
+			return nil
+		}, end: func(why error) { over <- why }}, &terminalOptions{}).(*terminal)
+		h.watch()
+		t.Log(<-over)
+		if n, age := len(pings), time.Since(begin); n != 7 || pings[6] != 7*time.Minute ||
+			age != 6*time.Minute+65*time.Second {
+			t.Errorf("got pings at %v, end after %v", pings, age)
+		}
+	})
+}
+
+// A shell of another user has the rights of that user, and the terminal is the user's.
+func TestTerminalUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	etc, closed := t.TempDir(), t.TempDir()
+	must(t, os.Chmod(closed, 0o700))
+	must(t, os.WriteFile(etc+"/passwd", fmt.Appendf(nil, "root:x:0:0::/root:/bin/sh\n"+
+		"guest:x:54321:54322::%s:/bin/false\n", closed), 0o644))
+	must(t, os.WriteFile(etc+"/group", []byte("a:x:7:\nb:x:54323:x,guest\n\nc:x:y:guest\nd:x:54324:guest"), 0o644))
+	o := &terminalOptions{user: "guest", etc: etc, args: []string{"-c",
+		`id -u; id -g; id -G; pwd; echo "$HOME"; echo own > "$(tty)"; id -u > /root/x || echo refused; read x`}}
+	if err := o.check(); err != nil {
+		t.Fatal(err)
+	}
+	p := newTermPeer(t, o)
+	p.open()
+	said, want := p.sees("refused"), "54321\r\n54322\r\n54322 54323 54324\r\n/\r\n"+closed+"\r\nown\r\n"
+	if !strings.HasPrefix(said, want) {
+		t.Errorf("got %q, want %q", said, want)
+	}
+}
+
+// Who may have a shell.
+func TestTerminalAccounts(t *testing.T) {
+	t.Parallel()
+	me := os.Geteuid()
+	etc := t.TempDir()
+	find := func(name string) string {
+		a, err := findAccount(etc, name)
+		if err != nil {
+			return strings.ReplaceAll(err.Error(), etc, "ETC")
+		}
+		return fmt.Sprint(*a)
+	}
+	check := func(name, want string) {
+		t.Helper()
+		if got := find(name); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
+	}
+	if me == 0 {
+		check("", "{root / 0 0 [] false}")
+		check("root", "{root / 0 0 [] false}")
+	} else {
+		check("", fmt.Sprintf("{%d / %d %d [] false}", me, me, os.Getegid()))
+	}
+	check("guest", `user "guest": open ETC/passwd: no such file or directory`)
+	must(t, os.WriteFile(etc+"/passwd", fmt.Appendf(nil, "short:x:1:1\nbig:x:4294967296:1:::\nneg:x:1:-1:::\n:x:5:5:::\n"+
+		"me:x:%d:77:Me:/home/me:/bin/x\nother:x:%d:1:::/\n", me, me+1), 0o644))
+	must(t, os.WriteFile(etc+"/group", []byte("a:x:8:you,me\nb:x:9:notme\nc:x:10:me:\n"), 0o644))
+	check("me", fmt.Sprintf("{me /home/me %d 77 [8] true}", me))
+	check("", fmt.Sprintf("{me /home/me %d 77 [8] true}", me))
+	check("root", `user "root": not in "ETC/passwd"`)
+	check("short", `user "short": 4 fields in "ETC/passwd", want 7`)
+	check("big", `user "big" in "ETC/passwd": strconv.ParseUint: parsing "4294967296": value out of range`)
+	check("neg", `user "neg" in "ETC/passwd": strconv.ParseUint: parsing "-1": invalid syntax`)
+	if me != 0 {
+		check("other", `user "other": only root can start a shell of another user`)
+	}
+}
+
+// What is not there is refused before anything is offered.
+func TestTerminalCheck(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must(t, os.WriteFile(dir+"/plain", []byte("#!/bin/sh\n"), 0o644))
+	must(t, os.WriteFile(dir+"/broken", []byte("#!/nowhere/sh\n"), 0o755))
+	for _, o := range []*terminalOptions{{shell: "sh"}, {shell: dir}, {shell: dir + "/none"}, {shell: dir + "/plain"},
+		{shell: dir + "/broken"}, {user: "nobody", etc: dir}} {
+		if err := o.check(); exitCode(err) != exitRefused {
+			t.Errorf("%v: got %v, want a refusal", *o, err)
+		} else {
+			t.Log(err)
+		}
+	}
+}
+
+// Where /dev is as an initramfs may have it, without devpts, that is mounted; or it is said what to do.
+func TestTerminalDevpts(t *testing.T) {
+	if why := os.Getenv("MENDLET_TEST_DEVPTS"); why != "" {
+		_, err := os.Stat("/dev/pts/0")
+		if why == "refused" {
+			if cerr := (&terminalOptions{}).check(); exitCode(cerr) != exitRefused || !strings.Contains(cerr.Error(),
+				"mount devpts on /dev/pts") || hintOf(cerr) != "mkdir -p /dev/pts; mount -t devpts devpts /dev/pts" {
+				t.Errorf("got %v, hint %q", cerr, hintOf(cerr))
+			}
+			return
+		}
+		if err == nil {
+			t.Fatal("there is a devpts")
+		}
+		p := newTermPeer(t, &terminalOptions{args: []string{"-c", "tty"}})
+		p.open()
+		p.sees("/dev/pts/0")
+		p.ended()
+		return
+	}
+	t.Parallel()
+	self, err := os.Executable()
+	must(t, err)
+	if err := exec.Command("unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt").Run(); err != nil {
+		t.Skipf("cannot mount: %v", err)
+	}
+	for what, made := range map[string]string{"nothing": ":", "ptmx": "mknod /dev/ptmx c 5 2", "a folder": "mkdir /dev/pts",
+		"refused": "touch /dev/pts"} {
+		cmd := exec.Command("unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && "+made+
+			` && exec "$0" "$@"`, self, "-test.run", "^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), "MENDLET_TEST_DEVPTS="+what)
+		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("PASS: "+t.Name())) {
+			t.Errorf("%s in /dev: %v\n%s", what, err, out)
+		}
+	}
+}
+
+// An editor for the whole screen, where there is nothing but busybox, follows the size of the terminal.
+func TestTerminalEditor(t *testing.T) {
+	t.Parallel()
+	box, err := exec.LookPath("busybox")
+	if err != nil || os.Geteuid() != 0 {
+		t.Skip("needs busybox and root")
+	}
+	root := t.TempDir()
+	must(t, os.Mkdir(root+"/bin", 0o755))
+	program, err := os.ReadFile(box)
+	must(t, err)
+	must(t, os.WriteFile(root+"/bin/busybox", program, 0o755))
+	if err := exec.Command("chroot", root, "/bin/busybox", "vi", "--help").Run(); err != nil {
+		t.Skipf("busybox alone does not run: %v", err)
+	}
+	p := newTermPeer(t, &terminalOptions{shell: box, args: []string{"chroot", root, "/bin/busybox", "sh"}, height: 22})
+	p.msg("new", map[string]any{"terminal_width": int64(80), "terminal_height": int64(22)}, "")
+	p.answer("new")
+	p.types("busybox vi /text\n")
+	p.sees("\x1b[22;1H") // the line for the status
+	p.types("i")
+	p.msg("resize", map[string]any{"terminal_width": int64(100), "terminal_height": int64(47)}, "")
+	p.sees("\x1b[47;1H")
+	p.types("gr\u00fc\u00dfe")
+	p.sees("gr\u00fc\u00dfe")
+	p.types("\x1b") // alone: else busybox waits for more of a key
+	p.sees("[Modified]")
+	p.types(":wq\r")
+	p.sees("1L, 8C")
+	p.types("exit\n")
+	p.ended()
+	if text, err := os.ReadFile(root + "/text"); string(text) != "gr\u00fc\u00dfe\n" {
+		t.Errorf("got %q, %v", text, err)
 	}
 }
