@@ -40,7 +40,7 @@ func findAccount(etc, name string) (*account, error) {
 	case err == nil && len(e) < 7:
 		return nil, fmt.Errorf("user %q: %d fields in %q, want 7", want, len(e), etc+"/passwd")
 	case err == nil:
-		a.name, a.home, a.known = e[0], e[5], true
+		a.name, a.home, a.known = e[0], cmp.Or(e[5], "/"), true
 		for i, id := range []*uint32{&a.uid, &a.gid} {
 			n, err := strconv.ParseUint(e[2+i], 10, 32)
 			if err != nil {

@@ -23,16 +23,12 @@ import (
 // The remote terminal: a shell behind a pseudo terminal (pty(7)), as a session of its own (credentials(7)), of
 // which nothing is left when the session with the server ends.
 
-// The status of a message about a shell.
-const (
-	shellNormal  = int64(1) // int64, as peers look at the width
-	shellError   = int64(2)
-	shellControl = int64(3)
-)
+// The status of a message about a shell: int64, as peers look at the width.
+const shellNormal, shellError, shellControl = int64(1), int64(2), int64(3)
 
 const (
-	maxShellOutput = 4 << 10  // bytes of one message, which is as much as one read of a terminal gives
-	maxShellInput  = 256 << 10// bytes that may wait for a shell that does not read
+	maxShellOutput = 4 << 10   // bytes of one message, which is as much as one read of a terminal gives
+	maxShellInput  = 256 << 10 // bytes that may wait for a shell that does not read
 	shellPing      = 60 * time.Second
 	shellPong      = 65 * time.Second // to answer in
 	shellGrace     = 2 * time.Second  // from SIGHUP to SIGKILL
@@ -111,18 +107,17 @@ func openTerminal() (master, tty *os.File, err error) {
 
 // terminal is the handler of a session with a shell.
 type terminal struct {
-	s           *peerSession
-	o           *terminalOptions
-	ping, pong  time.Duration
-	grace       time.Duration
-	user        string
-	pid         int // of the shell, and with that of its session; 0: there is none. Not reaped before the end
-	master      *os.File
-	in, out     atomic.Int64   // bytes
-	status      atomic.Int64   // that the end will have
-	life, typed chan struct{}  // something came from the user; there is input. Each holds one
-	over        chan struct{}  // closed by close
-	work        sync.WaitGroup // the goroutines
+	s                 *peerSession
+	o                 *terminalOptions
+	ping, pong, grace time.Duration // see shellPing, shellPong, shellGrace
+	user              string
+	pid               int // of the shell, and with that of its session; 0: there is none. Not reaped before the end
+	master            *os.File
+	in, out           atomic.Int64   // bytes
+	status            atomic.Int64   // that the end will have
+	life, typed       chan struct{}  // something came from the user; there is input. Each holds one
+	over              chan struct{}  // closed by close
+	work              sync.WaitGroup // the goroutines
 
 	mu    sync.Mutex
 	input []byte // that the shell has not been given yet; mu
@@ -276,32 +271,26 @@ func (t *terminal) read() {
 			break
 		}
 	}
-	if how := shellEnd(t.pid); how != "" {
-		t.status.Store(shellNormal)
-		t.s.end(errors.New(how))
-	}
+	how := shellEnd(t.pid)
+	t.status.Store(shellNormal)
+	t.s.end(errors.New(how))
 }
 
 // shellEnd waits for the end of the shell and tells of it. It does not reap: until then no other process, and with
 // that no other session, gets the number.
 func shellEnd(pid int) string {
-	const byPid = 1        // P_PID of linux/wait.h
 	var info [32]int32     // siginfo_t of asm-generic/siginfo.h, which has 128 bytes
 	at := 2 + wordSize/4   // where the parts of SIGCHLD are: pid, uid, status
 	errno := syscall.EINTR // for the first time
 	for errno == syscall.EINTR {
-		_, _, errno = syscall.Syscall6(syscall.SYS_WAITID, byPid, uintptr(pid), uintptr(unsafe.Pointer(&info)),
-			syscall.WEXITED|syscall.WNOWAIT, 0, 0)
+		_, _, errno = syscall.Syscall6(syscall.SYS_WAITID, 1 /* P_PID */, uintptr(pid),
+			uintptr(unsafe.Pointer(&info)), syscall.WEXITED|syscall.WNOWAIT, 0, 0)
 	}
 	status := info[at+2]
-	switch code := info[1] | info[2]; { // errno, which is 0, and code; MIPS has them the other way round
-	case errno != 0:
-		return ""
-	case code == 1: // CLD_EXITED
+	if info[1]|info[2] == 1 { // errno, which is 0, and code, on MIPS the other way round; CLD_EXITED
 		return fmt.Sprintf("shell ended: exit code %d", status)
-	default:
-		return fmt.Sprintf("shell ended by signal %d (%v)", status, syscall.Signal(status))
 	}
+	return fmt.Sprintf("shell ended by signal %d (%v)", status, syscall.Signal(status))
 }
 
 // write gives the shell what the user types.
@@ -414,11 +403,8 @@ func sessionProcesses(session int) (list []int) {
 		stat, _ := os.ReadFile("/proc/" + name + "/stat") // fails for one that just ended
 		text := string(stat)
 		e := strings.Fields(text[strings.LastIndexByte(text, ')')+1:]) // from field 3; the name before may be any
-		if len(e) < 18 || e[3] != strconv.Itoa(session) {
-			continue
-		}
-		if dead := e[0] == "Z" || e[0] == "X"; dead && e[17] == "1" { // else other threads of it live
-			continue
+		if len(e) < 18 || e[3] != strconv.Itoa(session) || e[17] == "1" && (e[0] == "Z" || e[0] == "X") {
+			continue // dead, if it has no other thread
 		}
 		list = append(list, pid)
 	}
