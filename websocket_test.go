@@ -77,19 +77,28 @@ func (p *socketPeer) send(kind byte, text []byte) error {
 	return err
 }
 
-// receive takes a frame of the client's, which must be whole and masked.
+// receive takes a frame of the client's, which must be whole.
 func (p *socketPeer) receive() (kind byte, text []byte, err error) {
+	final, kind, text, err := p.frame(1 << 20)
+	if err == nil && !final {
+		err = fmt.Errorf("got a part of a message, of kind %d", kind)
+	}
+	return kind, text, err
+}
+
+// frame takes a frame of the client's, which must be masked, without bits of extensions, and of limit bytes at most.
+func (p *socketPeer) frame(limit uint64) (final bool, kind byte, text []byte, err error) {
 	head := make([]byte, 2)
 	if _, err = io.ReadFull(p.r, head); err != nil {
-		return 0, nil, err
+		return false, 0, nil, err
 	}
 	n := uint64(head[1] & 0x7f)
-	if head[0]&0xf0 != 0x80 || head[1]&0x80 == 0 {
-		return 0, nil, fmt.Errorf("got a frame that begins with % x", head)
+	if head[0]&0x70 != 0 || head[1]&0x80 == 0 {
+		return false, 0, nil, fmt.Errorf("got a frame that begins with % x", head)
 	}
 	more := make([]byte, map[uint64]int{126: 2, 127: 8}[n]+4)
 	if _, err = io.ReadFull(p.r, more); err != nil {
-		return 0, nil, err
+		return false, 0, nil, err
 	}
 	switch mask := len(more) - 4; mask {
 	case 2:
@@ -97,12 +106,15 @@ func (p *socketPeer) receive() (kind byte, text []byte, err error) {
 	case 8:
 		n = binary.BigEndian.Uint64(more)
 	}
+	if n > limit {
+		return false, 0, nil, fmt.Errorf("got a frame of %d bytes", n)
+	}
 	text = make([]byte, n)
 	_, err = io.ReadFull(p.r, text)
 	for i := range text {
 		text[i] ^= more[len(more)-4+i&3]
 	}
-	return head[0] & 15, text, err
+	return head[0]&0x80 != 0, head[0] & 15, text, err
 }
 
 // TestWebSocketMessages sends messages of the lengths at which a head changes, both ways.
