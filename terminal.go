@@ -30,9 +30,11 @@ const (
 	maxShellOutput = 4 << 10   // bytes of one message, which is as much as one read of a terminal gives
 	maxShellInput  = 256 << 10 // bytes that may wait for a shell that does not read
 	shellPing      = 60 * time.Second
-	shellPong      = 65 * time.Second // to answer in
-	shellGrace     = 2 * time.Second  // from SIGHUP to SIGKILL
-	shellLast      = 10 * time.Second // for SIGKILL to work: a process in the middle of a system call outlives it
+	shellPong      = 65 * time.Second       // to answer in
+	shellGrace     = 2 * time.Second        // from SIGHUP to SIGKILL
+	maxShellRest   = 64 << 10               // bytes that are read after the shell's end, more than a terminal holds
+	shellRest      = 100 * time.Millisecond // without output then: other programs may have the terminal open
+	shellLast      = 10 * time.Second       // for SIGKILL to work: a process in the middle of a system call outlives it
 )
 
 // terminalOptions is what all terminals have in common.
@@ -49,14 +51,13 @@ func (o *terminalOptions) path() string { return cmp.Or(o.shell, "/bin/sh") }
 // check refuses a shell or a user that are not there, and a device without pseudo terminals.
 func (o *terminalOptions) check() error {
 	shell := o.path()
-	if !filepath.IsAbs(shell) {
-		return refuse("shell %q: not an absolute path", shell)
-	}
 	st, err := os.Stat(shell)
-	if err == nil && (!st.Mode().IsRegular() || st.Mode()&0o111 == 0) {
+	switch {
+	case !filepath.IsAbs(shell):
+		err = errors.New("not an absolute path")
+	case err == nil && (!st.Mode().IsRegular() || st.Mode()&0o111 == 0):
 		err = errors.New("no program")
-	}
-	if err == nil {
+	case err == nil:
 		err = startableFile(shell)
 	}
 	if err != nil {
@@ -69,8 +70,7 @@ func (o *terminalOptions) check() error {
 	if err != nil {
 		return withHint(refuse("%w", err), "mkdir -p /dev/pts; mount -t devpts devpts /dev/pts")
 	}
-	tty.Close()
-	return master.Close()
+	return errors.Join(tty.Close(), master.Close())
 }
 
 // openTerminal makes a pseudo terminal. Where there is no devpts, it is mounted.
@@ -107,25 +107,26 @@ func openTerminal() (master, tty *os.File, err error) {
 
 // terminal is the handler of a session with a shell.
 type terminal struct {
-	s                 *peerSession
-	o                 *terminalOptions
-	ping, pong, grace time.Duration // see shellPing, shellPong, shellGrace
-	user              string
-	pid               int // of the shell, and with that of its session; 0: there is none. Not reaped before the end
-	master            *os.File
-	in, out           atomic.Int64   // bytes
-	status            atomic.Int64   // that the end will have
-	life, typed       chan struct{}  // something came from the user; there is input. Each holds one
-	over              chan struct{}  // closed by close
-	work              sync.WaitGroup // the goroutines
+	s           *peerSession
+	o           *terminalOptions
+	grace       time.Duration // see shellGrace
+	user        string
+	pid         int // of the shell, and with that of its session; 0: there is none. Not reaped before the end
+	master      *os.File
+	in, out     atomic.Int64  // bytes
+	status      atomic.Int64  // that the end will have
+	life, typed chan struct{} // something came from the user; there is input. Each holds one
+	over, ended chan struct{} // closed by close; closed when the shell has ended, which is how
+	how         error
+	work        sync.WaitGroup // the goroutines
 
 	mu    sync.Mutex
 	input []byte // that the shell has not been given yet; mu
 }
 
 func newTerminal(s *peerSession, o *terminalOptions) peerHandler {
-	return &terminal{s: s, o: o, ping: shellPing, pong: shellPong, grace: shellGrace, life: make(chan struct{}, 1),
-		typed: make(chan struct{}, 1), over: make(chan struct{})}
+	return &terminal{s: s, o: o, grace: shellGrace, life: make(chan struct{}, 1), typed: make(chan struct{}, 1),
+		over: make(chan struct{}), ended: make(chan struct{})}
 }
 
 func (t *terminal) send(typ string, status int64, body []byte) error {
@@ -153,9 +154,9 @@ func (t *terminal) receive(m *peerMessage) {
 			return
 		}
 		t.send("new", shellNormal, []byte("Shell started"))
-		t.work.Go(t.read)
-		t.work.Go(t.write)
-		t.work.Go(t.watch)
+		for _, f := range []func(){t.read, t.wait, t.write, t.watch} {
+			t.work.Go(f)
+		}
 	case !slices.Contains([]string{"shell", "stop", "resize", "pong"}, m.typ):
 		t.send(m.typ, shellError, fmt.Appendf(nil, "unknown message protocol and type: %d/%s", m.proto, m.typ))
 		if t.pid == 0 {
@@ -179,13 +180,12 @@ func (t *terminal) receive(m *peerMessage) {
 	case m.typ == "resize":
 		t.resize(m, 0, 0)
 	case m.typ == "stop":
-		why := "stopped by the user"
-		if len(m.body) > 0 && len(m.body) < 100 && m.props["status"] == shellError { // the server's words
-			why = fmt.Sprintf("stopped: %q", m.body)
-		} else {
-			t.status.Store(shellNormal)
+		if len(m.body) < 100 && m.props["status"] == shellError { // the server's words
+			t.s.end(fmt.Errorf("stopped: %q", m.body))
+			return
 		}
-		t.s.end(errors.New(why))
+		t.status.Store(shellNormal)
+		t.s.end(errors.New("stopped by the user"))
 	}
 }
 
@@ -230,12 +230,12 @@ func (t *terminal) start(m *peerMessage) error {
 	sys := &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if os.Geteuid() == 0 && a.known {
 		sys.Credential = &syscall.Credential{Uid: a.uid, Gid: a.gid, Groups: a.groups}
-		if err = tty.Chown(int(a.uid), -1); err != nil {
-			master.Close()
-			return err
-		}
+		err = tty.Chown(int(a.uid), -1)
 	}
-	if err = t.resize(m, cmp.Or(t.o.width, 80), cmp.Or(t.o.height, 40)); err == nil {
+	if err == nil {
+		err = t.resize(m, cmp.Or(t.o.width, 80), cmp.Or(t.o.height, 40))
+	}
+	if err == nil {
 		var mode syscall.Termios // UTF-8 is what all users of the server have: erase characters, not bytes
 		if err = ioctl(tty, syscall.TCGETS, unsafe.Pointer(&mode)); err == nil {
 			mode.Iflag |= 0x4000                                      // IUTF8 of asm-generic/termbits.h
@@ -261,36 +261,45 @@ func (t *terminal) start(m *peerMessage) error {
 // then the shell waits.
 func (t *terminal) read() {
 	buf := make([]byte, maxShellOutput)
-	for {
+	for rest := -1; rest < maxShellRest; { // bytes since the end of the shell; -1: it has not ended
 		n, err := t.master.Read(buf)
 		t.out.Add(int64(n))
 		if n > 0 && t.send("shell", shellNormal, buf[:n]) != nil {
 			return // over
 		}
-		if err != nil { // EIO when the shell has ended, as it was the leader of the session (pty(7))
+		if rest < 0 && errors.Is(err, os.ErrDeadlineExceeded) { // see wait
+			<-t.ended
+			rest, err = 0, nil
+		}
+		if err != nil { // EIO: nobody else has the terminal open
 			break
 		}
+		if rest >= 0 {
+			rest += n
+			t.master.SetReadDeadline(time.Now().Add(shellRest))
+		}
 	}
-	how := shellEnd(t.pid)
+	<-t.ended
 	t.status.Store(shellNormal)
-	t.s.end(errors.New(how))
+	t.s.end(t.how)
 }
 
-// shellEnd waits for the end of the shell and tells of it. It does not reap: until then no other process, and with
-// that no other session, gets the number.
-func shellEnd(pid int) string {
-	var info [32]int32     // siginfo_t of asm-generic/siginfo.h, which has 128 bytes
-	at := 2 + wordSize/4   // where the parts of SIGCHLD are: pid, uid, status
-	errno := syscall.EINTR // for the first time
-	for errno == syscall.EINTR {
-		_, _, errno = syscall.Syscall6(syscall.SYS_WAITID, 1 /* P_PID */, uintptr(pid),
+// wait waits for the end of the shell. It does not reap: until then no other process, and with that no other session,
+// gets the number.
+func (t *terminal) wait() {
+	var info [32]int32   // siginfo_t of asm-generic/siginfo.h, which has 128 bytes
+	at := 2 + wordSize/4 // where the parts of SIGCHLD are: pid, uid, status
+	for errno := syscall.EINTR; errno == syscall.EINTR; {
+		_, _, errno = syscall.Syscall6(syscall.SYS_WAITID, 1 /* P_PID */, uintptr(t.pid),
 			uintptr(unsafe.Pointer(&info)), syscall.WEXITED|syscall.WNOWAIT, 0, 0)
 	}
 	status := info[at+2]
-	if info[1]|info[2] == 1 { // errno, which is 0, and code, on MIPS the other way round; CLD_EXITED
-		return fmt.Sprintf("shell ended: exit code %d", status)
+	t.how = fmt.Errorf("shell ended: exit code %d", status)
+	if info[1]|info[2] != 1 { // errno, which is 0, and code, on MIPS the other way round: not CLD_EXITED
+		t.how = fmt.Errorf("shell ended by signal %d (%v)", status, syscall.Signal(status))
 	}
-	return fmt.Sprintf("shell ended by signal %d (%v)", status, syscall.Signal(status))
+	t.master.SetReadDeadline(time.Now()) // for read to learn of it
+	close(t.ended)
 }
 
 // write gives the shell what the user types.
@@ -313,7 +322,7 @@ func (t *terminal) write() {
 
 // watch asks now and then whether the user is still there.
 func (t *terminal) watch() {
-	tick := time.NewTicker(t.ping)
+	tick := time.NewTicker(shellPing)
 	defer tick.Stop()
 	var late <-chan time.Time
 	for {
@@ -323,13 +332,13 @@ func (t *terminal) watch() {
 		case <-t.life:
 			late = nil
 		case <-late:
-			t.s.end(fmt.Errorf("nothing came from the user for %v after a ping", t.pong))
+			t.s.end(fmt.Errorf("nothing came from the user for %v after a ping", shellPong))
 			return
 		case <-tick.C:
 			t.s.send(&peerMessage{proto: protoShell, typ: "ping",
-				props: map[string]any{"timeout": int64(t.pong / time.Second), "status": shellControl}})
+				props: map[string]any{"timeout": int64(shellPong / time.Second), "status": shellControl}})
 			if late == nil {
-				late = time.After(t.pong)
+				late = time.After(shellPong)
 			}
 		}
 	}
@@ -344,19 +353,20 @@ func (t *terminal) close(why error) {
 	t.master.Close() // SIGHUP to the shell and what is in the foreground (pty(7))
 	t.work.Go(func() { t.send("stop", status, fmt.Append(nil, why)) })
 	left := endProcesses(t.pid, t.grace)
+	syscall.Kill(-t.pid, syscall.SIGKILL) // where there is no /proc to find more
 	finish := func() {
 		t.work.Wait()
-		for err := error(syscall.EINTR); err == syscall.EINTR; {
-			_, err = syscall.Wait4(t.pid, nil, 0, nil)
-		}
+		uninterrupted("wait for", t.o.path(), func() error {
+			_, err := syscall.Wait4(t.pid, nil, 0, nil)
+			return err
+		})
 	}
 	if len(left) > 0 {
 		t.s.lg.warnf("terminal of user %q: processes %d of it do not end", t.user, left)
 		go finish()
-		return
+	} else {
+		finish()
 	}
-	syscall.Kill(-t.pid, syscall.SIGKILL) // where there is no /proc to find more
-	finish()
 }
 
 // endProcesses ends the processes of a session, whatever process group they are in: each gets SIGHUP, and after the
@@ -365,11 +375,10 @@ func (t *terminal) close(why error) {
 func endProcesses(session int, grace time.Duration) (left []int) {
 	none, start := 0, time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		left = sessionProcesses(session)
-		none++ // twice: a process may have forked and ended while we looked
-		if len(left) > 0 {
-			none = 0
+		if left = sessionProcesses(session); len(left) > 0 {
+			none = -1
 		}
+		none++ // 2: a process may have forked and ended while we looked
 		age := time.Since(start)
 		if none == 2 || age > grace+shellLast {
 			return left
@@ -389,24 +398,17 @@ func endProcesses(session int, grace time.Duration) (left []int) {
 
 // sessionProcesses are the processes of a session that have not ended (proc_pid_stat(5)).
 func sessionProcesses(session int) (list []int) {
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer proc.Close()
-	names, _ := proc.Readdirnames(-1)
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		stat, _ := os.ReadFile("/proc/" + name + "/stat") // fails for one that just ended
+	found, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range found {
+		stat, _ := os.ReadFile(p + "/stat") // fails for one that just ended
 		text := string(stat)
 		e := strings.Fields(text[strings.LastIndexByte(text, ')')+1:]) // from field 3; the name before may be any
 		if len(e) < 18 || e[3] != strconv.Itoa(session) || e[17] == "1" && (e[0] == "Z" || e[0] == "X") {
 			continue // dead, if it has no other thread
 		}
-		list = append(list, pid)
+		if pid, err := strconv.Atoi(p[len("/proc/"):]); err == nil {
+			list = append(list, pid)
+		}
 	}
 	return list
 }

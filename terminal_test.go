@@ -13,8 +13,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,6 +34,7 @@ type termPeer struct {
 	why  error         // the session has ended
 	held bool          // send blocks until the session has ended
 	lost bool          // send fails
+	slow func()        // before each message
 }
 
 func newTermPeer(t *testing.T, o *terminalOptions) *termPeer {
@@ -64,11 +67,14 @@ func newTermPeer(t *testing.T, o *terminalOptions) *termPeer {
 
 func (p *termPeer) take(m *peerMessage) error {
 	p.mu.Lock()
-	held := p.held
+	held, slow := p.held, p.slow
 	p.mu.Unlock()
 	if held {
 		wake(p.more)
 		<-p.h.s.ctx.Done()
+	}
+	if slow != nil {
+		slow()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -229,6 +235,8 @@ func TestTerminalShells(t *testing.T) {
 			p.msg("resize", map[string]any{"terminal_width": int64(7)}, "")
 			p.types("stty size\n")
 			p.sees("50 200\r\n")
+			p.types("stty -a | tr ' ' '\\n' | grep -x iutf8; echo \"<$?>\"\n") // which erases characters, not bytes
+			p.sees("<0>")
 			p.types("exit 7\n")
 			if status, text := p.answer("stop"); status != shellNormal || text != "shell ended: exit code 7" {
 				t.Errorf("stop: got %v %q", status, text)
@@ -368,6 +376,46 @@ func endTerminals(t *testing.T, n int) {
 	for _, p := range peers {
 		p.ended()
 	}
+}
+
+// Jobs in the background hear of the end, stopped ones too; a daemon stays.
+func TestTerminalJobs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := newTermPeer(t, &terminalOptions{args: []string{"-mc", `d=$0
+		job() { sh -c "trap 'echo >$d/$1.end; exit' HUP; echo >$d/$1; $2; while :; do sleep 0.01; done" & }
+		job a :; job b 'kill -STOP $$'; setsid sh -c 'echo $$ > '$d/pid'; exec sleep 1000'
+		until [ -s $d/a ] && [ -s $d/pid ] && ps -o stat= -p $! | grep -q T; do sleep 0.01; done; echo ready; read x`,
+		dir}})
+	p.h.grace = shellLast // that they are asked for
+	p.open()
+	p.sees("ready")
+	p.types("\n")
+	p.ended()
+	for _, name := range []string{"a", "b"} {
+		if _, err := os.Stat(filepath.Join(dir, name+".end")); err != nil {
+			t.Error(err)
+		}
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(readFileOrNil(dir + "/pid"))))
+	must(t, err)
+	must(t, syscall.Kill(pid, syscall.SIGKILL))
+}
+
+// What the shell wrote at last comes over a slow link as well, though others have its terminal open.
+func TestTerminalLastWords(t *testing.T) {
+	t.Parallel()
+	p := newTermPeer(t, &terminalOptions{args: []string{"-c", "sleep 1000 & stty -onlcr; read x; seq 1500; exit 3"}})
+	p.open()
+	p.mu.Lock()
+	p.slow = func() { <-p.h.ended }
+	p.mu.Unlock()
+	p.types("\n")
+	p.until("the last line", func() bool { return bytes.HasSuffix(p.out.Bytes(), []byte("\n1500\n")) })
+	if status, text := p.answer("stop"); status != shellNormal || text != "shell ended: exit code 3" {
+		t.Errorf("stop: got %v %q", status, text)
+	}
+	p.ended()
 }
 
 // A user who does not read makes the shell wait, and the end comes all the same.

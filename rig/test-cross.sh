@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Builds the tests for the other targets and runs a part of them under qemu-user: the artifact
-# reader, decompressors, slot writer, journal and environment. Not those that start the program
+# reader, decompressors, slot writer, journal, environment and terminal. Not those that start the program
 # itself, which the kernel would not hand to qemu, or measure with it, and not the long ones that prove the
 # simulator. Speed there means nothing.
 # Usage: test-cross.sh GO [ARGUMENT]…    (arguments go to the test binary, as -test.v)
@@ -9,8 +9,9 @@ set -eu
 cd "$(dirname "$0")/.."
 go=$1
 shift
-run='Writer|Artifact|Journal|Env|Unpack|Inflate|LZMA|XZ|Zstd|Pax|ReadBack|Pack|Store'
+run='Writer|Artifact|Journal|Env|Unpack|Inflate|LZMA|XZ|Zstd|Pax|ReadBack|Pack|Store|Terminal'
 skip='TestEnvToolIsSelf|TestEnvironmentReadOnly|TestPackDeltaSize|TestBootstrapArtifact|RealArtifacts|TestZstdDamaged'
+skip="$skip|TestTerminalDevpts"
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 1' INT TERM HUP
