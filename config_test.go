@@ -48,7 +48,8 @@ const everyKey = `{
  "IdleConnTimeoutSeconds": 10},
  "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw",
  "FwEnvNamespace": "name", "BootEnv": "grub", "Delta": "only",
- "Channel": "https://c.example/c.fleet", "FleetVerifyKeys": ["/fk"], "Groups": ["lab"], "DeviceID": "d1"
+ "Channel": "https://c.example/c.fleet", "FleetVerifyKeys": ["/fk"], "Groups": ["lab"], "DeviceID": "d1",
+ "ConnectAuditLog": "/audit"
 }`
 
 func TestConfigKeys(t *testing.T) {
@@ -67,6 +68,7 @@ func TestConfigKeys(t *testing.T) {
 	want.FwEnvConfig, want.FwEnvNamespace, want.BootEnv, want.Delta = "/fw", "name", "grub", "only"
 	want.Channel, want.FleetVerifyKeys, want.Groups, want.DeviceID = "https://c.example/c.fleet", []string{"/fk"},
 		[]string{"lab"}, "d1"
+	want.ConnectAuditLog = "/audit"
 	for _, text := range []string{everyKey, lowerKeys(t, strings.ToLower), lowerKeys(t, strings.ToUpper)} {
 		c, said, err := loaded(t, "", text)
 		if err != nil || said != "" || !reflect.DeepEqual(c, want) {

@@ -6,9 +6,9 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -32,28 +32,6 @@ const (
 
 	commandPause = 10 * time.Second // between two commands to the updater
 )
-
-// connectFlags are those of the verb.
-type connectFlags struct {
-	lasts, idle           time.Duration
-	once, retry, terminal bool
-	files                 string
-	forward               []string
-}
-
-func (f *connectFlags) register(fs *flag.FlagSet, o *options) {
-	keyFlags(fs, o)
-	fs.BoolVar(&f.terminal, "terminal", false, "offer a terminal")
-	fs.StringVar(&f.files, "files", "", "offer the files below this `DIR`, to get and to put")
-	fs.Func("forward", "offer connections to this `HOST:PORT`, from the device; repeatable", func(s string) error {
-		f.forward = append(f.forward, s)
-		return nil
-	})
-	fs.DurationVar(&f.lasts, "for", 0, "end after this `TIME` (when it is told to)")
-	fs.DurationVar(&f.idle, "idle", 0, "end when there was no session for this `TIME` (do not)")
-	fs.BoolVar(&f.once, "once", false, "end after the first session")
-	fs.BoolVar(&f.retry, "retry", false, "go on trying if the first connection comes to nothing, too")
-}
 
 func connectVerbs() []verb {
 	f := &connectFlags{}
@@ -164,8 +142,8 @@ func (c *connector) keep(ctx context.Context, retry bool) (err error) {
 	}
 	why := context.Cause(ctx)
 	c.a.lg.infof("ending: %v", why)
-	if first && err != nil && (why == errConnectTime || why == errConnectIdle) {
-		return tryLater("there was no connection: %w", err)
+	if first && (why == errConnectTime || why == errConnectIdle) {
+		return tryLater("there was no connection: %w", cmp.Or(err, why))
 	}
 	return nil
 }

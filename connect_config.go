@@ -7,6 +7,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,28 @@ import (
 // own add-on would offer is.
 
 const connectConfName = "mender-connect.conf"
+
+// connectFlags are those of the verb.
+type connectFlags struct {
+	lasts, idle           time.Duration
+	once, retry, terminal bool
+	files                 string
+	forward               []string
+}
+
+func (f *connectFlags) register(fs *flag.FlagSet, o *options) {
+	keyFlags(fs, o)
+	fs.BoolVar(&f.terminal, "terminal", false, "offer a terminal")
+	fs.StringVar(&f.files, "files", "", "offer the files below this `DIR`, to get and to put")
+	fs.Func("forward", "offer connections to this `HOST:PORT`, from the device; repeatable", func(s string) error {
+		f.forward = append(f.forward, s)
+		return nil
+	})
+	fs.DurationVar(&f.lasts, "for", 0, "end after this `TIME` (when it is told to)")
+	fs.DurationVar(&f.idle, "idle", 0, "end when there was no session for this `TIME` (do not)")
+	fs.BoolVar(&f.once, "once", false, "end after the first session")
+	fs.BoolVar(&f.retry, "retry", false, "go on trying if the first connection comes to nothing, too")
+}
 
 // connectConfig has the keys of mender-connect.conf, which encoding/json matches without regard to case.
 type connectConfig struct {

@@ -193,7 +193,9 @@ func TestSessionsOfAConnection(t *testing.T) {
 // TestSessionIdle asks by a ping, and ends without an answer; a terminal asks by itself and ends by its own limits.
 func TestSessionIdle(t *testing.T) {
 	t.Parallel()
-	h := newTestHub(t, func(h *peerHub) { h.quiet, h.ends, h.expiresIdle = time.Millisecond, 2*time.Millisecond, time.Millisecond })
+	h := newTestHub(t, func(h *peerHub) {
+		h.quiet, h.ends, h.expiresIdle = time.Millisecond, 2*time.Millisecond, time.Millisecond
+	})
 	h.give(protoFile, "get_file", "a", nil)
 	h.want(protoFile, "get_file", "a", nil)
 	for {
