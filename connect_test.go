@@ -19,15 +19,15 @@ import (
 	"time"
 )
 
-// connectBoard is a device whose server has deviceconnect, of which the test is the other side.
-type connectBoard struct {
+// verbPeers is a device whose server has deviceconnect, of which the test is the other side.
+type verbPeers struct {
 	*verbBoard
 	peers chan *socketPeer // connections of the device
 	more  http.Header      // in the answers to handshakes
 }
 
-func newConnectBoard(t *testing.T, conf string) *connectBoard {
-	b := &connectBoard{newVerbBoard(t), make(chan *socketPeer, 8), nil}
+func newVerbPeers(t *testing.T, conf string) *verbPeers {
+	b := &verbPeers{newVerbBoard(t), make(chan *socketPeer, 8), nil}
 	b.server.autoAccept = true
 	b.server.connect = func(w http.ResponseWriter, r *http.Request) {
 		if p := upgrade(w, r, b.more); p != nil {
@@ -43,7 +43,7 @@ func newConnectBoard(t *testing.T, conf string) *connectBoard {
 
 // run runs the verb with these options until it ends; pauses between connections take no time. begun is what each
 // of them would have been.
-func (b *connectBoard) run(ctx context.Context, f *connectFlags) (pauses *atomic.Int32, ended chan error) {
+func (b *verbPeers) run(ctx context.Context, f *connectFlags) (pauses *atomic.Int32, ended chan error) {
 	b.t.Helper()
 	o := newOptions()
 	o.fallback = b.dir + "/none"
@@ -89,7 +89,7 @@ func (p *socketPeer) hear(t *testing.T, typ string) *peerMessage {
 
 // TestConnectTerminal is a session from new to stop, and the end of the verb with it.
 func TestConnectTerminal(t *testing.T) {
-	b := newConnectBoard(t, "")
+	b := newVerbPeers(t, "")
 	audit := b.dir + "/audit"
 	conf := string(readFileOrNil(b.dir + "/etc/mender.conf"))
 	writeFile(t, b.dir+"/etc/mender.conf", strings.Replace(conf, "{", `{"ConnectAuditLog": "`+audit+`",`, 1))
@@ -125,7 +125,7 @@ func TestConnectTerminal(t *testing.T) {
 
 // TestConnectAgain loses the connection in several ways, and what is not a message ends it.
 func TestConnectAgain(t *testing.T) {
-	b := newConnectBoard(t, `{"User": "root", "FileTransfer": {"Disable": true}, "PortForward": {"Disable": true}}`)
+	b := newVerbPeers(t, `{"User": "root", "FileTransfer": {"Disable": true}, "PortForward": {"Disable": true}}`)
 	ctx, stop := context.WithCancel(t.Context())
 	pauses, ended := b.run(ctx, &connectFlags{})
 	p := <-b.peers
@@ -165,7 +165,7 @@ func TestConnectAgain(t *testing.T) {
 
 // TestConnectFailures are exit codes and hints where there is no connection.
 func TestConnectFailures(t *testing.T) {
-	b := newConnectBoard(t, "")
+	b := newVerbPeers(t, "")
 	b.want(3, "nothing is offered", "connect")
 	b.want(3, "not an absolute path", "connect", "--terminal", "--config", b.config(`{"ShellCommand": "sh", "User": "root"}`))
 	b.want(3, "no User is set", "connect", "--config", b.config("{}"))
@@ -194,7 +194,7 @@ func TestConnectFailures(t *testing.T) {
 }
 
 // config makes a mender.conf, beside which is this mender-connect.conf.
-func (b *connectBoard) config(text string) string {
+func (b *verbPeers) config(text string) string {
 	b.t.Helper()
 	dir, err := os.MkdirTemp(b.dir, "conf")
 	must(b.t, err)
@@ -205,7 +205,7 @@ func (b *connectBoard) config(text string) string {
 
 // TestConnectEnds by --idle and --for, and has a second process wait.
 func TestConnectEnds(t *testing.T) {
-	b := newConnectBoard(t, "")
+	b := newVerbPeers(t, "")
 	for _, f := range []*connectFlags{{terminal: true, idle: time.Millisecond}, {terminal: true, lasts: time.Second}} {
 		_, ended := b.run(t.Context(), f)
 		if f.lasts > 0 {
@@ -224,7 +224,7 @@ func TestConnectEnds(t *testing.T) {
 // of its own where there is no daemon.
 func TestConnectCommands(t *testing.T) {
 	t.Setenv("MENDLET_TEST_PROGRAM", "1")
-	b := newConnectBoard(t, `{"Terminal": {"Disable": true}, "FileTransfer": {"Disable": true},
+	b := newVerbPeers(t, `{"Terminal": {"Disable": true}, "FileTransfer": {"Disable": true},
 		"PortForward": {"Disable": true}}`)
 	ctx, stop := context.WithCancel(t.Context())
 	_, ended := b.run(ctx, &connectFlags{})

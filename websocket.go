@@ -156,6 +156,8 @@ func checkSocketAnswer(what string, resp *http.Response, key string) error {
 // newWebSocket is a link over conn, which it closes when there was no frame for twice the time quiet.
 func newWebSocket(conn io.ReadWriteCloser, quiet time.Duration) *webSocket {
 	w := &webSocket{conn: conn, r: bufio.NewReader(conn), quiet: quiet}
+	w.seen.Lock() // tick waits for it
+	defer w.seen.Unlock()
 	w.watch = time.AfterFunc(quiet, w.tick)
 	return w
 }
