@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -105,12 +104,16 @@ type peerHub struct {
 }
 
 // userOf is who has sent the message, as the server says.
+//
+//go:noinline
 func userOf(m *peerMessage) string {
 	user, _ := m.props["user_id"].(string)
 	return user
 }
 
 // answer makes a message to the session that m came from.
+//
+//go:noinline
 func (m *peerMessage) answer(proto uint16, typ string, body []byte) *peerMessage {
 	return &peerMessage{proto: proto, typ: typ, sid: m.sid, body: body}
 }
@@ -379,6 +382,7 @@ func (s *peerSession) receive(m *peerMessage) {
 	s.handler.receive(m)
 }
 
+//go:noinline
 func (s *peerSession) setProto(proto uint16) {
 	s.mu.Lock()
 	s.proto = proto
@@ -396,9 +400,11 @@ func (s *peerSession) control(m *peerMessage) {
 			s.end(errors.New("no common version of the protocol"))
 			return
 		}
-		protocols := slices.Sorted(maps.Keys(s.hub.offers))
-		if s.hub.client != nil {
-			protocols = append(protocols, protoClient)
+		protocols := []uint16{}
+		for p := uint16(protoShell); p <= protoClient; p++ {
+			if _, ok := s.hub.offers[p]; ok || p == protoClient && s.hub.client != nil {
+				protocols = append(protocols, p)
+			}
 		}
 		s.send(m.answer(protoControl, "accept", packMap("version", 1, "protocols", protocols)))
 	case "ping":
@@ -420,22 +426,22 @@ func (s *peerSession) control(m *peerMessage) {
 // makeRoom lets s be a terminal, if its user may have one more, or one of those does not answer and gives way.
 func (h *peerHub) makeRoom(s *peerSession) error {
 	h.mu.Lock()
-	var others []*peerSession
-	for _, o := range h.sessions {
-		o.mu.Lock()
-		if o != s && o.proto == protoShell && o.user == s.user {
-			others = append(others, o)
+	n, o := 0, (*peerSession)(nil) // the oldest of n others
+	for _, other := range h.sessions {
+		other.mu.Lock()
+		if other != s && other.proto == protoShell && other.user == s.user {
+			if n++; o == nil || other.started.Before(o.started) {
+				o = other
+			}
 		}
-		o.mu.Unlock()
+		other.mu.Unlock()
 	}
-	if len(others) < h.perUser {
+	if n < h.perUser {
 		s.setProto(protoShell) // it counts from here on
 		h.mu.Unlock()
 		return nil
 	}
 	h.mu.Unlock()
-	slices.SortFunc(others, func(a, b *peerSession) int { return a.started.Compare(b.started) })
-	o := others[0]
 	select {
 	case <-o.spoken: // before
 	default:

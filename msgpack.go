@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -85,22 +84,32 @@ func appendHead(b []byte, n int, first byte, few int, wide byte) []byte {
 	case n < 1<<8 && few != 16:
 		return append(b, wide, byte(n))
 	case n < 1<<16:
-		return binary.BigEndian.AppendUint16(append(b, wide+1), uint16(n))
+		return appendNumber(b, wide+1, 2, uint64(n))
 	}
-	return binary.BigEndian.AppendUint32(append(b, wide+2), uint32(n))
+	return appendNumber(b, wide+2, 4, uint64(n))
+}
+
+// appendNumber appends a head and n bytes of a number, big endian.
+//
+//go:noinline
+func appendNumber(b []byte, head byte, n int, v uint64) []byte {
+	b = append(b, head)
+	for n--; n >= 0; n-- {
+		b = append(b, byte(v>>(8*n)))
+	}
+	return b
 }
 
 // appendPacked appends a value: nil, bool, string, []byte, time.Time, []uint16, []any, map[string]any, float32 and
 // float64; int and uint in the least bytes, numbers of a fixed size in theirs, as peers look at the width of some.
 // Anything else becomes nil.
 func appendPacked(b []byte, v any) []byte {
-	be := binary.BigEndian
+	head, width, bits := byte(0xc0), 0, uint64(0)
 	switch v := v.(type) {
 	case bool:
-		if v {
-			return append(b, 0xc3)
+		if head = 0xc2; v {
+			head = 0xc3
 		}
-		return append(b, 0xc2)
 	case string:
 		return append(appendHead(b, len(v), 0xa0, 32, 0xd9), v...)
 	case []byte:
@@ -110,25 +119,25 @@ func appendPacked(b []byte, v any) []byte {
 	case uint:
 		return appendLeast(b, int64(v))
 	case int8:
-		return append(b, 0xd0, byte(v))
+		head, width, bits = 0xd0, 1, uint64(v)
 	case int16:
-		return be.AppendUint16(append(b, 0xd1), uint16(v))
+		head, width, bits = 0xd1, 2, uint64(v)
 	case int32:
-		return be.AppendUint32(append(b, 0xd2), uint32(v))
+		head, width, bits = 0xd2, 4, uint64(v)
 	case int64:
-		return be.AppendUint64(append(b, 0xd3), uint64(v))
+		head, width, bits = 0xd3, 8, uint64(v)
 	case uint8:
-		return append(b, 0xcc, v)
+		head, width, bits = 0xcc, 1, uint64(v)
 	case uint16:
-		return be.AppendUint16(append(b, 0xcd), v)
+		head, width, bits = 0xcd, 2, uint64(v)
 	case uint32:
-		return be.AppendUint32(append(b, 0xce), v)
+		head, width, bits = 0xce, 4, uint64(v)
 	case uint64:
-		return be.AppendUint64(append(b, 0xcf), v)
+		head, width, bits = 0xcf, 8, v
 	case float32:
-		return be.AppendUint32(append(b, 0xca), math.Float32bits(v))
+		head, width, bits = 0xca, 4, uint64(math.Float32bits(v))
 	case float64:
-		return be.AppendUint64(append(b, 0xcb), math.Float64bits(v))
+		head, width, bits = 0xcb, 8, math.Float64bits(v)
 	case time.Time:
 		return appendTime(b, v)
 	case []uint16:
@@ -145,47 +154,39 @@ func appendPacked(b []byte, v any) []byte {
 		return b
 	case map[string]any:
 		b = appendHead(b, len(v), 0x80, 16, 0xdd)
-		for _, k := range slices.Sorted(maps.Keys(v)) {
+		for _, k := range sortedKeys(v) {
 			b = appendPacked(appendPacked(b, k), v[k])
 		}
 		return b
 	}
-	return append(b, 0xc0)
+	return appendNumber(b, head, width, bits)
 }
 
 // appendLeast appends a number in the least bytes that hold it.
 func appendLeast(b []byte, v int64) []byte {
-	switch {
-	case v >= -32 && v < 128:
+	if v >= -32 && v < 128 {
 		return append(b, byte(v))
-	case v >= math.MinInt8 && v < 0:
-		return appendPacked(b, int8(v))
-	case v >= 0 && v <= math.MaxUint8:
-		return appendPacked(b, uint8(v))
-	case v >= math.MinInt16 && v < 0:
-		return appendPacked(b, int16(v))
-	case v >= 0 && v <= math.MaxUint16:
-		return appendPacked(b, uint16(v))
-	case v >= math.MinInt32 && v < 0:
-		return appendPacked(b, int32(v))
-	case v >= 0 && v <= math.MaxUint32:
-		return appendPacked(b, uint32(v))
-	case v > 0:
-		return appendPacked(b, uint64(v))
 	}
-	return appendPacked(b, v)
+	head, kind := byte(0xcc), uint64(v)
+	if v < 0 {
+		head, kind = 0xd0, uint64(^v)<<1 // which takes the bits that v does, with its sign
+	}
+	n := 0
+	for ; n < 3 && kind>>(8<<n) != 0; n++ {
+	}
+	return appendNumber(b, head+byte(n), 1<<n, uint64(v))
 }
 
 // appendTime appends a time in the least of the three forms of the extension type -1.
 func appendTime(b []byte, t time.Time) []byte {
-	s, ns := t.Unix(), uint32(t.Nanosecond())
+	s, ns := t.Unix(), uint64(t.Nanosecond())
 	switch {
 	case ns == 0 && s>>32 == 0:
-		return binary.BigEndian.AppendUint32(append(b, 0xd6, 0xff), uint32(s))
+		return appendNumber(append(b, 0xd6), 0xff, 4, uint64(s))
 	case s>>34 == 0:
-		return binary.BigEndian.AppendUint64(append(b, 0xd7, 0xff), uint64(ns)<<34|uint64(s))
+		return appendNumber(append(b, 0xd7), 0xff, 8, ns<<34|uint64(s))
 	}
-	b = binary.BigEndian.AppendUint32(append(b, 0xc7, 12, 0xff), ns)
+	b = appendNumber(append(b, 0xc7, 12), 0xff, 4, ns)
 	return binary.BigEndian.AppendUint64(b, uint64(s))
 }
 

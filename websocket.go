@@ -189,6 +189,8 @@ func (w *webSocket) drop(why error) {
 }
 
 // cause is err, or why the connection was closed from here, which err comes of.
+//
+//go:noinline
 func (w *webSocket) cause(err error) error {
 	w.seen.Lock()
 	defer w.seen.Unlock()
@@ -206,6 +208,8 @@ type frameHead struct {
 }
 
 // bad is an end because of what the server sent.
+//
+//go:noinline
 func bad(code int, format string, args ...any) error {
 	return &socketEnd{code, fmt.Sprintf(format, args...), true}
 }
