@@ -30,7 +30,7 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench \
-	test-cross demo session bench bench-peers bench-delta corpus s3 install install-init install-mender \
+	test-cross demo session bench bench-peers bench-delta corpus s3 install install-init install-connect install-mender \
 	install-modules cross nonet size fuzz release reproducible packages packaging deb rig clean
 
 all: mendlet
@@ -134,6 +134,15 @@ install-init:
 		install -m 0644 packaging/mendlet.service packaging/mendlet.timer $(DESTDIR)$(UNITDIR)/ ;; \
 	openrc | procd | sysv) install -D -m 0755 packaging/mendlet.$(INIT) $(DESTDIR)$(SYSCONFDIR)/init.d/mendlet ;; \
 	*) echo "INIT=$(INIT): want systemd, openrc, procd, sysv or none" >&2; exit 1 ;; \
+	esac
+
+# What starts "mendlet connect" by mender-connect.conf.
+install-connect:
+	case '$(INIT)' in \
+	systemd) install -D -m 0644 packaging/mendlet-connect.service $(DESTDIR)$(UNITDIR)/mendlet-connect.service ;; \
+	openrc | procd) \
+		install -D -m 0755 packaging/mendlet-connect.$(INIT) $(DESTDIR)$(SYSCONFDIR)/init.d/mendlet-connect ;; \
+	*) echo "INIT=$(INIT): want systemd, openrc or procd" >&2; exit 1 ;; \
 	esac
 
 # The names of Mender's client. Under other inits than systemd the daemon of "make install" is enough.

@@ -30,6 +30,7 @@ const (
 	connectRefused = time.Hour       // the first wait for one that knows the device and does not offer this
 	connectSlowest = 4 * time.Hour
 
+	connectGrace = 10 * time.Second // for sessions to say goodbye to a server that does not read
 	commandPause = 10 * time.Second // between two commands to the updater
 )
 
@@ -224,6 +225,8 @@ func (c *connector) serve(ctx context.Context, link *webSocket, life time.Durati
 	go func() { // reading goes on, so that who sends hears of an end
 		defer close(gone)
 		<-ctx.Done()
+		late := time.AfterFunc(connectGrace, func() { link.drop(context.Cause(ctx)) })
+		defer late.Stop()
 		h.endAll(context.Cause(ctx))
 		link.close(closeNormal, "")
 	}()

@@ -73,6 +73,13 @@ for init in none systemd openrc procd sysv; do
 	echo "$want" | tr -s ' \t\n' '\n' | sort > "$dir/want"
 	(cd "$dir/$init" && find . ! -type d | sed 's|^\./||' | sort) > "$dir/got"
 	diff "$dir/want" "$dir/got" || fail "INIT=$init does not install that"
+	case $init in
+	systemd) file=$units/mendlet-connect.service ;;
+	openrc | procd) file=etc/init.d/mendlet-connect ;;
+	*) file='' ;;
+	esac
+	[ -z "$file" ] || make -s INIT=$init DESTDIR="$dir/connect" install-connect
+	[ -z "$file" ] || [ -e "$dir/connect/$file" ] || fail "INIT=$init does not install $file"
 	[ "$(readlink "$dir/$init/usr/bin/mender-update")" = /usr/sbin/mendlet ] || fail "mender-update is no link to it"
 done
 ! make -s -o mendlet INIT=upstart DESTDIR="$dir/upstart" install 2> /dev/null || fail "INIT=upstart was taken"

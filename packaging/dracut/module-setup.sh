@@ -14,4 +14,9 @@ depends() {
 install() {
 	inst_binary mendlet
 	inst_multiple -o /etc/mender/mender.conf /var/lib/mender/mender.conf /var/lib/mender/device_type /etc/fw_env.config
+	# shellcheck disable=SC2154
+	if [ -e "$moddir/mendlet-connect" ]; then
+		inst_multiple -o mount /etc/ssl/certs/ca-certificates.crt /etc/mender/mender-connect.conf
+		inst_hook emergency 50 "$moddir/mendlet-connect"
+	fi
 }
