@@ -81,7 +81,7 @@ func marked(word string) bool {
 }
 
 // 500 connections that end in all ways, with a shell on each, leave nothing behind.
-func TestConnectAgain(t *testing.T) {
+func TestConnections500(t *testing.T) {
 	onlyExhaustive(t, "500 connections")
 	r, stop := inProcess(t, &connectFlags{terminal: true, retry: true}, io.Discard)
 	var before [3]int
@@ -120,7 +120,7 @@ func TestConnectAgain(t *testing.T) {
 }
 
 // 500 sessions that end in all ways leave nothing behind, be it a process that wants to stay.
-func TestSessionsKilled(t *testing.T) {
+func TestSessions500(t *testing.T) {
 	onlyExhaustive(t, "500 sessions, some of which take two seconds to end")
 	r, stop := inProcess(t, &connectFlags{terminal: true}, io.Discard)
 	r.device()
