@@ -126,13 +126,17 @@ func (f *connectFlags) offer(a *app) (*peerHub, error) {
 	h := &peerHub{lg: a.lg, offers: map[uint16]peerOffer{}, sessions: map[string]*peerSession{}, quiet: sessionQuiet,
 		ends: sessionEnds, patience: replaceAfter}
 	c.limits(h)
-	flags := f.terminal
+	flags := f.terminal || f.forward != nil
 	if !flags && !found {
-		return nil, withHint(refuse("nothing is offered"), "name it with --terminal, or write %q",
+		return nil, withHint(refuse("nothing is offered"), "name it with --terminal or --forward, or write %q",
 			filepath.Join(filepath.Dir(a.o.mainConfig()), connectConfName))
 	}
+	forwards := &forwardOptions{allow: f.forward}
 	if !flags {
 		f.terminal = !c.Terminal.Disable
+		if !c.PortForward.Disable {
+			forwards.allow = append([]string{}, c.PortForward.Allow...)
+		}
 		if !c.MenderClient.Disable {
 			h.client = func(*peerMessage) error { return nil }
 		}
@@ -147,6 +151,12 @@ func (f *connectFlags) offer(a *app) (*peerHub, error) {
 			return nil, err
 		}
 		h.offers[protoShell] = peerOffer{"terminal", func(s *peerSession) peerHandler { return newTerminal(s, o) }}
+	}
+	if forwards.allow != nil {
+		if err := forwards.check(); err != nil {
+			return nil, err
+		}
+		h.offers[protoForward] = peerOffer{"ports", func(s *peerSession) peerHandler { return newPortForward(s, forwards) }}
 	}
 	if len(h.offers) == 0 && h.client == nil {
 		return nil, refuse("%s: all is disabled", connectConfName)
