@@ -23,14 +23,12 @@ const connectConfName = "mender-connect.conf"
 type connectFlags struct {
 	lasts, idle           time.Duration
 	once, retry, terminal bool
-	files                 string
 	forward               []string
 }
 
 func (f *connectFlags) register(fs *flag.FlagSet, o *options) {
 	keyFlags(fs, o)
 	fs.BoolVar(&f.terminal, "terminal", false, "offer a terminal")
-	fs.StringVar(&f.files, "files", "", "offer the files below this `DIR`, to get and to put")
 	fs.Func("forward", "offer connections to this `HOST:PORT`, from the device; repeatable", func(s string) error {
 		f.forward = append(f.forward, s)
 		return nil
