@@ -217,8 +217,8 @@ func (t *terminal) start(m *peerMessage) error {
 	t.master, t.user = master, a.name
 	shell := t.o.path()
 	argv := append([]string{filepath.Base(shell)}, t.o.args...)
-	if t.o.args == nil {
-		argv[0] = "-" + argv[0]
+	if len(argv) == 2 && argv[1] == "--login" || t.o.args == nil { // which not all shells know
+		argv = []string{"-" + argv[0]}
 	}
 	env := []string{"HOME=" + a.home, "USER=" + a.name, "LOGNAME=" + a.name, "SHELL=" + shell,
 		"TERM=xterm-256color", "PATH=" + os.Getenv("PATH")}
@@ -389,7 +389,6 @@ func endProcesses(session int, grace time.Duration) (left []int) {
 				syscall.Kill(pid, syscall.SIGKILL)
 			case pause == time.Millisecond: // the first time
 				syscall.Kill(pid, syscall.SIGHUP)
-				syscall.Kill(pid, syscall.SIGCONT)
 			}
 		}
 		time.Sleep(pause)

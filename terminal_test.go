@@ -40,7 +40,8 @@ type termPeer struct {
 func newTermPeer(t *testing.T, o *terminalOptions) *termPeer {
 	p := &termPeer{t: t, more: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	s := &peerSession{id: "1", user: "u", ctx: ctx, send: p.take, lg: &logger{}}
+	s := &peerSession{id: "1", user: "u", ctx: ctx, send: p.take,
+		lg: &logger{sinks: []logSink{func(_ logLevel, msg string) { t.Error(msg) }}}}
 	var once sync.Once
 	p.gone.Add(1)
 	s.end = func(why error) {
@@ -214,6 +215,9 @@ func TestTerminalShells(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := &terminalOptions{shell: shell, etc: etc, width: 111, height: 22}
+			if name == "dash" {
+				o.args = []string{"--login"} // which dash does not know
+			}
 			if err := o.check(); err != nil {
 				t.Fatal(err)
 			}
@@ -385,7 +389,7 @@ func TestTerminalJobs(t *testing.T) {
 	p := newTermPeer(t, &terminalOptions{args: []string{"-mc", `d=$0
 		job() { sh -c "trap 'echo >$d/$1.end; exit' HUP; echo >$d/$1; $2; while :; do sleep 0.01; done" & }
 		job a :; job b 'kill -STOP $$'; setsid sh -c 'echo $$ > '$d/pid'; exec sleep 1000'
-		until [ -s $d/a ] && [ -s $d/pid ] && ps -o stat= -p $! | grep -q T; do sleep 0.01; done; echo ready; read x`,
+		until [ -s $d/a ] && [ -s $d/pid ] && grep -q ') T ' /proc/$!/stat; do sleep 0.01; done; echo ready; read x`,
 		dir}})
 	p.h.grace = shellLast // that they are asked for
 	p.open()
@@ -405,7 +409,7 @@ func TestTerminalJobs(t *testing.T) {
 // What the shell wrote at last comes over a slow link as well, though others have its terminal open.
 func TestTerminalLastWords(t *testing.T) {
 	t.Parallel()
-	p := newTermPeer(t, &terminalOptions{args: []string{"-c", "sleep 1000 & stty -onlcr; read x; seq 1500; exit 3"}})
+	p := newTermPeer(t, &terminalOptions{args: []string{"-mc", "sleep 1000 & stty -onlcr; read x; seq 1500; exit 3"}})
 	p.open()
 	p.mu.Lock()
 	p.slow = func() { <-p.h.ended }
@@ -589,8 +593,8 @@ func TestTerminalDevpts(t *testing.T) {
 	if err := exec.Command("unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt").Run(); err != nil {
 		t.Skipf("cannot mount: %v", err)
 	}
-	for what, made := range map[string]string{"nothing": ":", "ptmx": "mknod /dev/ptmx c 5 2", "a folder": "mkdir /dev/pts",
-		"refused": "touch /dev/pts"} {
+	for what, made := range map[string]string{"nothing": ":", "ptmx": "mknod /dev/ptmx c 5 2",
+		"a folder": "mkdir /dev/pts", "refused": "touch /dev/pts"} {
 		cmd := exec.Command("unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && "+made+
 			` && exec "$0" "$@"`, self, "-test.run", "^"+t.Name()+"$", "-test.v")
 		cmd.Env = append(os.Environ(), "MENDLET_TEST_DEVPTS="+what)

@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 go=$1
 shift
-run='Writer|Artifact|Journal|Env|Unpack|Inflate|LZMA|XZ|Zstd|Pax|ReadBack|Pack|Store|Terminal'
+run='Writer|Artifact|Journal|Env|Unpack|Inflate|LZMA|XZ|Zstd|Pax|ReadBack|Pack|Store|TestTerminal'
 skip='TestEnvToolIsSelf|TestEnvironmentReadOnly|TestPackDeltaSize|TestBootstrapArtifact|RealArtifacts|TestZstdDamaged'
 skip="$skip|TestTerminalDevpts"
 dir=$(mktemp -d)
