@@ -28,10 +28,9 @@ type testHub struct {
 
 // testPeerHandler answers each message with its own typ and body.
 type testPeerHandler struct {
-	s       *peerSession
-	h       *testHub
-	closed  error
-	summing string
+	s      *peerSession
+	h      *testHub
+	closed error
 }
 
 func (p *testPeerHandler) receive(m *peerMessage) {
