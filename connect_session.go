@@ -51,7 +51,7 @@ type peerSession struct {
 	inbox  []*peerMessage
 	held   int       // bytes of it
 	heard  time.Time // when the last message came
-	typed  time.Time // when the last one came that is no answer to a ping
+	typed  time.Time // when the last one came that is no answer to a ping, or output of a terminal went
 	wakes  chan struct{}
 	spoken chan struct{} // a message came; for who waits for one
 	done   chan struct{} // closed when nothing is left of it
@@ -93,7 +93,7 @@ type peerHub struct {
 	count  func(n int, ended bool) // of the sessions, when one has begun or ended
 
 	perUser               int           // terminals of one user; at least 1
-	expires, expiresIdle  time.Duration // of terminals: since their start, since the last key; 0: never
+	expires, expiresIdle  time.Duration // of terminals: since their start, since the last key or output; 0: never
 	quiet, ends, patience time.Duration // see sessionQuiet, sessionEnds, replaceAfter
 
 	mu       sync.Mutex
@@ -239,6 +239,11 @@ func (h *peerHub) begin(m *peerMessage) *peerSession {
 	s.end = func(why error) { cancel(why) }
 	s.send = func(m *peerMessage) error {
 		m.sid = s.id
+		if m.proto == protoShell && m.typ == "shell" { // a long build without a key is no idle terminal
+			s.mu.Lock()
+			s.typed = time.Now()
+			s.mu.Unlock()
+		}
 		return h.link(m)
 	}
 	h.sessions[s.id] = s

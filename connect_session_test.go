@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -216,6 +217,26 @@ func TestSessionIdle(t *testing.T) {
 	if why := h.opened[1].closed; why == nil || why.Error() != "session expired after 1ms" {
 		t.Errorf("got %v", why)
 	}
+}
+
+// TestSessionBusy counts output of a terminal as life, as keys are.
+func TestSessionBusy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newTestHub(t, func(h *peerHub) { h.expiresIdle = 10 * time.Minute })
+		h.give(protoShell, "new", "a", nil)
+		h.want(protoShell, "new", "a", nil)
+		s := h.opened[0].s
+		for _, typ := range []string{"shell", "shell", "ping"} {
+			time.Sleep(9 * time.Minute)
+			s.send(&peerMessage{proto: protoShell, typ: typ})
+			h.want(protoShell, typ, "a", nil)
+		}
+		<-s.done
+		if age := time.Since(s.started); age != 28*time.Minute {
+			t.Errorf("ended after %v, want 28m", age)
+		}
+	})
 }
 
 // TestSessionOfOneUser lets a new terminal take the place of one that does not answer, and of no other.
