@@ -48,6 +48,11 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
+// halfConn has nothing to be read.
+type halfConn struct{ net.Conn }
+
+func (halfConn) Read([]byte) (int, error) { return 0, io.EOF }
+
 func newPortUser(t *testing.T, o *forwardOptions) *portUser {
 	t.Helper()
 	u := &portUser{t: t}
@@ -373,6 +378,7 @@ func TestPortForwardSlow(t *testing.T) {
 	t.Run("user", func(t *testing.T) {
 		u := newPortUser(t, &forwardOptions{dial: dial})
 		slow, quick := start(u, "slow"), start(u, "quick")
+		u.send("ack", "slow", nil) // of nothing, so it counts for nothing
 		slow.Write(make([]byte, 4096))
 		u.next("slow", "forward")
 		wrote := make(chan int)
@@ -648,6 +654,35 @@ func TestPortForwardEnds(t *testing.T) {
 		u.fails("1", "stop", 404)
 		u.send("error", "1", nil)
 		u.none("1")
+	})
+	t.Run("half of the socket, before it has taken anything", func(t *testing.T) {
+		near, far := net.Pipe()
+		defer far.Close()
+		o := &forwardOptions{}
+		let := make(chan struct{})
+		o.dial = func(context.Context, string, string) (net.Conn, error) {
+			<-let
+			return halfConn{near}, nil
+		}
+		u := newPortUser(t, o)
+		u.dial("1", "tcp", "127.0.0.1:1")
+		u.p.mu.Lock()
+		c := u.p.conns["1"]
+		u.p.mu.Unlock()
+		u.send("forward", "1", []byte("abc"))
+		close(let)
+		for last := false; !last; runtime.Gosched() {
+			u.p.mu.Lock()
+			last = c.last
+			u.p.mu.Unlock()
+		}
+		b := make([]byte, 3)
+		if _, err := io.ReadFull(far, b); err != nil || string(b) != "abc" {
+			t.Errorf("got %q, %v", b, err)
+		}
+		if got := u.rest("1"); got != "new ack stop " {
+			t.Errorf("got %s", got)
+		}
 	})
 	t.Run("half of the socket, with data on its way to it", func(t *testing.T) {
 		addr := tcpServer(t, "127.0.0.1:0", func(c *net.TCPConn) {
