@@ -67,8 +67,8 @@ func accountEntry(file string, column int, value string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	for line := range strings.Lines(string(text)) {
-		e := strings.Split(strings.TrimSuffix(line, "\n"), ":")
+	for _, line := range strings.Split(string(text), "\n") {
+		e := strings.Split(line, ":")
 		if len(e) > column && e[column] == value {
 			return e, nil
 		}
@@ -82,8 +82,8 @@ func accountGroups(file, name string) (ids []uint32, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for line := range strings.Lines(string(text)) {
-		e := strings.Split(strings.TrimSuffix(line, "\n"), ":")
+	for _, line := range strings.Split(string(text), "\n") {
+		e := strings.Split(line, ":")
 		if len(e) != 4 || !slices.Contains(strings.Split(e[3], ","), name) {
 			continue
 		}
