@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// The verb connect: a terminal and ports of the device through its server, for who may do that there. It has a
+// The verb connect: a terminal, files and ports of the device through its server, for who may do that there. It has a
 // connection of its own to the server, and not the journal: an update goes on beside it.
 
 const (
@@ -36,7 +36,7 @@ const (
 
 func connectVerbs() []verb {
 	f := &connectFlags{}
-	return []verb{{"connect", "", "let users of the server troubleshoot: terminal, ports", 0, f.register,
+	return []verb{{"connect", "", "let users of the server troubleshoot: terminal, files, ports", 0, f.register,
 		func(ctx context.Context, a *app, _ []string) error { return f.connect(ctx, a) }}}
 }
 

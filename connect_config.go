@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -23,12 +24,14 @@ const connectConfName = "mender-connect.conf"
 type connectFlags struct {
 	lasts, idle           time.Duration
 	once, retry, terminal bool
+	files                 string
 	forward               []string
 }
 
 func (f *connectFlags) register(fs *flag.FlagSet, o *options) {
 	keyFlags(fs, o)
 	fs.BoolVar(&f.terminal, "terminal", false, "offer a terminal")
+	fs.StringVar(&f.files, "files", "", "offer the files below this `DIR`, to get and to put")
 	fs.Func("forward", "offer connections to this `HOST:PORT`, from the device; repeatable", func(s string) error {
 		f.forward = append(f.forward, s)
 		return nil
@@ -58,7 +61,8 @@ type connectConfig struct {
 		ExpireAfter, ExpireAfterIdle, MaxPerUser uint32 // seconds; of users
 	}
 	Limits struct {
-		Enabled bool
+		Enabled      bool
+		FileTransfer fileLimits
 	}
 }
 
@@ -100,6 +104,16 @@ func (c *connectConfig) terminal() *terminalOptions {
 		height: c.Terminal.Height}
 }
 
+// files is what all sessions of files have in common; dir: whose, "": those of the configuration. Without limits all
+// that is in the configuration's is as by the device itself.
+func (c *connectConfig) files(dir string) *fileOptions {
+	o := &fileOptions{root: dir}
+	if o.AllowOverwrite, o.FollowSymLinks = true, dir == ""; c.Limits.Enabled {
+		o.fileLimits = c.Limits.FileTransfer
+	}
+	return o
+}
+
 // limits puts the times of sessions into h, and how many terminals a user may have.
 func (c *connectConfig) limits(h *peerHub) {
 	s := c.Sessions
@@ -124,14 +138,17 @@ func (f *connectFlags) offer(a *app) (*peerHub, error) {
 	h := &peerHub{lg: a.lg, offers: map[uint16]peerOffer{}, sessions: map[string]*peerSession{}, quiet: sessionQuiet,
 		ends: sessionEnds, patience: replaceAfter}
 	c.limits(h)
-	flags := f.terminal || f.forward != nil
+	flags := f.terminal || f.files != "" || f.forward != nil
 	if !flags && !found {
-		return nil, withHint(refuse("nothing is offered"), "name it with --terminal or --forward, or write %q",
+		return nil, withHint(refuse("nothing is offered"), "name it with --terminal, --files or --forward, or write %q",
 			filepath.Join(filepath.Dir(a.o.mainConfig()), connectConfName))
 	}
-	forwards := &forwardOptions{allow: f.forward}
+	files, forwards := c.files(f.files), &forwardOptions{allow: f.forward}
 	if !flags {
 		f.terminal = !c.Terminal.Disable
+		if !c.FileTransfer.Disable {
+			files.root = cmp.Or(files.Chroot, "/")
+		}
 		if !c.PortForward.Disable {
 			forwards.allow = append([]string{}, c.PortForward.Allow...)
 		}
@@ -149,6 +166,12 @@ func (f *connectFlags) offer(a *app) (*peerHub, error) {
 			return nil, err
 		}
 		h.offers[protoShell] = peerOffer{"terminal", func(s *peerSession) peerHandler { return newTerminal(s, o) }}
+	}
+	if files.root != "" {
+		if err := files.check(); err != nil {
+			return nil, err
+		}
+		h.offers[protoFile] = peerOffer{"files", func(s *peerSession) peerHandler { return newFileTransfer(s, files) }}
 	}
 	if forwards.allow != nil {
 		if err := forwards.check(); err != nil {

@@ -52,6 +52,7 @@ func TestConnectOffers(t *testing.T) {
 	}{
 		"terminal":         {connectFlags{terminal: true}, "", "", []uint16{1}},
 		"ports":            {connectFlags{forward: []string{"10.0.0.1:22"}}, "", "", []uint16{3}},
+		"files":            {connectFlags{files: "/"}, "", "", []uint16{2}},
 		"before the file":  {connectFlags{terminal: true}, `{"User": "root"}`, "", []uint16{1}},
 		"commands alone":   {connectFlags{}, "{" + disabled + "}", "", []uint16{4}},
 		"all but commands": {connectFlags{}, `{"MenderClient": {"Disable": true}, "Terminal": {"Disable": true}}`, "", nil},
@@ -79,6 +80,8 @@ func TestConnectRefusals(t *testing.T) {
 		`{"User": "root", "ShellCommand": "/nowhere/sh"}`:             "/nowhere/sh",
 		`{"User": "root", "PortForward": {"Allow": ["example.org"]}}`: "example.org",
 		`{}`: "no User is set",
+		`{"User": "root", "Limits": {"Enabled": true, "FileTransfer": {"Umask": "9"}}}`:        "Umask",
+		`{"User": "root", "Limits": {"Enabled": true, "FileTransfer": {"Chroot": "/no/dir"}}}`: "/no/dir",
 	} {
 		if _, got, _, err := offered(t, &connectFlags{}, text, ""); exitCode(err) != exitRefused ||
 			!strings.Contains(err.Error(), says) {

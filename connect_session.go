@@ -267,11 +267,15 @@ func (s *peerSession) put(m *peerMessage, size int) {
 		return
 	}
 	s.inbox, s.held = append(s.inbox, m), s.held+size+messageOverhead
-	for _, c := range []chan struct{}{s.wakes, s.spoken} {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
+	wake(s.wakes)
+	wake(s.spoken)
+}
+
+// wake makes a channel of one place ready.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 

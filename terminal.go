@@ -133,14 +133,6 @@ func (t *terminal) send(typ string, status int64, body []byte) error {
 	return t.s.send(&peerMessage{proto: protoShell, typ: typ, props: map[string]any{"status": status}, body: body})
 }
 
-// wake makes a channel of one place ready.
-func wake(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 func (t *terminal) receive(m *peerMessage) {
 	wake(t.life)
 	switch {
