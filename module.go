@@ -748,7 +748,7 @@ const (
 )
 
 // child is one call of a program that is not ours: an update module or a script. It
-// gets our environment, /dev/null as its input, none of our descriptors (all are opened
+// gets our environment, /dev/null or in as its input, none of our other descriptors (all are opened
 // close-on-exec) and a process group of its own.
 type child struct {
 	what    string // names the call in errors and logs
@@ -760,6 +760,8 @@ type child struct {
 	prefix  string        // of each line of output in the log, before " (stdout): "
 	level   logLevel      // of these lines; of what is to be said of them, one more
 	answer  *answer       // where standard output goes instead of the log, or nil
+	in      *os.File      // or nil
+	alone   bool          // nothing of its process group outlives it
 	lg      *logger
 }
 
@@ -781,6 +783,9 @@ func runChild(ctx context.Context, c child) error {
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	if c.in != nil {
+		cmd.Stdin = c.in
+	}
 	cmd.WaitDelay = c.grace
 	if c.grace == 0 {
 		cmd.WaitDelay = killDelay
@@ -792,6 +797,9 @@ func runChild(ctx context.Context, c child) error {
 		out = c.answer
 	}
 	err := runPiped(cmd, out, stderr)
+	if c.alone && cmd.Process != nil {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}
 	stdout.flush()
 	stderr.flush()
 	if errors.Is(err, exec.ErrWaitDelay) {
