@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unicode/utf8"
 )
 
@@ -144,12 +145,20 @@ type app struct {
 	rebootHook  func(context.Context) error         // restarts the machine; nil: really
 	urlSource   func(a *app, url string) *source
 	inherit     func(a *app, ds *dir) (changed bool, err error) // puts into rec what another client left; nil: nothing
-	src         *source                                         // of the artifact being installed
-	fetched     atomic.Int64                                    // bytes of it that came over the network, managed
+	beside      sideline
+	src         *source      // of the artifact being installed
+	fetched     atomic.Int64 // bytes of it that came over the network, managed
 	j           *journalFile
 	rec         *record
 	before      *verdict // the last one as this run found it
 	reboot      bool     // a standalone update wants one
+}
+
+// sideline is what goes on beside updates: monitoring. What has it knows no more of it than this; nil: there is none.
+type sideline struct {
+	brief func(inventory bool) map[string]string // for status and the report of a channel, or for the inventory
+	// tick is for a daemon, between two rounds, with its deploymentSource: it does what is due and says when more is.
+	tick func(ctx context.Context, from any) time.Duration
 }
 
 // openState takes the journal for this process and makes sure that the device has a name.

@@ -118,6 +118,11 @@ type config struct {
 
 	ConnectAuditLog string // file that has who did what over 'mendlet connect'; "": none; mendlet's own
 
+	MonitorChecks          string   // directory of programs that check something; mendlet's own
+	MonitorBuiltin         []string // built-in checks, KIND [OBJECT] [WARN CRITICAL]; mendlet's own
+	MonitorTimeoutSeconds  int      // of each; mendlet's own
+	MonitorIntervalSeconds int      // in which a daemon runs them; mendlet's own
+
 	paths      paths  `json:"-"`
 	broken     error  // of a file in its default place: what it demands is not known
 	extraRoots string // -E: more trusted certificates
@@ -140,6 +145,9 @@ func defaultConfig(p paths) *config {
 		FwEnvConfig:                     "/etc/fw_env.config",
 		BootEnv:                         "auto",
 		Delta:                           "auto",
+		MonitorChecks:                   "/etc/mendlet/checks.d",
+		MonitorTimeoutSeconds:           10,
+		MonitorIntervalSeconds:          60,
 		paths:                           p,
 	}
 }
@@ -292,6 +300,8 @@ func (c *config) fillDefaults() {
 		&c.StateScriptRetryTimeoutSeconds:  def.StateScriptRetryTimeoutSeconds,
 		&c.StateScriptRetryIntervalSeconds: def.StateScriptRetryIntervalSeconds,
 		&c.ModuleTimeoutSeconds:            def.ModuleTimeoutSeconds,
+		&c.MonitorTimeoutSeconds:           def.MonitorTimeoutSeconds,
+		&c.MonitorIntervalSeconds:          def.MonitorIntervalSeconds,
 	} {
 		if *p <= 0 {
 			*p = v

@@ -49,7 +49,8 @@ const everyKey = `{
  "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw",
  "FwEnvNamespace": "name", "BootEnv": "grub", "Delta": "only",
  "Channel": "https://c.example/c.fleet", "FleetVerifyKeys": ["/fk"], "Groups": ["lab"], "DeviceID": "d1",
- "ConnectAuditLog": "/audit"
+ "ConnectAuditLog": "/audit",
+ "MonitorChecks": "/checks", "MonitorBuiltin": ["load"], "MonitorTimeoutSeconds": 11, "MonitorIntervalSeconds": 12
 }`
 
 func TestConfigKeys(t *testing.T) {
@@ -69,6 +70,8 @@ func TestConfigKeys(t *testing.T) {
 	want.Channel, want.FleetVerifyKeys, want.Groups, want.DeviceID = "https://c.example/c.fleet", []string{"/fk"},
 		[]string{"lab"}, "d1"
 	want.ConnectAuditLog = "/audit"
+	want.MonitorChecks, want.MonitorBuiltin, want.MonitorTimeoutSeconds, want.MonitorIntervalSeconds = "/checks",
+		[]string{"load"}, 11, 12
 	for _, text := range []string{everyKey, lowerKeys(t, strings.ToLower), lowerKeys(t, strings.ToUpper)} {
 		c, said, err := loaded(t, "", text)
 		if err != nil || said != "" || !reflect.DeepEqual(c, want) {

@@ -466,6 +466,15 @@ func (c *channel) verdict(ctx context.Context, v *verdict) error {
 	return nil
 }
 
+// alert has the report tell it, which needs the newest file to know where.
+func (c *channel) alert(ctx context.Context, _ []byte) error {
+	_, err := c.fetch(ctx, true)
+	if err == nil {
+		err = c.report(ctx, true)
+	}
+	return err
+}
+
 // deviceReport is a device's object.
 type deviceReport struct {
 	Type     string `json:"device_type"`
@@ -476,11 +485,13 @@ type deviceReport struct {
 	Error    string `json:"error"`
 	Version  string `json:"version"`
 	Time     string `json:"time"`
+
+	Monitor map[string]string `json:"monitor,omitempty"` // by check, "OK" or "CRITICAL: text"
 }
 
 // report writes this device's object, where the channel wants that: after a verdict, and once a day. That it may
 // fail is no reason for anything.
-func (c *channel) report(ctx context.Context, ended bool) {
+func (c *channel) report(ctx context.Context, ended bool) error {
 	n, last := c.state(), c.a.rec.Last
 	var verdict time.Time
 	if last != nil {
@@ -488,7 +499,7 @@ func (c *channel) report(ctx context.Context, ended bool) {
 	}
 	since := c.now().Sub(n.Reported)
 	if c.file.Report == "" || since >= 0 && since < reportEvery && n.Told.Equal(verdict) && !ended {
-		return
+		return nil
 	}
 	id, err := c.identity(ctx)
 	if err == nil {
@@ -497,6 +508,9 @@ func (c *channel) report(ctx context.Context, ended bool) {
 			Version: versionString(), Time: zulu(c.now())}
 		if last != nil {
 			body.Release, body.Result, body.Error = last.Artifact, last.Result, oneLine(last.Cause)
+		}
+		if c.a.beside.brief != nil {
+			body.Monitor = c.a.beside.brief(false)
 		}
 		var text []byte
 		if text, err = json.Marshal(body); err == nil {
@@ -509,9 +523,10 @@ func (c *channel) report(ctx context.Context, ended bool) {
 	}
 	if err != nil {
 		c.a.lg.warnf("not reported: %v", err)
-		return
+		return err
 	}
 	n.Reported, n.Told = c.now().UTC().Truncate(time.Second), verdict
+	return nil
 }
 
 // channelLook is what check-update --json says.

@@ -49,6 +49,8 @@ type testServer struct {
 	v2          bool       // the Enterprise route
 	noPost      bool       // no POST to next v1, as before server 3.x
 	noPut       bool       // inventory by PATCH only
+	takesAlerts bool       // as the monitor add-on's service does
+	alerts      []testAlert
 	autoAccept  bool
 	tenant      string // if set, what tenant_token must be
 	signature   string // of tokens: as long as with the keys of some server
@@ -184,6 +186,7 @@ func (s *testServer) handler() http.Handler {
 	do("PUT "+deploy+"{id}/log", "log", s.putLog)
 	do("PUT /api/devices/v1/inventory/device/attributes", "inventory", s.putInventory)
 	do("PATCH /api/devices/v1/inventory/device/attributes", "inventory", s.putInventory)
+	do("POST /api/devices/v1/devicemonitor/alert", "alert", s.postAlert)
 	do("PUT /api/devices/v1/deviceconfig/configuration", "configuration", s.putConfiguration)
 	mux.HandleFunc("GET /artifacts/{name}", s.getArtifact)
 	mux.HandleFunc("GET /api/devices/v1/deviceconnect/connect", func(w http.ResponseWriter, r *http.Request) {
@@ -490,6 +493,43 @@ func (s *testServer) putInventory(w http.ResponseWriter, r *http.Request, body [
 		dev.inventory[k] = v
 	}
 	w.WriteHeader(http.StatusOK)
+}
+
+// testAlert has all that an alert has, and nothing else.
+type testAlert struct {
+	Name    string
+	Level   string
+	Time    time.Time `json:"timestamp"`
+	Subject struct {
+		Name, Type, Status string
+		Details            struct{ Description string }
+	}
+}
+
+func (s *testServer) postAlert(w http.ResponseWriter, r *http.Request, body []byte) {
+	if !s.takesAlerts {
+		http.NotFound(w, r)
+		return
+	}
+	if s.device(w, r) == nil {
+		return
+	}
+	var list []testAlert
+	in := json.NewDecoder(bytes.NewReader(body))
+	in.DisallowUnknownFields()
+	err := in.Decode(&list)
+	for _, a := range list {
+		if a.Name == "" || a.Level != "OK" && a.Level != "CRITICAL" || a.Time.IsZero() || a.Subject.Name != a.Name ||
+			a.Subject.Type == "" || a.Subject.Status == "" || !bytes.Equal(body, bytes.ToValidUTF8(body, nil)) {
+			err = fmt.Errorf("malformed alert")
+		}
+	}
+	if err != nil || len(list) == 0 {
+		apiError(w, 400, "malformed alerts")
+		return
+	}
+	s.alerts = append(s.alerts, list...)
+	w.WriteHeader(http.StatusNoContent)
 }
 
 func (s *testServer) putConfiguration(w http.ResponseWriter, r *http.Request, body []byte) {

@@ -31,6 +31,7 @@ type report struct {
 	Last       *verdict          `json:"last"`
 	Connection string            `json:"connection,omitempty"` // to the server: stands, or none
 	Mender     *inheritance      `json:"taken_over,omitempty"` // from the store of Mender's client
+	Monitor    map[string]string `json:"monitor,omitempty"`    // "OK" or "CRITICAL: text", by check
 }
 
 type updateReport struct {
@@ -96,6 +97,9 @@ func (a inspector) status(ctx context.Context) error {
 	r := &report{Provides: rec.Provides, Last: rec.Last, Mender: rec.Mender}
 	if rec.Mender != nil {
 		r.Notes = append(r.Notes, rec.Mender.String())
+	}
+	if a.beside.brief != nil {
+		r.Monitor = a.beside.brief(false)
 	}
 	if n := rec.Net; n != nil && n.Channel != nil {
 		now := time.Now()
@@ -224,6 +228,9 @@ func (r *report) print(w io.Writer) {
 			printf(w, ", with %s less to fetch", mega(v.Saved))
 		}
 		printf(w, "\n")
+	}
+	for _, k := range sortedKeys(r.Monitor) {
+		printf(w, "check %s: %s\n", k, r.Monitor[k])
 	}
 }
 

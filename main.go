@@ -75,7 +75,7 @@ func verbs() []verb {
 			func(_ context.Context, a *app, _ []string) error { return a.o.setup.write(a.o.mainConfig(), a.c) }})
 	}
 	return slices.Concat(list, packVerbs(), indexVerbs(), fleetVerbs(), netVerbs(), busVerbs(), tokenVerbs(), connectVerbs(),
-		snapshotVerbs(), []verb{
+		monitorVerbs(), snapshotVerbs(), []verb{
 			{"help", "[VERB]", "what there is, or the options of a verb", 0, nil, nil}, // both are dispatch's
 			{"version", "", "the version of this program", 0, nil, nil},
 		})
@@ -234,6 +234,7 @@ func dispatch(ctx context.Context, who persona, args []string, o *options, lg *l
 	a, err := newApp(o, lg, in, out, urlSource)
 	if err == nil {
 		a.inherit = inheritMender
+		watch(a)
 		defer a.closeState()
 		err = a.c.paths.explainFull(v.run(ctx, a, words))
 	}

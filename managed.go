@@ -77,8 +77,8 @@ func leftOut(name string) string {
 	if name == "auth-daemon" {
 		return "it takes a mendlet that was built without the tag nodbus"
 	}
-	if name == "fleet" {
-		return "it takes a mendlet that was built without the tag nofleet"
+	if name == "fleet" || name == "monitor" {
+		return "it takes a mendlet that was built without the tag no" + name
 	}
 	return ""
 }
@@ -120,6 +120,8 @@ type deploymentSource interface {
 	verdict(ctx context.Context, v *verdict) error
 	// inventory tells what the device is, when that is due or forced.
 	inventory(ctx context.Context, force bool) error
+	// alert tells at once of what has changed beside updates. errNoAlerts: there the inventory is what tells it.
+	alert(ctx context.Context, body []byte) error
 	// every is how long a daemon waits between two questions.
 	every() time.Duration
 	// look asks and says, and changes nothing.
@@ -1105,11 +1107,17 @@ func runDaemon(ctx context.Context, a *app) error {
 		a.lg.warnf("%v", err)
 	}
 	s := newRound(a)
-	poll, inventory := time.Now(), time.Now() // when they are due; monotonic
+	poll, inventory, beside := time.Now(), time.Now(), time.Now() // when they are due; monotonic
 	for {
+		if a.beside.tick != nil && time.Until(beside) <= 0 && ctx.Err() == nil {
+			beside = time.Now().Add(a.beside.tick(ctx, s.from))
+		}
 		wait := min(time.Until(poll), time.Until(inventory))
 		if notBefore(a) != nil {
 			wait = time.Until(a.rec.net().NextTry)
+		}
+		if a.beside.tick != nil {
+			wait = min(wait, time.Until(beside))
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -1124,7 +1132,7 @@ func runDaemon(ctx context.Context, a *app) error {
 		case <-timer.C:
 		}
 		timer.Stop()
-		if notBefore(a) != nil {
+		if notBefore(a) != nil || time.Until(poll) > 0 && time.Until(inventory) > 0 && a.rec.net().NextTry.IsZero() {
 			continue
 		}
 		if time.Until(inventory) <= 0 {
@@ -1239,6 +1247,8 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 	return s.configuration(ctx)
 }
 
+func (s *session) alert(ctx context.Context, body []byte) error { return s.api.sendAlerts(ctx, body) }
+
 // configuration tells the server what mender-configure has applied, where that is in use,
 // when it has changed since the server took it last.
 func (s *session) configuration(ctx context.Context) error {
@@ -1283,6 +1293,11 @@ func builtinInventory(ctx context.Context, a *app) map[string][]string {
 	if _, _, _, err := r.lookAround(ctx, a); err == nil {
 		data["mendlet_slot"] = []string{r.Running}
 		data["mendlet_bootcount"] = []string{r.Env["bootcount"]}
+	}
+	if a.beside.brief != nil {
+		for k, v := range a.beside.brief(true) {
+			data[k] = []string{v}
+		}
 	}
 	return data
 }

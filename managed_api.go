@@ -29,6 +29,7 @@ const (
 	apiDeploy    = "/api/devices/v1/deployments/device/deployments/"
 	apiInventory = "/api/devices/v1/inventory/device/attributes"
 
+	apiAlert         = "/api/devices/v1/devicemonitor/alert"
 	apiConfiguration = "/api/devices/v1/deviceconfig/configuration"
 
 	maxAPIAnswer = 1 << 20 // bytes of any answer of the API
@@ -430,6 +431,18 @@ func (a *apiClient) status(ctx context.Context, id, status string) error {
 // sendLog sends the body that deployLogBody made.
 func (a *apiClient) sendLog(ctx context.Context, id string, body []byte) error {
 	return a.expect(ctx, http.MethodPut, apiDeploy+url.PathEscape(id)+"/log", body)
+}
+
+// errNoAlerts: the server has no service that takes alerts.
+var errNoAlerts = errors.New("the server takes no alerts")
+
+// sendAlerts sends a list of what has changed on the device; servers without a monitor add-on do not know the route.
+func (a *apiClient) sendAlerts(ctx context.Context, body []byte) error {
+	err := a.expect(ctx, http.MethodPost, apiAlert, body)
+	if httpStatus(err) == http.StatusNotFound {
+		return fmt.Errorf("%w: %w", errNoAlerts, err)
+	}
+	return err
 }
 
 // sendInventory sends the body that inventoryBody made. PUT replaces what the server has;
