@@ -178,16 +178,16 @@ func explainFile(err error) *peerError {
 
 // below gives the path below root that an absolute one of the device means; "." is root itself.
 func (o *fileOptions) below(path string) (string, error) {
-	rel, err := filepath.Rel(o.root, path)
+	rel, below := strings.CutPrefix(filepath.Clean(path)+"/", strings.TrimSuffix(o.root, "/")+"/")
 	switch {
 	case !filepath.IsAbs(path) || strings.Contains(path, "\x00"):
 		return "", fileError(http.StatusBadRequest, "path %q: want an absolute one", path)
 	case slices.Contains(strings.Split(path, "/"), ".."):
 		return "", fileError(http.StatusForbidden, "path %q: \"..\" is not allowed", path)
-	case err != nil || rel == ".." || strings.HasPrefix(rel, "../"):
+	case !below:
 		return "", fileError(http.StatusForbidden, "path %q: only files below %q are offered", path, o.root)
 	}
-	return rel, nil
+	return cmp.Or(strings.TrimSuffix(rel, "/"), "."), nil
 }
 
 // open opens what is at a path below root, and nothing else: openat2(2). The caller closes it. A link is followed only

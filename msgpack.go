@@ -283,6 +283,7 @@ func (u *packReader) number(n int) (v uint64, err error) {
 	return v, err
 }
 
+//go:noinline
 func (u *packReader) take(n uint64) ([]byte, error) {
 	if n > uint64(len(u.b)) {
 		return nil, io.ErrUnexpectedEOF
@@ -439,15 +440,19 @@ func (u *packReader) extension(n uint64) (any, error) {
 	if err != nil || kind != 0xff {
 		return nil, err
 	}
-	be := binary.BigEndian
+	u.b, p = p, u.b // to read in it
+	defer func() { u.b = p }()
+	sec, ns := uint64(0), uint64(0)
 	switch n {
-	case 4:
-		return time.Unix(int64(be.Uint32(p)), 0).UTC(), nil
-	case 8:
-		v := be.Uint64(p)
-		return time.Unix(int64(v&(1<<34-1)), int64(v>>34)).UTC(), nil
+	case 4, 8:
+		if sec, _ = u.number(int(n)); n == 8 {
+			sec, ns = sec&(1<<34-1), sec>>34
+		}
 	case 12:
-		return time.Unix(int64(be.Uint64(p[4:])), int64(be.Uint32(p))).UTC(), nil
+		ns, _ = u.number(4)
+		sec, _ = u.number(8)
+	default:
+		return nil, fmt.Errorf("got a time of %d bytes, want 4, 8 or 12", n)
 	}
-	return nil, fmt.Errorf("got a time of %d bytes, want 4, 8 or 12", n)
+	return time.Unix(int64(sec), int64(ns)).UTC(), nil
 }

@@ -134,23 +134,23 @@ func checkSocketAnswer(what string, resp *http.Response, key string) error {
 		return err
 	}
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	for _, want := range []struct{ name, value string }{{"Upgrade", "websocket"}, {"Connection", "upgrade"},
-		{"Sec-Websocket-Accept", base64.StdEncoding.EncodeToString(sum[:])}, {"Sec-Websocket-Extensions", ""},
-		{"Sec-Websocket-Protocol", ""}} {
-		got := strings.Join(h[want.name], ", ")
-		ok := got == want.value
-		switch want.name {
-		case "Upgrade":
-			ok = strings.EqualFold(got, want.value)
-		case "Connection":
-			ok = strings.Contains(strings.ToLower(got), want.value)
-		}
-		if !ok {
-			return withHint(tryLater("%s: got the header %s with %s, want %q", what, want.name, quote(got), want.value),
-				"a proxy in between may not know WebSocket")
-		}
+	wrong := ""
+	switch {
+	case !strings.EqualFold(h.Get("Upgrade"), "websocket"):
+		wrong = "Upgrade"
+	case !strings.Contains(strings.ToLower(strings.Join(h["Connection"], ",")), "upgrade"):
+		wrong = "Connection"
+	case h.Get("Sec-Websocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]):
+		wrong = "Sec-Websocket-Accept"
+	case h.Get("Sec-Websocket-Extensions") != "": // not asked for, as is the next one
+		wrong = "Sec-Websocket-Extensions"
+	case h.Get("Sec-Websocket-Protocol") != "":
+		wrong = "Sec-Websocket-Protocol"
+	default:
+		return nil
 	}
-	return nil
+	return withHint(tryLater("%s: got the header %s with %s, which is no WebSocket", what, wrong, quote(h.Get(wrong))),
+		"a proxy in between may not know WebSocket")
 }
 
 // newWebSocket is a link over conn, which it closes when there was no frame for twice the time quiet.
