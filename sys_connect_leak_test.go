@@ -127,9 +127,9 @@ func TestSessions500(t *testing.T) {
 	before := holdings()
 	word := fmt.Sprintf("%d.%06d", 100000+os.Getpid(), rand.Intn(1e6)) // seconds of sleep
 	var wg sync.WaitGroup
-	for worker := range 8 {
+	for worker := range 6 {
 		wg.Go(func() {
-			for n := worker; n < 500; n += 8 {
+			for n := worker; n < 500; n += 6 {
 				killedSession(t, r, fmt.Sprintf("user-%d", worker), n, word)
 			}
 		})
@@ -147,7 +147,7 @@ func TestSessions500(t *testing.T) {
 // killedSession is a terminal that ends in one of some ways.
 func killedSession(t *testing.T, r *relay, user string, n int, word string) {
 	u := r.user(user)
-	defer u.drop(io.EOF)
+	defer func() { u.drop(io.EOF) }()
 	for { // the last one of the user may be ending
 		u.say(protoShell, "new", map[string]any{"terminal_width": 80, "terminal_height": 24}, nil)
 		m := u.reply("new")
