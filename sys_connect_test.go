@@ -7,14 +7,19 @@ package main
 // The verb connect as a process, behind the relay, with programs that nobody here wrote at the other end.
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -190,4 +195,194 @@ func (s *screen) until(what string, cond func(text string) bool) {
 		}
 	}
 	s.t.Fatalf("the screen never showed %s, but\n%s", what, text)
+}
+
+// freePort is one that nobody listens at.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// forwarder starts mender-cli's port-forward and waits until it listens.
+func (b *connectBoard) forwarder(t *testing.T, words ...string) {
+	t.Helper()
+	cmd := b.cli(t.Context(), append([]string{"port-forward", b.id}, words...)...)
+	out := &bytes.Buffer{}
+	cmd.Stderr = out
+	stdout, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("mender-cli said:\n%s", out)
+		}
+	})
+	lines := bufio.NewScanner(stdout)
+	for n := 0; n < len(words); {
+		if !lines.Scan() {
+			t.Fatalf("mender-cli port-forward ended: %s", out)
+		}
+		if strings.HasPrefix(lines.Text(), "Forwarding from") {
+			n++
+		}
+	}
+	go io.Copy(io.Discard, stdout)
+}
+
+// Ports by mender-cli: TCP with several connections at a time, UDP, and what is not offered.
+func TestCLIPorts(t *testing.T) {
+	onlyExhaustive(t, "megabytes through ports")
+	needTool(t, "mender-cli")
+	tcp, udp := echoServers(t)
+	b := newConnectBoard(t, "", "--forward", tcp, "--forward", udp)
+	denied := make(chan map[string]any, 1)
+	b.at.Lock()
+	b.trace = func(_ string, toDevice bool, m *peerMessage) {
+		if m.typ == "error" && !toDevice {
+			body, _ := unpackMap(m.body)
+			select {
+			case denied <- body:
+			default:
+			}
+		}
+	}
+	b.at.Unlock()
+	local, localUDP, closed := freePort(t), freePort(t), freePort(t)
+	_, tcpPort, _ := net.SplitHostPort(tcp)
+	_, udpPort, _ := net.SplitHostPort(udp)
+	b.forwarder(t, fmt.Sprintf("tcp/%d:%s", local, tcpPort), fmt.Sprintf("udp/%d:%s", localUDP, udpPort),
+		fmt.Sprintf("%d:192.0.2.1:22", closed))
+	var wg sync.WaitGroup
+	for n := range 4 {
+		wg.Go(func() {
+			conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", local))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(relayGuard))
+			text := bytes.Repeat([]byte{byte(n), 0xff, 7}, 1<<18)
+			go conn.Write(text)
+			got := make([]byte, len(text))
+			if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(got, text) {
+				t.Errorf("connection %d: not what was sent, %v", n, err)
+			}
+		})
+	}
+	wg.Wait()
+	conn, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", localUDP))
+	must(t, err)
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(relayGuard))
+	for _, n := range []int{1, 500, 4000} {
+		text, got := bytes.Repeat([]byte{byte(n)}, n), make([]byte, 8192)
+		conn.Write(text)
+		if m, err := conn.Read(got); err != nil || !bytes.Equal(got[:m], text) {
+			t.Errorf("a datagram of %d bytes: got %d, %v", n, m, err)
+		}
+	}
+	refused, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", closed))
+	must(t, err)
+	defer refused.Close()
+	select {
+	case got := <-denied:
+		if code := field(got, "code"); code != any(int64(403)) {
+			t.Errorf("what is not offered: got %v, want the code 403", got)
+		}
+	case <-time.After(relayGuard):
+		t.Error("what is not offered: no answer")
+	}
+}
+
+// echoServers send back what they get, at these addresses.
+func echoServers(t *testing.T) (tcp, udp string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				io.Copy(conn, conn)
+				conn.Close()
+			}()
+		}
+	}()
+	p, err := net.ListenPacket("udp", "127.0.0.1:0")
+	must(t, err)
+	t.Cleanup(func() { p.Close() })
+	go func() {
+		for buf := make([]byte, 8192); ; {
+			n, from, err := p.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			p.WriteTo(buf[:n], from)
+		}
+	}()
+	return l.Addr().String(), p.LocalAddr().String()
+}
+
+// ssh through a port, and scp of 50 MiB.
+func TestCLISecureShell(t *testing.T) {
+	onlyExhaustive(t, "50 MiB through ssh")
+	for _, tool := range []string{"mender-cli", "scp", "ssh-keygen"} {
+		needTool(t, tool)
+	}
+	const sshd = "/usr/sbin/sshd" // which wants its whole path
+	needTool(t, sshd)
+	dir, port, local := fastDir(t), freePort(t), freePort(t)
+	must(t, os.Chmod(dir, 0o700))
+	for _, name := range []string{"host", "user"} {
+		out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name)).CombinedOutput()
+		if err != nil {
+			t.Fatalf("ssh-keygen: %v: %s", err, out)
+		}
+	}
+	must(t, os.MkdirAll("/run/sshd", 0o755))
+	writeFile(t, dir+"/conf", fmt.Sprintf("Port %d\nListenAddress 127.0.0.1\nHostKey %s/host\nAuthorizedKeysFile %s/user.pub\n"+
+		"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n",
+		port, dir, dir))
+	server := exec.Command(sshd, "-D", "-e", "-f", dir+"/conf")
+	said := &bytes.Buffer{}
+	server.Stderr = said
+	must(t, server.Start())
+	defer func() {
+		server.Process.Kill()
+		server.Wait()
+	}()
+	for end := time.Now().Add(relayGuard); ; time.Sleep(5 * time.Millisecond) {
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			conn.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("sshd does not listen: %s", said)
+		}
+	}
+	b := newConnectBoard(t, "", "--forward", fmt.Sprintf("127.0.0.1:%d", port))
+	b.forwarder(t, fmt.Sprintf("%d:%d", local, port))
+	text := make([]byte, 50<<20)
+	rand.Read(text)
+	must(t, os.WriteFile(dir+"/here", text, 0o600))
+	began := time.Now()
+	out, err := exec.Command("scp", "-q", "-P", fmt.Sprint(local), "-i", dir+"/user", "-o", "StrictHostKeyChecking=no", "-o",
+		"UserKnownHostsFile=/dev/null", dir+"/here", "root@127.0.0.1:"+dir+"/there").CombinedOutput()
+	if err != nil {
+		t.Fatalf("scp: %v: %s\nsshd: %s", err, out, said)
+	}
+	t.Logf("50 MiB in %s", time.Since(began).Round(time.Millisecond))
+	if sha256.Sum256(readFileOrNil(dir+"/there")) != sha256.Sum256(text) {
+		t.Error("the copy has another hash")
+	}
 }

@@ -16,7 +16,7 @@ if [ ! -e $policy ]; then
 fi
 apt-get update -qq || echo "apt-get update failed; going on with what is here"
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	mender-artifact mender-client mender-connect dbus openssh-server openssh-client libubootenv-tool u-boot-tools openssl busybox-static xz-utils zstd \
+	mender-artifact mender-client mender-cli mender-connect python3-websockets tmux dbus openssh-server openssh-client libubootenv-tool u-boot-tools openssl busybox-static xz-utils zstd \
 	lmdb-utils libarchive-tools gdisk fdisk mount e2fsprogs util-linux strace qemu-user-static rpm jq shellcheck nginx lighttpd python3 \
 	debhelper lintian debootstrap monitoring-plugins-basic > /dev/null ||
 	echo "some packages are missing: their tests will say what they skip"
