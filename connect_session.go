@@ -48,13 +48,19 @@ type peerSession struct {
 	started time.Time
 
 	mu     sync.Mutex // over what follows
-	inbox  []*peerMessage
+	inbox  []waiting
 	held   int       // bytes of it
 	heard  time.Time // when the last message came
 	typed  time.Time // when the last one came that is no answer to a ping, or output of a terminal went
 	wakes  chan struct{}
 	spoken chan struct{} // a message came; for who waits for one
 	done   chan struct{} // closed when nothing is left of it
+}
+
+// waiting is a message in the inbox of a session.
+type waiting struct {
+	m    *peerMessage
+	size int // that counts
 }
 
 // peerHandler is what a protocol does in one session.
@@ -266,7 +272,8 @@ func (s *peerSession) put(m *peerMessage, size int) {
 		s.end(&peerError{413, fmt.Errorf("more than %d bytes of messages wait", maxInbox)})
 		return
 	}
-	s.inbox, s.held = append(s.inbox, m), s.held+size+messageOverhead
+	size += messageOverhead
+	s.inbox, s.held = append(s.inbox, waiting{m, size}), s.held+size
 	wake(s.wakes)
 	wake(s.spoken)
 }
@@ -280,16 +287,17 @@ func wake(c chan struct{}) {
 }
 
 // get takes the next message; nil: there is none.
-func (s *peerSession) get() (m *peerMessage) {
+func (s *peerSession) get() *peerMessage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.inbox) > 0 {
-		m, s.inbox = s.inbox[0], s.inbox[1:]
-	}
 	if len(s.inbox) == 0 {
-		s.inbox, s.held = nil, 0
+		s.inbox = nil
+		return nil
 	}
-	return m
+	next := s.inbox[0]
+	s.inbox[0] = waiting{} // the memory goes with the message
+	s.inbox, s.held = s.inbox[1:], s.held-next.size
+	return next.m
 }
 
 // run is the session, until it ends.

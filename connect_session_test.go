@@ -307,3 +307,15 @@ func TestSessionFault(t *testing.T) {
 		t.Errorf("got %v, %d sessions", h.opened[0].closed, len(h.sessions))
 	}
 }
+
+// TestSessionKeepsUp takes what comes without ever having taken all.
+func TestSessionKeepsUp(t *testing.T) {
+	t.Parallel()
+	s := &peerSession{wakes: make(chan struct{}, 1), spoken: make(chan struct{}, 1)}
+	s.end = func(why error) { t.Fatalf("%d bytes wait: %v", s.held, why) }
+	s.put(&peerMessage{}, 4096)
+	for range 1000 {
+		s.put(&peerMessage{}, 4096)
+		s.get()
+	}
+}
