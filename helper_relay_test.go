@@ -521,6 +521,7 @@ func (r *relay) download(w http.ResponseWriter, q *http.Request, user string) {
 				for name, v := range info {
 					w.Header().Set("X-Men-File-"+name, fmt.Sprint(v))
 				}
+				w.Header().Set("Content-Type", "application/octet-stream")
 				w.Header().Set("X-Men-File-Mode", strconv.FormatInt(mode, 8))
 				w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 			}

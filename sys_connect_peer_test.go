@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -276,15 +277,22 @@ func (c *conversation) ports(t *testing.T, r *relay) {
 	c.note(hear(), "msgtype")
 }
 
+// errorLine is about a file or a port: there our errors tell more, and which connection they are about.
+var errorLine = regexp.MustCompile(`(?m)^(0x[23] error) .*`)
+
 // TestConnectReference holds what both programs answer to the same user side by side.
 func TestConnectReference(t *testing.T) {
 	onlyExhaustive(t, "mender-connect takes ten seconds to come")
-	var ours []string
-	if os.Getenv("X") == "" {
-		b := newConnectBoard(t, peerConf)
-		ours = converse(t, b.relay)
+	b := newConnectBoard(t, peerConf)
+	ours := strings.Join(converse(t, b.relay), "\n")
+	for _, line := range errorLine.FindAllString(ours, -1) {
+		if !strings.Contains(line, " code ") {
+			t.Errorf("%s: want a code", line)
+		}
 	}
 	r, _ := newReference(t)
-	theirs := converse(t, r)
-	t.Logf("ours:\n%s\n\nmender-connect:\n%s", strings.Join(ours, "\n"), strings.Join(theirs, "\n"))
+	theirs := strings.Join(converse(t, r), "\n")
+	if errorLine.ReplaceAllString(ours, "$1") != errorLine.ReplaceAllString(theirs, "$1") {
+		t.Errorf("mendlet says\n%s\n\nand mender-connect\n%s", ours, theirs)
+	}
 }
