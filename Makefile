@@ -180,6 +180,7 @@ nonet:
 # Raw and compressed sizes in bytes; fails over the budget.
 size: cross nonet
 	@$(MAKE) --no-print-directory cross NAME=mendlet-nodbus EXTRATAGS=,nodbus TARGETS=linux/arm/6
+	@$(MAKE) --no-print-directory cross NAME=mendlet-noconnect EXTRATAGS=,noconnect TARGETS=linux/arm/6
 	@sh rig/size.sh out
 
 # Source tarball with all that it depends on, binaries of every target and recovery build, and their
