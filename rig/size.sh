@@ -15,12 +15,12 @@ budget() { # NAME RAW [COMPRESSED], in bytes
 }
 # The goals are 2,000,000 bytes compressed for arm-6 and arm-7, which is missed, and, without network, 1,400,000, which
 # is the budget. All others keep what was reached (doc/performance.md says which goals that misses).
-budget mendlet-linux-amd64 7228000 2315000
-budget mendlet-linux-arm-6 7150000 2022000
-budget mendlet-linux-arm-7 7150000 2022000
-budget mendlet-linux-arm64 6750000 1975000
-budget mendlet-linux-mipsle-softfloat 8130000 1880000
-budget mendlet-linux-riscv64 6355000 2125000
+budget mendlet-linux-amd64 7517000 2413000
+budget mendlet-linux-arm-6 7414000 2117500
+budget mendlet-linux-arm-7 7414000 2117500
+budget mendlet-linux-arm64 7017000 2052000
+budget mendlet-linux-mipsle-softfloat 8473000 1952500
+budget mendlet-linux-riscv64 6553000 2209500
 budget mendlet-nonet-linux-amd64 4411000 1482000
 budget mendlet-nonet-linux-arm-6 4502000 1400000
 budget mendlet-nonet-linux-arm-7 4502000 1400000
