@@ -102,7 +102,11 @@ func (f *connectFlags) connect(ctx context.Context, a *app) error {
 		defer time.AfterFunc(f.lasts, func() { stop(errConnectTime) }).Stop()
 	}
 	if hub.client != nil {
-		c.serveCommands(ctx)
+		done := c.serveCommands(ctx)
+		defer func() { // a child of ours is told to end, and not killed with us
+			stop(nil)
+			<-done
+		}()
 		hub.client = c.command
 	}
 	if c.identity, err = deviceIdentity(ctx, a); err != nil {
@@ -269,10 +273,12 @@ func (c *connector) read(link *webSocket) error {
 }
 
 // serveCommands does what is asked of the updater, one after the other and with pauses, until ctx ends. What is
-// asked more than once meanwhile is done once.
-func (c *connector) serveCommands(ctx context.Context) {
+// asked more than once meanwhile is done once. The channel is closed when nothing is left of it.
+func (c *connector) serveCommands(ctx context.Context) (done chan struct{}) {
+	done = make(chan struct{})
 	c.commands = map[string]chan struct{}{"check-update": make(chan struct{}, 1), "send-inventory": make(chan struct{}, 1)}
 	go func() {
+		defer close(done)
 		for {
 			var err error
 			select {
@@ -289,6 +295,7 @@ func (c *connector) serveCommands(ctx context.Context) {
 			c.a.m.sleep(ctx, commandPause)
 		}
 	}()
+	return done
 }
 
 // command takes a command.
