@@ -30,7 +30,7 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench \
-	test-cross demo session bench bench-peers bench-delta corpus s3 install install-init install-connect install-mender \
+	test-cross demo session bench bench-peers bench-delta bench-connect corpus s3 install install-init install-connect install-mender \
 	install-modules cross nonet size fuzz release reproducible packages packaging deb rig clean
 
 all: mendlet
@@ -107,6 +107,11 @@ bench-peers: mendlet
 # PEERS make it less than an hour.
 bench-delta: mendlet
 	sh rig/bench-delta.sh '$(GO)'
+
+# Troubleshooting, beside Debian's mender-connect; needs root. Both are left alone for IDLE seconds.
+IDLE = 120
+bench-connect:
+	MENDLET_BENCH_CONNECT=$(IDLE) $(GO) test -count 1 -run TestBenchConnect -v .
 
 # What depends on word size and byte order, for the other targets, under qemu-user.
 test-cross:
