@@ -30,8 +30,8 @@ TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softflo
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: all mendlet check fmt vet staticcheck test test-all test-race test-nonet test-32 test-bench \
-	test-cross demo session bench bench-peers bench-delta bench-connect corpus s3 install install-init install-connect install-mender \
-	install-modules cross nonet size fuzz release reproducible packages packaging deb rig clean
+	test-cross demo session bench bench-peers bench-delta bench-connect corpus s3 install install-init \
+	install-connect install-mender install-modules cross nonet size fuzz release reproducible packages packaging deb rig clean
 
 all: mendlet
 

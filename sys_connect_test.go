@@ -91,6 +91,21 @@ func TestCLITerminal(t *testing.T) {
 	}
 }
 
+// What the server asks of the updater is done by a process of its own, as there is no daemon.
+func TestServerCommands(t *testing.T) {
+	onlyExhaustive(t, "starts the program again")
+	b := newConnectBoard(t, `{"User":"root"}`)
+	ctx, stop := context.WithTimeout(t.Context(), relayGuard)
+	defer stop()
+	for what, route := range map[string]string{"send-inventory": "PUT inventory", "check-update": "POST next"} {
+		before := b.server.count(route)
+		if got := b.ask(t, "POST", what, "", nil); got != 202 {
+			t.Errorf("%s: got HTTP status %d, want 202", what, got)
+		}
+		b.server.await(ctx, what, func() bool { return b.server.requests[route] > before })
+	}
+}
+
 // vi in a terminal by mender-cli, in a root that has busybox and nothing else, no devpts too: it fills the screen, and
 // again when the terminal becomes larger. The log has what the screen showed.
 func TestCLIScreen(t *testing.T) {
@@ -385,4 +400,49 @@ func TestCLISecureShell(t *testing.T) {
 	if sha256.Sum256(readFileOrNil(dir+"/there")) != sha256.Sum256(text) {
 		t.Error("the copy has another hash")
 	}
+}
+
+// The relay's own part: what a device does wrong, and what becomes of its older connection.
+func TestRelay(t *testing.T) {
+	t.Parallel()
+	r := newRelay(t)
+	api := apiFor(t, r.testServer)
+	must(t, api.login(t.Context()))
+	dial := func() *webSocket {
+		w, err := dialWebSocket(t.Context(), api.hc, r.URL+apiConnect, api.token)
+		must(t, err)
+		t.Cleanup(func() { w.drop(io.EOF) })
+		return w
+	}
+	ends := func(w *webSocket, want string) {
+		t.Helper()
+		if _, err := w.next(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+	older := dial()
+	r.device()
+	w := dial()
+	ends(older, `code 1011: "connection closed by the server"`)
+	must(t, w.write((&peerMessage{proto: protoShell, typ: "shell", sid: "unknown"}).packed())) // nobody hears it
+	u := r.user("user-1")
+	u.say(protoShell, "new", map[string]any{"user_id": "somebody"}, nil)
+	raw, err := w.next()
+	must(t, err)
+	m, err := unpackMessage(raw)
+	must(t, err)
+	if m.sid == "" || userOf(m) != "user-1" {
+		t.Errorf("got the session %q of user %q", m.sid, userOf(m))
+	}
+	u.drop(io.EOF)
+	raw, err = w.next()
+	must(t, err)
+	if m, _ = unpackMessage(raw); m.typ != "stop" || string(m.body) != "user disconnected" {
+		t.Errorf("got %q, %q, want the stop", m.typ, m.body)
+	}
+	must(t, w.write((&peerMessage{proto: protoShell, typ: "shell"}).packed()))
+	ends(w, "missing required session ID")
+	w = dial()
+	must(t, w.write([]byte{0xc1}))
+	ends(w, "code 1011")
 }
