@@ -71,7 +71,7 @@ func (o *fileOptions) check() error {
 	if o.Umask != "" && err == nil {
 		mask, merr := strconv.ParseUint(o.Umask, 8, 9)
 		if o.mode = 0o777 &^ uint32(mask); merr != nil {
-			err = fmt.Errorf("Umask: got %q, want octal digits up to 777", o.Umask)
+			err = fmt.Errorf("got %q as Umask, want octal digits up to 777", o.Umask)
 		}
 	}
 	for i, name := range []string{o.OwnerPut, o.GroupPut} {
