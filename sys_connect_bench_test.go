@@ -78,8 +78,8 @@ func TestBenchConnect(t *testing.T) {
 	}
 	row("download, MB/s", "%.1f", median(us.get), median(them.get))
 	row("upload, MB/s", "%.1f", median(us.put), median(them.put))
-	row("processor time for 64 MiB down and up, ms", "%.0f", float64(us.work)/5e6, float64(them.work)/5e6)
-	row("memory idle, KiB", "%.0f", float64(us.memory)/1024, float64(them.memory)/1024)
+	row("processor time for 64 MiB each way, ms", "%.0f", float64(us.work)/5e6, float64(them.work)/5e6)
+	row("memory when idle, KiB", "%.0f", float64(us.memory)/1024, float64(them.memory)/1024)
 	row("processor time of an idle hour, ms", "%.0f", float64(us.cpu)/1e6*hour, float64(them.cpu)/1e6*hour)
 	row("bytes of an idle hour", "%.0f", float64(us.bytes)*hour, float64(them.bytes)*hour)
 }
