@@ -382,6 +382,7 @@ func (p *filePut) enter(rel, name string) error {
 // drop ends a put of which nothing is left.
 func (p *filePut) drop() {
 	if p.f != nil {
+		p.f.Truncate(0) // a child of ours that has not begun its program yet has it open, too
 		p.f.Close()
 		p.d.remove(p.tmp)
 	}

@@ -787,7 +787,7 @@ func TestFileDiskFull(t *testing.T) {
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
 		t.Skipf("mount: %v", err)
 	}
-	defer syscall.Unmount(dir, 0)
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
 	o := &fileOptions{root: dir}
 	p := newFilePeer(t, o)
 	if code, _ := p.put(dir+"/f", nil, "size", int64(5<<20)); code != 507 {
