@@ -60,7 +60,8 @@ type relaySession struct {
 }
 
 func newRelay(t testing.TB) *relay {
-	r := &relay{testServer: newTestServer(t, false), devices: map[string]*relayLink{}, sessions: map[string]*relaySession{}}
+	r := &relay{testServer: newTestServer(t, false), devices: map[string]*relayLink{},
+		sessions: map[string]*relaySession{}}
 	r.news = sync.NewCond(&r.at)
 	r.autoAccept = true
 	r.connect = r.serveDevice

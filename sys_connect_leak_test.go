@@ -154,7 +154,8 @@ func killedSession(t *testing.T, r *relay, user string, n int, word string) {
 		if m.props["status"] == int64(1) {
 			break
 		}
-		if text := string(m.body); !strings.Contains(text, "too many open sessions") {
+		if text := string(m.body); !strings.Contains(text, "too many open sessions") &&
+			!strings.Contains(text, "takes no more") { // some are ending
 			t.Errorf("%s: got %q", user, text)
 			return
 		}
@@ -227,8 +228,8 @@ func TestUserDoesNotRead(t *testing.T) {
 	}
 	grown := highWater(pid) - before
 	t.Logf("%d KiB resident before, grown by %d KiB", before>>10, grown>>10)
-	if grown > 4<<20 {
-		t.Errorf("grown by %d bytes, want 4 MiB at most", grown)
+	if grown > 8<<20 {
+		t.Errorf("grown by %d bytes, want 8 MiB at most", grown)
 	}
 	u.drop(io.EOF)
 }

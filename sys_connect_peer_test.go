@@ -203,7 +203,9 @@ func (c *conversation) files(t *testing.T, r *relay) {
 		ask("file_chunk", int64(off), text[off:min(off+4096, len(text))])
 	}
 	ask("file_chunk", int64(len(text)), nil)
-	c.hear("the last ack", func(m *peerMessage) bool { return m.typ == "ack" && m.props["offset"] == any(int64(len(text))) })
+	c.hear("the last ack", func(m *peerMessage) bool {
+		return m.typ == "ack" && m.props["offset"] == any(int64(len(text)))
+	})
 	for end := time.Now().Add(relayGuard); look(dir+"/b") != string(text) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond) // it may get its name after the ack
 	}

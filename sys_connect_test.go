@@ -353,19 +353,24 @@ func TestCLISecureShell(t *testing.T) {
 	for _, tool := range []string{"mender-cli", "scp", "ssh-keygen"} {
 		needTool(t, tool)
 	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root: sshd")
+	}
 	const sshd = "/usr/sbin/sshd" // which wants its whole path
 	needTool(t, sshd)
 	dir, port, local := fastDir(t), freePort(t), freePort(t)
 	must(t, os.Chmod(dir, 0o700))
 	for _, name := range []string{"host", "user"} {
-		out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name)).CombinedOutput()
+		keygen := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name))
+		out, err := keygen.CombinedOutput()
 		if err != nil {
 			t.Fatalf("ssh-keygen: %v: %s", err, out)
 		}
 	}
 	must(t, os.MkdirAll("/run/sshd", 0o755))
-	writeFile(t, dir+"/conf", fmt.Sprintf("Port %d\nListenAddress 127.0.0.1\nHostKey %s/host\nAuthorizedKeysFile %s/user.pub\n"+
-		"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n",
+	writeFile(t, dir+"/conf", fmt.Sprintf("Port %d\nListenAddress 127.0.0.1\nHostKey %s/host\n"+
+		"AuthorizedKeysFile %s/user.pub\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n"+
+		"Subsystem sftp internal-sftp\n",
 		port, dir, dir))
 	server := exec.Command(sshd, "-D", "-e", "-f", dir+"/conf")
 	said := &bytes.Buffer{}
@@ -391,8 +396,8 @@ func TestCLISecureShell(t *testing.T) {
 	rand.Read(text)
 	must(t, os.WriteFile(dir+"/here", text, 0o600))
 	began := time.Now()
-	out, err := exec.Command("scp", "-q", "-P", fmt.Sprint(local), "-i", dir+"/user", "-o", "StrictHostKeyChecking=no", "-o",
-		"UserKnownHostsFile=/dev/null", dir+"/here", "root@127.0.0.1:"+dir+"/there").CombinedOutput()
+	out, err := exec.Command("scp", "-q", "-P", fmt.Sprint(local), "-i", dir+"/user", "-o", "StrictHostKeyChecking=no",
+		"-o", "UserKnownHostsFile=/dev/null", dir+"/here", "root@127.0.0.1:"+dir+"/there").CombinedOutput()
 	if err != nil {
 		t.Fatalf("scp: %v: %s\nsshd: %s", err, out, said)
 	}
