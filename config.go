@@ -116,6 +116,8 @@ type config struct {
 	Groups          []string // that the device is in; mendlet's own
 	DeviceID        string   // by which it has its place in rollouts; "": its identity; mendlet's own
 
+	ChannelPollIntervalSeconds int // in the place of the channel file's poll; 0: that; mendlet's own
+
 	ConnectAuditLog string // file that has who did what over 'mendlet connect'; "": none; mendlet's own
 
 	MonitorChecks          string   // directory of programs that check something; mendlet's own

@@ -49,6 +49,7 @@ const everyKey = `{
  "BootUtilitiesSetActivePart": "set", "BootUtilitiesGetNextActivePart": "get", "FwEnvConfig": "/fw",
  "FwEnvNamespace": "name", "BootEnv": "grub", "Delta": "only",
  "Channel": "https://c.example/c.fleet", "FleetVerifyKeys": ["/fk"], "Groups": ["lab"], "DeviceID": "d1",
+ "ChannelPollIntervalSeconds": 13,
  "ConnectAuditLog": "/audit",
  "MonitorChecks": "/checks", "MonitorBuiltin": ["load"], "MonitorTimeoutSeconds": 11, "MonitorIntervalSeconds": 12
 }`
@@ -69,6 +70,7 @@ func TestConfigKeys(t *testing.T) {
 	want.FwEnvConfig, want.FwEnvNamespace, want.BootEnv, want.Delta = "/fw", "name", "grub", "only"
 	want.Channel, want.FleetVerifyKeys, want.Groups, want.DeviceID = "https://c.example/c.fleet", []string{"/fk"},
 		[]string{"lab"}, "d1"
+	want.ChannelPollIntervalSeconds = 13
 	want.ConnectAuditLog = "/audit"
 	want.MonitorChecks, want.MonitorBuiltin, want.MonitorTimeoutSeconds, want.MonitorIntervalSeconds = "/checks",
 		[]string{"load"}, 11, 12

@@ -455,7 +455,8 @@ func TestConfigManual(t *testing.T) {
 		t.Fatalf("no table, or %d keys", len(keys))
 	}
 	own := map[string]bool{"FwEnvConfig": true, "FwEnvNamespace": true, "BootEnv": true, "Delta": true, "Channel": true,
-		"FleetVerifyKeys[]": true, "Groups[]": true, "DeviceID": true, "MonitorChecks": true, "MonitorBuiltin[]": true,
+		"FleetVerifyKeys[]": true, "Groups[]": true, "DeviceID": true, "ChannelPollIntervalSeconds": true,
+		"MonitorChecks": true, "MonitorBuiltin[]": true,
 		"MonitorTimeoutSeconds": true, "MonitorIntervalSeconds": true, "ConnectAuditLog": true}
 	units := map[reflect.Kind][]string{reflect.Bool: {"bool"}, reflect.Int: {"s", "tries"},
 		reflect.String: {"URL", "path", "text"}}

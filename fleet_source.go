@@ -135,10 +135,17 @@ func (c *channel) inventory(context.Context, bool) error { return nil }
 
 func (c *channel) status(context.Context, string, string) error { return nil }
 
-// every is how long a daemon waits between two questions.
+// every is how long a daemon waits between two questions: as long as this device's configuration says of channels,
+// else the file, else the configuration for servers.
 func (c *channel) every() time.Duration {
-	if n := c.a.rec.net().Channel; n != nil && n.Poll > 0 {
-		return min(max(n.Poll, minPoll), maxPoll)
+	var wait time.Duration
+	if n := c.a.c.ChannelPollIntervalSeconds; n > 0 {
+		wait = seconds(min(n, int(maxPoll/time.Second)))
+	} else if n := c.a.rec.net().Channel; n != nil {
+		wait = n.Poll
+	}
+	if wait > 0 {
+		return min(max(wait, minPoll), maxPoll)
 	}
 	return seconds(c.a.c.UpdatePollIntervalSeconds)
 }
