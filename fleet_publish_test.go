@@ -97,7 +97,8 @@ func TestFleetPublish(t *testing.T) {
 	file := f.open("ed25519")
 	one, two := file.Releases[0], file.Releases[1]
 	if one.Name != "gw-1" || !one.Step || one.URLs[0] != "gw-1.mender" || one.Types[0] != "qemu" ||
-		file.Poll != 2*time.Hour || file.Report == "" || two.Rollout[0].Part != 0.1 || zulu(two.Rollout[1].From) != later || two.Groups[0] != "lab" ||
+		file.Poll != 2*time.Hour || file.Report == "" || two.Rollout[0].Part != 0.1 ||
+		zulu(two.Rollout[1].From) != later || two.Groups[0] != "lab" ||
 		two.From[0] != "gw-1" || two.Salt != "s" || two.NotBefore.IsZero() ||
 		file.Expires.Sub(file.Issued) != 30*24*time.Hour {
 		t.Errorf("got %+v", file)

@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	mathrand "math/rand"
 	"net"
 	"net/http"
@@ -408,7 +409,7 @@ func TestChannelDevice(t *testing.T) {
 	}
 }
 
-// A daemon asks as often as the file says.
+// A daemon asks as often as the file says, or the device's own configuration of channels.
 func TestChannelPoll(t *testing.T) {
 	c := &channel{a: &app{c: defaultConfig(testPaths), rec: &record{}}, name: "acme"}
 	for poll, want := range map[time.Duration]time.Duration{0: 30 * time.Minute, time.Hour: time.Hour,
@@ -416,6 +417,14 @@ func TestChannelPoll(t *testing.T) {
 		c.state().Poll = poll
 		if got := c.every(); got != want {
 			t.Errorf("poll %s: got %s, want %s", poll, got, want)
+		}
+	}
+	c.state().Poll = time.Hour
+	for own, want := range map[int]time.Duration{-1: time.Hour, 0: time.Hour, 1: time.Minute, 600: 10 * time.Minute,
+		1 << 30: 7 * 24 * time.Hour, math.MaxInt: 7 * 24 * time.Hour} {
+		c.a.c.ChannelPollIntervalSeconds = own
+		if got := c.every(); got != want {
+			t.Errorf("ChannelPollIntervalSeconds %d: got %s, want %s", own, got, want)
 		}
 	}
 }
@@ -505,6 +514,73 @@ func TestFleetAttackEndlessData(t *testing.T) {
 	if n := sent.Load(); n > 16<<20 {
 		t.Errorf("%d bytes were taken", n)
 	}
+}
+
+// A file, and an artifact, that come by a byte now and then for ever: both are given up.
+func TestFleetAttackSlowRetrieval(t *testing.T) {
+	h := newFleetHost(t)
+	h.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Length", "50000")
+		for r.Context().Err() == nil {
+			w.Write([]byte("m"))
+			http.NewResponseController(w).Flush()
+			sleepContext(r.Context(), 10*time.Millisecond)
+		}
+		return true
+	}
+	conf := defaultConfig(testPaths)
+	hc, err := newHTTPClient(conf, netOptions{})
+	must(t, err)
+	c := &channel{a: &app{c: conf, rec: &record{}}, at: h.URL + "/acme.fleet", name: "acme", hc: hc,
+		web: newAPIClient(conf, hc, nil, nil, newLogger(io.Discard))}
+	if c.web.patience != apiTimeout {
+		t.Errorf("a channel file may take %s, want %s", c.web.patience, apiTimeout)
+	}
+	c.web.patience = 50 * time.Millisecond
+	_, err = c.fetch(t.Context(), false)
+	wantCode(t, err, exitTempFail)
+	if !strings.Contains(err.Error(), "no answer in 50ms") || len(c.state().Seen) > 0 {
+		t.Errorf("got %v, and %v is kept, want the end of the patience, and nothing", err, c.state().Seen)
+	}
+	d, err := openDownload(t.Context(), hc, h.URL+"/gw-1.mender", downloadOptions{stall: 50 * time.Millisecond, retries: 1,
+		sleep: func(context.Context, time.Duration) error { return nil }, lg: newLogger(io.Discard)})
+	if err == nil {
+		_, err = io.Copy(io.Discard, d)
+		d.Close()
+	}
+	wantCode(t, err, exitTempFail)
+}
+
+// Requests that never arrive: nothing new is begun, and the file that was seen last expires, which the device says.
+func TestFleetAttackDropRequest(t *testing.T) {
+	b := newChannelBoard(t)
+	h := b.host
+	one, two := b.release("gw-1", "good", nil), b.release("gw-2", "good", nil)
+	h.publish(1, nil, one)
+	b.run(0, "success")
+	h.publish(2, nil, one, two)
+	var gone atomic.Bool
+	gone.Store(true)
+	h.mu.Lock()
+	h.fault = func(http.ResponseWriter, *http.Request) bool {
+		if gone.Load() {
+			panic(http.ErrAbortHandler) // the connection ends without an answer
+		}
+		return false
+	}
+	h.mu.Unlock()
+	b.run(exitTempFail, "EOF")
+	b.has("gw-1")
+	if out := b.want(0, "", "status"); strings.Contains(out, "stale") {
+		t.Errorf("the file has not expired yet: %s", out)
+	}
+	changeJournal(t, b.dir+"/var", func(r *record) { // two weeks later
+		r.Net.Channel.Expires = time.Now().Add(-time.Hour)
+	})
+	b.want(0, "is stale since", "status")
+	gone.Store(false)
+	b.run(0, "success")
+	b.has("gw-2")
 }
 
 func TestFleetAttackKeyLoss(t *testing.T) {

@@ -58,6 +58,7 @@ type apiClient struct {
 
 	c        *config
 	hc       *agent
+	patience time.Duration // with an answer: apiTimeout, but for tests
 	id       identitySource
 	key      crypto.Signer
 	lg       *logger
@@ -69,7 +70,7 @@ type apiClient struct {
 }
 
 func newAPIClient(c *config, hc *agent, id identitySource, key crypto.Signer, lg *logger) *apiClient {
-	return &apiClient{c: c, hc: hc, id: id, key: key, lg: lg, kept: &kept{}}
+	return &apiClient{c: c, hc: hc, id: id, key: key, lg: lg, kept: &kept{}, patience: apiTimeout}
 }
 
 // dropToken makes the next request log in anew and, over a connection of its own, with a whole handshake.
@@ -244,7 +245,7 @@ type apiAnswer struct {
 
 // send makes one request of the API. What it takes is bounded by time and size.
 func (a *apiClient) send(ctx context.Context, method, rawURL string, body []byte, h http.Header) (*apiAnswer, error) {
-	limit := apiTimeout + time.Duration(len(body)/apiMinRate)*time.Second
+	limit := a.patience + time.Duration(len(body)/apiMinRate)*time.Second
 	tctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(tctx, method, rawURL, bytes.NewReader(body))

@@ -949,8 +949,8 @@ func FuzzDeltaCheckpoint(f *testing.F) {
 	})
 }
 
-// A deployment of a delta: its links expire and its server is asked for new ones, wherever that is; and the slot changes
-// while it is read, so that two connections fetch at once.
+// A deployment of a delta: its links expire and its server is asked for new ones, wherever that is; and the slot
+// changes while it is read, so that two connections fetch at once.
 func TestManagedDelta(t *testing.T) {
 	t.Parallel()
 	from := newDeltaSetup(t)
@@ -1002,7 +1002,8 @@ func TestManagedDelta(t *testing.T) {
 			t.Errorf("%d of %d bytes were sent: %q", n, size, log)
 		}
 		inv := s.server.deviceByID(simIdentity).inventory
-		if got, want := fmt.Sprint(inv["mendlet_delta_saved"]), fmt.Sprint(mustPeek(t, d).Last.Saved); got != want || got == "0" {
+		got, want := fmt.Sprint(inv["mendlet_delta_saved"]), fmt.Sprint(mustPeek(t, d).Last.Saved)
+		if got != want || got == "0" {
 			t.Errorf("inventory: mendlet_delta_saved is %s, want %s", got, want)
 		}
 	}
