@@ -15,18 +15,18 @@ budget() { # NAME RAW [COMPRESSED], in bytes
 }
 # The goals are 2,000,000 bytes compressed for arm-6 and arm-7, which is missed, and, without network, 1,400,000, which
 # is the budget. All others keep what was reached (doc/performance.md says which goals that misses).
-budget mendlet-linux-amd64 7517000 2413000
-budget mendlet-linux-arm-6 7414000 2117500
-budget mendlet-linux-arm-7 7414000 2117500
-budget mendlet-linux-arm64 7017000 2052000
-budget mendlet-linux-mipsle-softfloat 8473000 1952500
-budget mendlet-linux-riscv64 6553000 2209500
-budget mendlet-nonet-linux-amd64 4411000 1482000
-budget mendlet-nonet-linux-arm-6 4502000 1400000
-budget mendlet-nonet-linux-arm-7 4502000 1400000
-budget mendlet-nonet-linux-arm64 4171000 1261000
-budget mendlet-nonet-linux-mipsle-softfloat 5097000 1218000
-budget mendlet-nonet-linux-riscv64 3906000 1358000
+budget mendlet-linux-amd64 7496500 2404500
+budget mendlet-linux-arm-6 7414000 2109000
+budget mendlet-linux-arm-7 7414000 2109000
+budget mendlet-linux-arm64 6950500 2046000
+budget mendlet-linux-mipsle-softfloat 8406500 1944500
+budget mendlet-linux-riscv64 6553000 2201500
+budget mendlet-nonet-linux-amd64 4303000 1445500
+budget mendlet-nonet-linux-arm-6 4369000 1400000
+budget mendlet-nonet-linux-arm-7 4369000 1400000
+budget mendlet-nonet-linux-arm64 4038000 1235500
+budget mendlet-nonet-linux-mipsle-softfloat 4965000 1190500
+budget mendlet-nonet-linux-riscv64 3773500 1328000
 with=$(xz -9 --check=crc32 -c "$dir/mendlet-linux-arm-6" | wc -c)
 part() { # TAG WHAT BUDGET: what a tag leaves out, in bytes of the compressed armv6 file
 	without=$(xz -9 --check=crc32 -c "$dir/mendlet-$1-linux-arm-6" | wc -c)
