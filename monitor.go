@@ -536,91 +536,104 @@ const builtinKinds = "disk PATH, memory, load, process NAME, age FILE, update, b
 //go:noinline
 func aboutObject(kind string) bool { return kind == "disk" || kind == "process" || kind == "age" }
 
+// reading is what a built-in check has found, and from which value on that is a warning, and critical.
+type reading struct {
+	value, warn, crit int
+	text              string
+	err               error
+}
+
 // builtin runs KIND [OBJECT] [WARN CRITICAL].
 func (m *monitor) builtin(ctx context.Context, f []string) (int, string) {
 	kind, object, limits := strings.Join(f[:min(len(f), 1)], ""), "", f[min(len(f), 1):]
 	if aboutObject(kind) && len(limits) > 0 {
 		object, limits = limits[0], limits[1:]
 	}
-	value, warn, crit, text, err := m.measure(ctx, kind, object)
-	if len(limits) == 2 && err == nil {
-		var cerr error
-		warn, err = strconv.Atoi(limits[0])
-		crit, cerr = strconv.Atoi(limits[1])
-		err = cmp.Or(err, cerr)
-	} else if len(limits) > 0 || aboutObject(kind) && object == "" {
-		err = cmp.Or(err, errors.New("it has too few words, or too many"))
+	r := &reading{}
+	m.measure(ctx, r, kind, object)
+	for i, to := range []*int{&r.warn, &r.crit} {
+		if len(limits) == 2 && r.err == nil {
+			*to, r.err = strconv.Atoi(limits[i])
+		}
 	}
 	switch {
-	case err != nil:
-		return unknownCheck(fmt.Errorf("%q: %w; want [WARN CRITICAL] behind %s", f, err, builtinKinds))
-	case value >= crit:
-		return checkCritical, text
-	case value >= warn:
-		return checkWarning, text
+	case r.err == nil && (len(limits)&^2 != 0 || aboutObject(kind) && object == ""):
+		r.err = fs.ErrInvalid
+		fallthrough
+	case r.err != nil:
+		return unknownCheck(fmt.Errorf("%q: %w; want [WARN CRITICAL] behind %s", f, r.err, builtinKinds))
+	case r.value >= r.crit:
+		return checkCritical, r.text
+	case r.value >= r.warn:
+		return checkWarning, r.text
 	}
-	return checkOK, text
+	return checkOK, r.text
 }
 
-// measure gives a value and, where the configuration has none, from which on it is a warning, and critical.
-func (m *monitor) measure(ctx context.Context, kind, object string) (value, warn, crit int, text string, err error) {
-	// number is the first word behind a mark in a file of procfs, less its dot.
-	number := func(path, mark string) (n int) {
-		text, _ := m.m.read(path)
-		_, s, _ := strings.Cut(string(text), mark)
-		s, _, _ = strings.Cut(strings.TrimLeft(s, " "), " ")
-		n, nerr := strconv.Atoi(strings.Replace(s, ".", "", 1))
-		err = cmp.Or(err, nerr)
-		return n
+// number is the first word behind a mark in a file of procfs, less its dot.
+func (m *monitor) number(r *reading, path, mark string) int {
+	text, _ := m.m.read(path)
+	_, s, _ := strings.Cut(string(text), mark)
+	s, _, _ = strings.Cut(strings.TrimLeft(s, " "), " ")
+	n, err := strconv.Atoi(strings.Replace(s, ".", "", 1))
+	if err != nil {
+		r.err = err
 	}
-	switch kind {
+	return n
+}
+
+func (m *monitor) measure(ctx context.Context, r *reading, kind, object string) {
+	format := "%d %% are used"
+	switch r.warn, r.crit = 90, 95; kind {
 	case "disk":
-		value, text, err = m.disk(object)
-		return value, 90, 95, text, err
+		m.disk(r, object)
 	case "memory": // Documentation/filesystems/proc.rst, meminfo
-		value = 100 - 100*number("/proc/meminfo", "MemAvailable:")/max(1, number("/proc/meminfo", "MemTotal:"))
-		return value, 90, 95, fmt.Sprintf("%d %% are used", value), err
+		all := m.number(r, "/proc/meminfo", "MemTotal:")
+		r.value = 100 - 100*m.number(r, "/proc/meminfo", "MemAvailable:")/max(1, all)
 	case "load": // of five minutes, the second word
-		value = number("/proc/loadavg", " ") / runtime.NumCPU()
-		return value, 200, 400, fmt.Sprintf("%d %% of each processor", value), err
+		r.value, r.warn, r.crit = m.number(r, "/proc/loadavg", " ")/runtime.NumCPU(), 200, 400
+		format = "%d %% of each processor"
 	case "process":
-		value, text = m.running(object, false)
-		return value, 1, 2, text, nil
+		r.value, r.text = m.running(object, false)
+		r.warn, r.crit = checkWarning, checkCritical
 	case "age":
+		r.warn, r.crit, format = 86400, 172800, "changed %d seconds ago"
 		st, err := os.Stat(object)
 		if errors.Is(err, fs.ErrNotExist) {
-			return math.MaxInt32, 86400, 172800, "it is not there", nil
-		} else if err == nil {
-			value = int(min(time.Now().Unix()-st.ModTime().Unix(), math.MaxInt32))
+			r.value, r.text = math.MaxInt32, "it is not there"
+		} else if r.err = err; err == nil {
+			r.value = int(min(time.Now().Unix()-st.ModTime().Unix(), math.MaxInt32))
 		}
-		return value, 86400, 172800, fmt.Sprintf("changed %d seconds ago", value), err
 	case "update":
-		if v := m.rec.Last; v != nil {
-			if text = visible(v.Artifact + " " + v.Result); v.Result != "committed" {
-				value = 1
-			}
+		r.warn, r.crit, r.text = 1, 1, "no update has failed"
+		if v := m.rec.Last; v != nil && v.Result != "committed" {
+			r.value, r.text = 1, visible(v.Artifact)+" "+v.Result
 		}
-		return value, 1, 1, text, nil
 	case "bootcount":
-		r := &report{}
-		if _, _, _, err = r.lookAround(ctx, m.app); err == nil {
-			value, err = strconv.Atoi(cmp.Or(r.Env[varBootcount], "0"))
+		r.warn, r.crit, format = 2, 3, "%d boots were not confirmed"
+		look := &report{}
+		if _, _, _, r.err = look.lookAround(ctx, m.app); r.err == nil {
+			r.value, r.err = strconv.Atoi(cmp.Or(look.Env[varBootcount], "0"))
 		}
-		return value, 2, 3, fmt.Sprintf("%d boots were not confirmed", value), err
+	default:
+		r.err = errors.New("there is no such check")
 	}
-	return 0, 0, 0, "", errors.New("there is no such check")
+	if r.text == "" {
+		r.text = fmt.Sprintf(format, r.value)
+	}
 }
 
 // disk gives per cent: the most of space, inodes and, where it is known, the life of the eMMC.
-func (m *monitor) disk(path string) (value int, text string, err error) {
+func (m *monitor) disk(r *reading, path string) {
 	var st syscall.Statfs_t
 	var file syscall.Stat_t
-	if err := cmp.Or(syscall.Statfs(path, &st), syscall.Stat(path, &file)); err != nil {
-		return 0, "", err
+	if r.err = cmp.Or(syscall.Statfs(path, &st), syscall.Stat(path, &file)); r.err != nil {
+		return
 	}
 	const readOnlyFlag = 1 // ST_RDONLY of linux/statfs.h
 	if st.Flags&readOnlyFlag != 0 {
-		return math.MaxInt32, "it is read-only", nil
+		r.value, r.text = math.MaxInt32, "it is read-only"
+		return
 	}
 	used := func(all, free, avail uint64) int { return int(100 * (all - free) / max(1, all-free+avail)) }
 	space, inodes := used(st.Blocks, st.Bfree, uint64(st.Bavail)), used(st.Files, st.Ffree, st.Ffree)
@@ -634,6 +647,6 @@ func (m *monitor) disk(path string) (value int, text string, err error) {
 			wear = max(wear, 10*int(n))
 		}
 	}
-	return max(space, inodes, wear), fmt.Sprintf("used: %d %% of space, %d %% of inodes, up to %d %% of the eMMC's life",
-		space, inodes, wear), nil
+	r.value = max(space, inodes, wear)
+	r.text = fmt.Sprintf("used: %d %% of space, %d %% of inodes, up to %d %% of the eMMC's life", space, inodes, wear)
 }
