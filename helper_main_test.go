@@ -4,6 +4,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 )
 
@@ -12,6 +14,8 @@ import (
 func TestMain(m *testing.M) {
 	switch os.Getenv("MENDLET_TEST_PROGRAM") {
 	case "":
+		// As main does: what the tests start hears of a terminal's end, also under nohup(1).
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	case "crash":
 		prepareProcess()
 		go panic("a fault beside the main goroutine")
