@@ -17,7 +17,7 @@ step() { echo "[$(date +%T)] $*"; }
 host_packages() {
   local p missing=
   for p in qemu-system-arm gcc libc6-dev gcc-aarch64-linux-gnu bison flex bc libssl-dev dpkg-dev make \
-    busybox-static e2fsprogs gdisk kmod device-tree-compiler xz-utils openssl; do
+    busybox-static e2fsprogs gdisk kmod device-tree-compiler xz-utils openssl mender-cli; do
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
   done
   [ -n "$missing" ] || return 0
@@ -127,6 +127,26 @@ initramfs() {
   [ -e "$W/Image" ] || gzip -9nc "$W/x/boot/vmlinuz-$krel" >"$W/Image"
 }
 
+# The recovery system: the initramfs with mendlet beside the drivers, and an /init of its own. updater adds the
+# server's address.
+recovery() {
+  local r=$W/recovery
+  rm -rf "$r"
+  mkdir -p "$r"/{bin,data,etc/mender}
+  install -m 755 "$HERE/rootfs/recovery-init" "$r/init"
+  install -m 755 "$GUEST" "$r/bin/"
+  ln -s mendlet "$r/bin/fw_printenv"
+  echo 'root:x:0:0:root:/:/bin/sh' >"$r/etc/passwd"
+  echo device_type=rig >"$r/etc/mender/device_type"
+  cp "$W/key.pub" "$r/etc/mender/artifact-verify.pem"
+  printf '/dev/vda 0x800000 0x20000\n/dev/vda 0x1000000 0x20000\n' >"$r/etc/fw_env.config"
+  {
+    cat "$W/initrd.img"
+    (cd "$r" && find . | sort | busybox cpio -o -H newc 2>/dev/null | gzip -9n)
+  } >"$OUT/recovery.img"
+  cp "$W/Image" "$OUT/Image"
+}
+
 root_tree() {
   local r=$1 a
   rm -rf "$r"
@@ -211,6 +231,7 @@ if [ "$KEY" != "$(cat "$OUT/images.key" 2>/dev/null)" ]; then
   rm -f "$OUT/images.key"
   initramfs
   images
+  recovery
   disk
   echo "$KEY" >"$OUT/images.key"
 fi

@@ -23,6 +23,7 @@ rm -f "$OUT"/run-*
   cd "$HERE/.."
   CGO_ENABLED=0 GOARCH=arm64 go build -trimpath -ldflags '-s -w' -o "$OUT/guest/mendlet" .
   CGO_ENABLED=0 go build -trimpath -o "$OUT/host/mendlet" .
+  CGO_ENABLED=0 go test -c -o "$OUT/host/relay" .
 )
 (cd "$HERE/driver" && go vet . && go test . && CGO_ENABLED=0 go build -trimpath -o "$OUT/driver" .)
 "$HERE/build.sh" "$OUT/guest/mendlet" "$OUT/host/mendlet"
@@ -43,6 +44,7 @@ lane2() {
   one managed managed
   one takeover takeover
   one ubi ubi
+  one connect connect
   one explore explore
   one found-out -stand-in wrong-order explore
   one sd -bus sd -n "$SD_CUTS" cut
@@ -53,7 +55,7 @@ lane1 &
 pid=$!
 lane2
 wait $pid
-for log in cut update rollback managed takeover ubi explore found-out sd download; do
+for log in cut update rollback managed takeover ubi connect explore found-out sd download; do
   ran=$((ran + 1))
   tail -n 1 "$OUT/logs/$log" | grep -q '^ok ' || failed=$((failed + 1))
 done

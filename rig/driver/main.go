@@ -59,6 +59,8 @@ func run(d *device, scenario string, n int, way string) error {
 		return takeOvers(d)
 	case "ubi":
 		return ubi(d)
+	case "connect":
+		return connect(d)
 	case "cut":
 		return cuts(d, n)
 	case "download":
@@ -75,7 +77,7 @@ func run(d *device, scenario string, n int, way string) error {
 		}
 		return nil
 	}
-	return errors.New("usage: driver [flags] boot | update | rollback | managed | takeover | ubi | cut | download | explore")
+	return errors.New("usage: driver [flags] boot | update | rollback | managed | takeover | ubi | connect | cut | download | explore")
 }
 
 // updates runs whole updates, one after the other.
