@@ -104,13 +104,15 @@ func (t *fileTransfer) begin(m *peerMessage) error {
 	d := &fileDone{verb: strings.TrimSuffix(m.typ, "_file"), path: path}
 	t.done = append(t.done, d)
 	t.done = t.done[max(0, len(t.done)-maxFilesTold):]
-	if t.failed = false; m.typ == "get_file" {
-		d.err = t.get(m, d)
+	if m.typ == "get_file" {
+		err = t.get(m, d)
 	} else {
-		d.err = t.put(body, d)
+		err = t.put(body, d)
 	}
-	t.failed = d.err != nil
-	return d.err
+	if t.failed = err != nil; err != nil { // else it is the transfer's to say how it ended
+		d.err = err
+	}
+	return err
 }
 
 // abort ends a transfer, of which nothing is left.
@@ -178,7 +180,7 @@ func (t *fileTransfer) get(m *peerMessage, d *fileDone) (err error) {
 	g.work.Go(func() {
 		defer g.f.Close()
 		err := t.stream(g)
-		if why := context.Cause(g.ctx); why != nil { // who gave up says so
+		if why := context.Cause(g.ctx); why != nil && err != nil { // who gave up says so
 			d.err = why
 			return
 		}
