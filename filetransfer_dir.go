@@ -98,8 +98,8 @@ func (o *fileOptions) number(kind int, name string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// owned is an error (403) if a file does not belong to one of the users, or not to one of the groups. Without any it may
-// be anybody's. Who is not known has no files.
+// owned is an error (403) if a file does not belong to one of the users, or not to one of the groups. Without any it
+// may be anybody's. Who is not known has no files.
 func (o *fileOptions) owned(st os.FileInfo, path string, users, groups []string) error {
 	sys := st.Sys().(*syscall.Stat_t)
 	for kind, names := range [][]string{users, groups} {

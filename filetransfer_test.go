@@ -6,7 +6,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -473,7 +472,8 @@ func TestFileRefused(t *testing.T) {
 		if _, code, why := p.get(base + "/out/f"); code != 403 || !strings.Contains(why, fmt.Sprintf("below %q", o.root)) {
 			t.Errorf("got %d %s", code, why)
 		}
-		if code, why := p.put(o.root+"/dir", []byte("x"), "src_path", "/a/name"); why != "" || look(o.root+"/dir/name") != "x" {
+		code, why := p.put(o.root+"/dir", []byte("x"), "src_path", "/a/name")
+		if why != "" || look(o.root+"/dir/name") != "x" {
 			t.Errorf("into a directory: got %d %s", code, why)
 		}
 		if code, why := p.put(o.root, []byte("x"), "src_path", "name"); why != "" || look(o.root+"/name") != "x" {
@@ -590,7 +590,8 @@ func TestFileLimits(t *testing.T) {
 		{"another size", fileLimits{}, 400, 409, 0, 0, []any{"size", 2}},
 		{"mode", fileLimits{}, 0, 409, 0, 0o600, []any{"mode", uint32(0o600)}},
 		{"no suid", fileLimits{}, 0, 409, 0, 0o755, []any{"mode", uint32(0o106755)}},
-		{"suid", fileLimits{AllowSuid: true}, 0, 409, 0, 0o755 | fs.ModeSetuid | fs.ModeSetgid, []any{"mode", uint32(0o6755)}},
+		{"suid", fileLimits{AllowSuid: true}, 0, 409, 0, 0o755 | fs.ModeSetuid | fs.ModeSetgid,
+			[]any{"mode", uint32(0o6755)}},
 		{"umask", fileLimits{Umask: "027", AllowSuid: true}, 0, 409, 0, 0o750, []any{"mode", uint32(0o6777)}},
 		{"owner", fileLimits{OwnerPut: "me", GroupPut: "mine", AllowOverwrite: true}, 0, 0, 0, 0o644, nil},
 		{"get mine", fileLimits{OwnerGet: []string{"other", "me"}, GroupGet: []string{"mine"}}, 0, 409, 0, 0o644, nil},
@@ -626,10 +627,10 @@ func TestFileLimits(t *testing.T) {
 		}
 		nothingBeside(t, o.root, "f")
 	}
-	o := &fileOptions{root: t.TempDir(), fileLimits: fileLimits{MaxFileSize: 2}}
-	writeFile(t, o.root+"/f", "abc")
-	if _, code, _ := newFilePeer(t, o).get(o.root + "/f"); code != 413 {
-		t.Errorf("get of what is too large: got %d", code)
+	o := &fileOptions{root: t.TempDir(), fileLimits: fileLimits{MaxFileSize: fileChunk}}
+	must(t, os.WriteFile(o.root+"/f", fileNoise(fileChunk+1), 0o600))
+	if got, code, why := newFilePeer(t, o).get(o.root + "/f"); code != 413 || len(got) > 0 {
+		t.Errorf("get of what is too large: got %d bytes, %d %s", len(got), code, why)
 	}
 }
 
@@ -665,7 +666,8 @@ func TestFileOwners(t *testing.T) {
 	must(t, os.Chmod(o.root+"/f", 0o755|fs.ModeSetuid))
 	owner("suid of before", p, 1<<32-2, 8, 0o755)
 	must(t, os.Chown(o.root+"/f", 4242, 4343))
-	forced := &fileOptions{root: o.root, etc: etc, fileLimits: fileLimits{AllowOverwrite: true, OwnerPut: "u", GroupPut: "g"}}
+	forced := &fileOptions{root: o.root, etc: etc,
+		fileLimits: fileLimits{AllowOverwrite: true, OwnerPut: "u", GroupPut: "g"}}
 	q := newFilePeer(t, forced)
 	owner("forced", q, 4242, 4343, 0o755, "uid", uint32(7), "gid", uint32(8))
 	must(t, os.Chown(o.root+"/f", 4242, 8))
@@ -835,7 +837,8 @@ func TestFileConfig(t *testing.T) {
 		t.Errorf("--files: got %+v", o.fileLimits)
 	}
 	c.Limits.Enabled = true
-	if o := c.files("/x"); o.AllowOverwrite || o.FollowSymLinks || o.MaxFileSize != 7 || o.Counters.MaxBytesTxPerMinute != 8 ||
+	o := c.files("/x")
+	if o.AllowOverwrite || o.FollowSymLinks || o.MaxFileSize != 7 || o.Counters.MaxBytesTxPerMinute != 8 ||
 		o.Counters.MaxBytesRxPerMinute != 9 || o.Chroot != "/srv" || o.root != "/x" || o.OwnerGet[0] != "a" {
 		t.Errorf("enabled: got %+v", o.fileLimits)
 	}
@@ -856,7 +859,7 @@ func FuzzFileTransfer(f *testing.F) {
 			switch c {
 			case 'p', 'P':
 				off = 0
-				p.say("put_file", nil, packMap("path", path, "mode", int(c)*i, "size", cmp.Or(map[bool]any{true: i}[c == 'P'], nil)))
+				p.say("put_file", nil, packMap("path", path, "mode", int(c)*i, "size", map[bool]any{true: i}[c == 'P']))
 			case 'c':
 				p.say("file_chunk", off, script)
 				off += int64(len(script))
