@@ -15,6 +15,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -161,6 +162,9 @@ func TestPeerMessages(t *testing.T) {
 		}
 		if v.Name != "ft_chunk_4096" && !bytes.Equal(got.body, body) {
 			t.Errorf("%s: got the body %x, want %x", v.Name, got.body, body)
+		}
+		if strconv.IntSize == 32 && (v.Name == "prop_int_2p32" || v.Name == "prop_int_neg_2p31m1") {
+			continue // more than an int, which is what was packed, can be here
 		}
 		packed := false
 		for _, number := range []any{0, int64(0), int8(0)} { // the widths that were seen
