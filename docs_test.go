@@ -551,3 +551,13 @@ func TestSession(t *testing.T) {
 		t.Errorf("it is no XML: %v", err)
 	}
 }
+
+// Who calls a verb that another build has is told which.
+func TestLeftOut(t *testing.T) {
+	for _, name := range []string{"pack", "index", "fleet", "run", "daemon", "check-update", "send-inventory", "bootstrap",
+		"setup", "auth-daemon", "token", "connect", "monitor", "snapshot"} {
+		if _, err := findVerb(persona{}, name); err != nil && leftOut(name) == "" {
+			t.Errorf("%s: %v, and nothing is said of other builds", name, err)
+		}
+	}
+}

@@ -74,13 +74,14 @@ func runOnceFlags(fs *flag.FlagSet, o *options) {
 const recovery = false
 
 func leftOut(name string) string {
-	if name == "auth-daemon" {
-		return "it takes a mendlet that was built without the tag nodbus"
+	switch name {
+	case "auth-daemon":
+		name = "dbus"
+	case "fleet", "monitor", "connect":
+	default:
+		return ""
 	}
-	if name == "fleet" || name == "monitor" {
-		return "it takes a mendlet that was built without the tag no" + name
-	}
-	return ""
+	return "it takes a mendlet that was built without the tag no" + name
 }
 
 func netVerbs() []verb {

@@ -56,7 +56,8 @@ func leftOut(name string) string {
 		return "make artifacts on a build host, and channel files, too, with a mendlet with network support"
 	case "snapshot":
 		return "write the device to a file or pipe with dd, after 'fsfreeze -f' or from a system that does not run on it"
-	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup", "auth-daemon", "token", "monitor":
+	case "run", "daemon", "check-update", "send-inventory", "bootstrap", "setup", "auth-daemon", "token",
+		"monitor", "connect":
 		return "it takes a mendlet with network support; " +
 			"install an artifact from a file or standard input with this one"
 	}
