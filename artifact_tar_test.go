@@ -284,10 +284,11 @@ func TestTarKinds(t *testing.T) {
 		b    []byte
 		want string // the members; "": an error
 	}{
-		"plain":                 {file, `"a" 3 616263`},
-		"full name":             {resealed(file, 0, name), `"` + name + `" 3 616263`},
-		"prefix":                {resealed(file, 345, "p/q"), `"p/q/a" 3 616263`},
-		"full prefix":           {resealed(file, 345, strings.Repeat("p", 155)), `"` + strings.Repeat("p", 155) + `/a" 3 616263`},
+		"plain":     {file, `"a" 3 616263`},
+		"full name": {resealed(file, 0, name), `"` + name + `" 3 616263`},
+		"prefix":    {resealed(file, 345, "p/q"), `"p/q/a" 3 616263`},
+		"full prefix": {resealed(file, 345, strings.Repeat("p", 155)),
+			`"` + strings.Repeat("p", 155) + `/a" 3 616263`},
 		"star":                  {star, `"` + strings.Repeat("p", 131) + `/a" 3 616263`},
 		"star's time":           {resealed(star, 476, "x"), ""},
 		"the oldest":            {v7, `"a" 3 616263`},

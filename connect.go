@@ -208,7 +208,8 @@ func explainConnect(err error) error {
 		if exitCode(err) == exitTempFail { // from who gives tokens
 			return err
 		}
-		return withHint(tryLater("with a new token, too: %w", err), "the server does not take this device any more, or not yet")
+		return withHint(tryLater("with a new token, too: %w", err),
+			"the server does not take this device any more, or not yet")
 	case http.StatusForbidden:
 		return withHint(tryLater("%w", err), "the server's plan has no troubleshooting (the add-on \"troubleshoot\")")
 	case http.StatusNotFound:

@@ -122,8 +122,8 @@ func TestConnectUnused(t *testing.T) {
 	c := &connectConfig{}
 	must(t, parseObject([]byte(`{"SHELLCOMMAND": "/bin/ash", "shellArguments": [""], "user": "u",
 		"terminal": {"width": 100, "height": 30}}`), c))
-	if o := c.terminal(); !reflect.DeepEqual(o, &terminalOptions{shell: "/bin/ash", args: []string{""}, user: "u", width: 100,
-		height: 30}) {
+	if o := c.terminal(); !reflect.DeepEqual(o, &terminalOptions{shell: "/bin/ash", args: []string{""}, user: "u",
+		width: 100, height: 30}) {
 		t.Errorf("got %+v", o)
 	}
 }

@@ -281,7 +281,8 @@ func TestBusService(t *testing.T) {
 				t.Errorf("got %v to FetchJwtToken, want true", m.body)
 			}
 			want := d.pair(0)
-			if m := p.next(tokenSignal); d.shown(pairOf(m)) != want || m.fields[busDestination] != "" || m.fields[busSignature] != "ss" {
+			if m := p.next(tokenSignal); d.shown(pairOf(m)) != want || m.fields[busDestination] != "" ||
+				m.fields[busSignature] != "ss" {
 				t.Errorf("got the signal %q to %q, want %q to all", pairOf(m), m.fields[busDestination], want)
 			}
 			p.misuse()
@@ -388,7 +389,8 @@ func TestTokenLife(t *testing.T) {
 func FuzzBusMessage(f *testing.F) {
 	for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} {
 		p := &peer{order: order}
-		f.Add(p.message(1, 0, 5, p.text("x"), "s", busField{1, "o", "/a"}, busField{3, "s", "Ping"}, busField{9, "u", p.number(1)}))
+		f.Add(p.message(1, 0, 5, p.text("x"), "s", busField{1, "o", "/a"}, busField{3, "s", "Ping"},
+			busField{9, "u", p.number(1)}))
 		f.Add(p.message(2, 1, 6, nil, "", busField{5, "u", p.number(3)}))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -542,8 +544,8 @@ func TestBusWithoutPolicy(t *testing.T) {
 	d.until(authInterface+".GetJwtToken", d.pair(0))
 }
 
-// The two daemons of Mender's client 4 and later, on a device that has no key yet: they make one, each does its own, and
-// neither is in the other's way.
+// The two daemons of Mender's client 4 and later, on a device that has no key yet: they make one, each does its own,
+// and neither is in the other's way.
 func TestDaemonsSideBySide(t *testing.T) {
 	b := newVerbBoard(t)
 	b.server.autoAccept = true

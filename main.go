@@ -74,8 +74,8 @@ func verbs() []verb {
 		list = append(list, verb{"setup", "", "write mender.conf from options; its other keys stay", 0, setupFlag,
 			func(_ context.Context, a *app, _ []string) error { return a.o.setup.write(a.o.mainConfig(), a.c) }})
 	}
-	return slices.Concat(list, packVerbs(), indexVerbs(), fleetVerbs(), netVerbs(), busVerbs(), tokenVerbs(), connectVerbs(),
-		monitorVerbs(), snapshotVerbs(), []verb{
+	return slices.Concat(list, packVerbs(), indexVerbs(), fleetVerbs(), netVerbs(), busVerbs(), tokenVerbs(),
+		connectVerbs(), monitorVerbs(), snapshotVerbs(), []verb{
 			{"help", "[VERB]", "what there is, or the options of a verb", 0, nil, nil}, // both are dispatch's
 			{"version", "", "the version of this program", 0, nil, nil},
 		})

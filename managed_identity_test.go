@@ -84,7 +84,8 @@ func TestDeviceTierSystem(t *testing.T) {
 	must(t, os.MkdirAll(strings.TrimSuffix(path, "/topology.yaml"), 0o755))
 	for text, want := range map[string]string{"": "", "x: y\n": "",
 		"api_version: v1\nsystem_type: gate\ncomponents: []\n": "gate",
-		"system_type: \"gate way\" # its name\r\n":             "gate way", "  system_type: inner\n": "", "system_type:\n": ""} {
+		"system_type: \"gate way\" # its name\r\n":             "gate way", "  system_type: inner\n": "",
+		"system_type:\n": ""} {
 		writeFile(t, path, text)
 		got, err := a.serverType()
 		if got != want || want == "" && (exitCode(err) != exitRefused || hintOf(err) == "") {

@@ -252,8 +252,8 @@ func TestEveryStateOfMendersClients(t *testing.T) {
 		"Before_ArtifactCommit_Enter": "", "ArtifactCommit_Enter": "", "Before_ArtifactCommit_Leave": "",
 		"ArtifactCommit_Leave": "", "ArtifactRollback_Enter": outcomeRolledBack, "ArtifactFailure_Enter": outcomeInconsistent,
 		"Cleanup": ""} {
-		u, _, err := storeOf(1, map[string]string{"standalone-state": `{"Version":2,"ArtifactName":"b","PayloadTypes":["m"],` +
-			`"InState":"` + state + `","Failed":false,"RolledBack":false}`}).pending()
+		u, _, err := storeOf(1, map[string]string{"standalone-state": `{"Version":2,"ArtifactName":"b",` +
+			`"PayloadTypes":["m"],"InState":"` + state + `","Failed":false,"RolledBack":false}`}).pending()
 		if err != nil || u.Step != step(state) || u.Outcome != want || u.Managed || u.Known != want.bad() {
 			t.Errorf("%s: got %+v, %v", state, u, err)
 		}
@@ -263,10 +263,11 @@ func TestEveryStateOfMendersClients(t *testing.T) {
 func TestStatesNotUnderstood(t *testing.T) {
 	t.Parallel()
 	for what, values := range map[string]map[string]string{
-		"no JSON":     {"state": "{"},
-		"version 3":   {"state": `{"Version":3,"Name":"reboot","UpdateInfo":{"ID":"d","Artifact":{"PayloadTypes":["m"]}}}`},
-		"no id":       {"state": `{"Version":2,"Name":"reboot","UpdateInfo":{"Artifact":{"PayloadTypes":["m"]}}}`},
-		"two":         {"state": `{"Version":2,"Name":"reboot","UpdateInfo":{"ID":"d","Artifact":{"PayloadTypes":["m","n"]}}}`},
+		"no JSON":   {"state": "{"},
+		"version 3": {"state": `{"Version":3,"Name":"reboot","UpdateInfo":{"ID":"d","Artifact":{"PayloadTypes":["m"]}}}`},
+		"no id":     {"state": `{"Version":2,"Name":"reboot","UpdateInfo":{"Artifact":{"PayloadTypes":["m"]}}}`},
+		"two": {"state": `{"Version":2,"Name":"reboot","UpdateInfo":{"ID":"d","Artifact":` +
+			`{"PayloadTypes":["m","n"]}}}`},
 		"none":        {"state": `{"Version":2,"Name":"reboot","UpdateInfo":{"ID":"d","Artifact":{}}}`},
 		"InState":     {"standalone-state": `{"Version":2,"ArtifactName":"b","PayloadTypes":["m"],"InState":"x"}`},
 		"no artifact": {"standalone-state": `{"Version":1,"PayloadTypes":["m"]}`},

@@ -74,8 +74,8 @@ func TestIndexVerb(t *testing.T) {
 	}
 	_, out, _ = runIndex(t, made, oldImage, other)
 	want := fmt.Sprintf("rel: %s, %d chunks of 16 KiB on average, index of %d bytes\n"+
-		"from %q: %d bytes, %.1f %%, in 3 requests\nfrom %q: %d bytes, 100.0 %%, the whole\n", mega(r.Size), len(x.chunks), info.Size, oldImage, changed.Bytes,
-		changed.Percent, other, r.Size)
+		"from %q: %d bytes, %.1f %%, in 3 requests\nfrom %q: %d bytes, 100.0 %%, the whole\n", mega(r.Size), len(x.chunks),
+		info.Size, oldImage, changed.Bytes, changed.Percent, other, r.Size)
 	if out != want {
 		t.Errorf("got %q, want %q", out, want)
 	}

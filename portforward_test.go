@@ -837,8 +837,8 @@ func TestPortForwardOdd(t *testing.T) {
 	}
 }
 
-// TestPortForwardLeaves ends many sessions in the middle of everything: no goroutine and no socket stays. It runs alone,
-// as it looks at all goroutines.
+// TestPortForwardLeaves ends many sessions in the middle of everything: no goroutine and no socket stays. It runs
+// alone, as it looks at all goroutines.
 func TestPortForwardLeaves(t *testing.T) {
 	addr := tcpServer(t, "127.0.0.1:0", tcpEcho)
 	for i := range 50 {

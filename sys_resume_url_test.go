@@ -114,7 +114,8 @@ func TestInterruptedInstalls(t *testing.T) {
 	t.Parallel()
 	image := resumeImage()
 	for _, a := range realArtifacts(t, image) {
-		if !exhaustive() && (strings.HasSuffix(a.name, "none") || !a.restart || strings.HasPrefix(a.name, "mender-artifact")) {
+		if !exhaustive() && (strings.HasSuffix(a.name, "none") || !a.restart ||
+			strings.HasPrefix(a.name, "mender-artifact")) {
 			continue // the simplest, those that start over, and what is as what pack makes
 		}
 		t.Run(a.name+"/file", func(t *testing.T) { a.interruptFile(t, image) }) // takes five times the image in memory

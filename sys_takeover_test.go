@@ -81,7 +81,8 @@ const menderRoot = `d=$1 r=$1/mounted n=$1/nodes
 	mount --bind "$d/var" "$r/var/lib/mender"
 	cp "$d/fw_env.config" "$r/etc/"
 	cp "$d/etc/artifact_info" "$r/etc/mender/"
-	sed "s,$d/mmc,$n/mmc,; "'1s/{/{"UpdatePollIntervalSeconds":1,"InventoryPollIntervalSeconds":1,"RetryPollIntervalSeconds":1,/' \
+	sed -e "s,$d/mmc,$n/mmc," -e '1s/{/{"UpdatePollIntervalSeconds":1,"InventoryPollIntervalSeconds":1,/' \
+		-e '1s/{/{"RetryPollIntervalSeconds":1,/' \
 		"$d/etc/mender.conf" > "$r/etc/mender/mender.conf"
 	exec chroot "$r" mender --no-syslog "$@"`
 

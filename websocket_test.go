@@ -284,7 +284,8 @@ func TestWebSocketHandshake(t *testing.T) {
 		"another key":      {0, "", http.Header{"Sec-Websocket-Accept": {"x"}}, 75, `Sec-Websocket-Accept with "x"`},
 		"no upgrade":       {0, "", http.Header{"Connection": {"close"}}, 75, `header Connection with ""`},
 		"another protocol": {0, "", http.Header{"Upgrade": {"h2c"}}, 75, `header Upgrade with "h2c"`},
-		"compression":      {0, "", http.Header{"Sec-Websocket-Extensions": {"permessage-deflate"}}, 75, "permessage-deflate"},
+		"compression": {0, "", http.Header{"Sec-Websocket-Extensions": {"permessage-deflate"}}, 75,
+			"permessage-deflate"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -34,7 +34,7 @@ cp "$here/../mendlet" "$dir/mendlet-binary"
 # About 350 MiB of this machine's own files; the rest of the image is zeros.
 if [ ! -e "$dir/image.ext4" ]; then
 	echo "making the image"
-	files=$(mktemp -d "$dir/files.XXXXXX")
+	files=$(mktemp -d -p "$dir")
 	(cd / && find usr/bin usr/lib usr/share -xdev -type f -size -20000k | LC_ALL=C sort | tr '\n' '\0' |
 		xargs -0 stat -c '%s %n' | awk '{n += $1; if (n > 350 * 1048576) exit; sub(/^[0-9]+ /, ""); print}' |
 		tar -cf - --no-recursion -T -) | tar -xf - -C "$files"
