@@ -63,27 +63,34 @@ func findAccount(etc, name string) (*account, error) {
 
 // accountEntry is the line of passwd(5) or group(5) of which the column has the value.
 func accountEntry(file string, column int, value string) ([]string, error) {
+	lines, err := accountLines(file)
+	for _, e := range lines {
+		if len(e) > column && e[column] == value {
+			return e, nil
+		}
+	}
+	return nil, cmp.Or(err, fmt.Errorf("not in %q", file))
+}
+
+// accountLines are the fields of all lines.
+func accountLines(file string) (lines [][]string, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
 	for _, line := range strings.Split(string(text), "\n") {
-		e := strings.Split(line, ":")
-		if len(e) > column && e[column] == value {
-			return e, nil
-		}
+		lines = append(lines, strings.Split(line, ":"))
 	}
-	return nil, fmt.Errorf("not in %q", file)
+	return lines, nil
 }
 
 // accountGroups are the groups of which name is a member.
 func accountGroups(file, name string) (ids []uint32, err error) {
-	text, err := os.ReadFile(file)
+	lines, err := accountLines(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for _, line := range strings.Split(string(text), "\n") {
-		e := strings.Split(line, ":")
+	for _, e := range lines {
 		if len(e) != 4 || !slices.Contains(strings.Split(e[3], ","), name) {
 			continue
 		}

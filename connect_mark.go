@@ -50,7 +50,7 @@ func (m *connectMark) stands(yes bool) {
 		kind = syscall.F_WRLCK
 	}
 	if m.f != nil {
-		daemonLock(m.f, syscall.F_SETLK, kind)
+		lockMark(m.f, syscall.F_SETLK, kind)
 	}
 }
 
@@ -75,7 +75,7 @@ func connectionState(ds string) string {
 		return "not known: " + oneLine(err.Error())
 	}
 	defer f.Close()
-	lock, err := daemonLock(f, syscall.F_GETLK, syscall.F_WRLCK)
+	lock, err := lockMark(f, syscall.F_GETLK, syscall.F_WRLCK)
 	switch {
 	case err != nil:
 		return "not known: " + oneLine(err.Error())

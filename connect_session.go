@@ -38,7 +38,7 @@ var (
 type peerSession struct {
 	id, user string
 	ctx      context.Context            // ends with the session, for the reason that is its cause
-	send     func(m *peerMessage) error // sid is filled in; blocks while the link is busy; an error: session or link are over
+	send     func(m *peerMessage) error // fills in sid; blocks while the link is busy; an error: session or link are over
 	end      func(why error)            // ends the session, from any goroutine; does not wait
 	lg       *logger
 
@@ -78,6 +78,11 @@ type peerHandler interface {
 type peerError struct {
 	code int // as of HTTP; 0: none
 	err  error
+}
+
+//go:noinline
+func peerErrorf(code int, format string, args ...any) *peerError {
+	return &peerError{code, fmt.Errorf(format, args...)}
 }
 
 func (e *peerError) Error() string { return e.err.Error() }
@@ -269,7 +274,7 @@ func (s *peerSession) put(m *peerMessage, size int) {
 		s.typed = s.heard
 	}
 	if s.held > maxInbox {
-		s.end(&peerError{413, fmt.Errorf("more than %d bytes of messages wait", maxInbox)})
+		s.end(peerErrorf(413, "more than %d bytes of messages wait", maxInbox))
 		return
 	}
 	size += messageOverhead
@@ -298,6 +303,15 @@ func (s *peerSession) get() *peerMessage {
 	s.inbox[0] = waiting{} // the memory goes with the message
 	s.inbox, s.held = s.inbox[1:], s.held-next.size
 	return next.m
+}
+
+// waiting says how many messages there are to be taken.
+//
+//go:noinline
+func (s *peerSession) waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.inbox)
 }
 
 // run is the session, until it ends.
@@ -417,7 +431,7 @@ func (s *peerSession) control(m *peerMessage) {
 			s.end(errors.New("no common version of the protocol"))
 			return
 		}
-		protocols := []uint16{}
+		protocols := []any{}
 		for p := uint16(protoShell); p <= protoClient; p++ {
 			if _, ok := s.hub.offers[p]; ok || p == protoClient && s.hub.client != nil {
 				protocols = append(protocols, p)

@@ -118,7 +118,7 @@ func TestSessionControl(t *testing.T) {
 	t.Parallel()
 	h := newTestHub(t, nil)
 	h.give(protoControl, "open", "a", packMap("versions", []any{2, 1}))
-	h.want(protoControl, "accept", "a", packMap("version", 1, "protocols", []uint16{1, 2}))
+	h.want(protoControl, "accept", "a", packMap("version", 1, "protocols", []any{uint16(1), uint16(2)}))
 	h.give(protoControl, "ping", "a", nil)
 	h.want(protoControl, "pong", "a", nil)
 	h.give(protoControl, "ping", "nobody", nil)

@@ -96,7 +96,7 @@ func TestConnectTerminal(t *testing.T) {
 	_, ended := b.run(t.Context(), &connectFlags{terminal: true, once: true})
 	p := <-b.peers
 	p.say(protoControl, "open", "x", packMap("versions", []any{1}))
-	if m := p.hear(t, "accept"); !bytes.Equal(m.body, packMap("version", 1, "protocols", []uint16{protoShell})) {
+	if m := p.hear(t, "accept"); !bytes.Equal(m.body, packMap("version", 1, "protocols", []any{uint16(protoShell)})) {
 		t.Errorf("got %x", m.body)
 	}
 	p.say(protoShell, "new", "x", nil)
@@ -116,7 +116,8 @@ func TestConnectTerminal(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	log := string(readFileOrNil(audit))
-	for _, want := range []string{`Z session "x" of user "user-1" begins: terminal` + "\n", "bytes out; stopped by the user\n"} {
+	for _, want := range []string{`Z session "x" of user "user-1" begins: terminal` + "\n",
+		"bytes out; stopped by the user\n"} {
 		if !strings.Contains(log, want) || strings.Contains(log, "stty") {
 			t.Errorf("got the log %q, want %q", log, want)
 		}
@@ -148,7 +149,7 @@ func TestConnectAgain(t *testing.T) {
 	p = <-b.peers
 	p.say(protoControl, "open", "y", packMap("versions", []any{1}))
 	m := p.hear(t, "accept")
-	if !bytes.Equal(m.body, packMap("version", 1, "protocols", []uint16{protoShell, protoClient})) {
+	if !bytes.Equal(m.body, packMap("version", 1, "protocols", []any{uint16(protoShell), uint16(protoClient)})) {
 		t.Errorf("got %x", m.body)
 	}
 	if n := b.server.count("POST auth"); n != 2 {
@@ -167,7 +168,8 @@ func TestConnectAgain(t *testing.T) {
 func TestConnectFailures(t *testing.T) {
 	b := newVerbPeers(t, "")
 	b.want(3, "nothing is offered", "connect")
-	b.want(3, "not an absolute path", "connect", "--terminal", "--config", b.config(`{"ShellCommand": "sh", "User": "root"}`))
+	b.want(3, "not an absolute path", "connect", "--terminal", "--config",
+		b.config(`{"ShellCommand": "sh", "User": "root"}`))
 	b.want(3, "no User is set", "connect", "--config", b.config("{}"))
 	b.want(3, "all is disabled", "connect", "--config", b.config(`{"Terminal": {"Disable": true}, "fileTransfer":
 		{"disable": true}, "PORTFORWARD": {"DISABLE": true}, "MenderClient": {"Disable": true}}`))
@@ -235,7 +237,9 @@ func TestConnectCommands(t *testing.T) {
 	if m := p.hear(t, "check-update"); m.props["status"] != int64(1) {
 		t.Errorf("got %v", m.props)
 	}
-	b.server.await(ctx, "the poll", func() bool { return b.server.requests["POST next2"]+b.server.requests["POST next"] > 0 })
+	b.server.await(ctx, "the poll", func() bool {
+		return b.server.requests["POST next2"]+b.server.requests["POST next"] > 0
+	})
 	p.say(protoClient, "reboot", "s", nil)
 	if m := p.hear(t, "reboot"); m.props["status"] != int64(2) || string(m.body) != `unknown message type "reboot"` {
 		t.Errorf("got %v, %q", m.props, m.body)

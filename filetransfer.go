@@ -77,7 +77,7 @@ func (t *fileTransfer) receive(m *peerMessage) {
 		body, _ := unpackMap(m.body)
 		t.abort(fmt.Errorf("given up by the user: %s", quote(fmt.Sprint(field(body, "err")))))
 	default:
-		t.tell(m, fileError(http.StatusBadRequest, "unknown message type %s", quote(m.typ)))
+		t.tell(m, peerErrorf(http.StatusBadRequest, "unknown message type %s", quote(m.typ)))
 	}
 	if err != nil && !t.failed {
 		t.abort(err)
@@ -93,13 +93,13 @@ func (t *fileTransfer) begin(m *peerMessage) error {
 		err = fmt.Errorf("no path")
 	}
 	if err != nil {
-		return fileError(http.StatusBadRequest, "%s: %w", quote(m.typ), err)
+		return peerErrorf(http.StatusBadRequest, "%s: %w", quote(m.typ), err)
 	}
 	if m.typ == "stat" {
 		return t.stat(path)
 	}
 	if t.putting != nil || t.getting != nil && t.getting.ctx.Err() == nil {
-		return fileError(http.StatusConflict, "another file transfer is in progress")
+		return peerErrorf(http.StatusConflict, "another file transfer is in progress")
 	}
 	d := &fileDone{verb: strings.TrimSuffix(m.typ, "_file"), path: path}
 	t.done = append(t.done, d)
@@ -217,7 +217,8 @@ func (t *fileTransfer) stream(g *fileGet) error {
 		}
 		// Those of /sys tell a size that they do not have, and keep to it.
 		if st, err := g.f.Stat(); err != nil || off < g.size && st.Size() < g.size {
-			return cmp.Or(err, fileError(http.StatusConflict, "the file has become shorter: %d bytes, not %d", off, g.size))
+			return cmp.Or(err,
+				error(peerErrorf(http.StatusConflict, "the file has become shorter: %d bytes, not %d", off, g.size)))
 		}
 		return t.send("file_chunk", off, nil)
 	}
@@ -253,7 +254,7 @@ func (t *fileTransfer) ack(m *peerMessage) error {
 	}
 	v, ok := m.props["offset"].(int64)
 	if !ok || v < g.acked.Load() || v > g.sent.Load() {
-		return fileError(http.StatusBadRequest, "ack: got the offset %s, want one from %d to %d",
+		return peerErrorf(http.StatusBadRequest, "ack: got the offset %s, want one from %d to %d",
 			quote(fmt.Sprint(m.props["offset"])), g.acked.Load(), g.sent.Load())
 	}
 	g.acked.Store(v)
@@ -274,15 +275,15 @@ func (t *fileTransfer) put(body map[string]any, d *fileDone) error {
 func (t *fileTransfer) chunk(m *peerMessage) error {
 	p, n := t.putting, len(m.body)
 	if p == nil {
-		return fileError(http.StatusConflict, "no file transfer in progress")
+		return peerErrorf(http.StatusConflict, "no file transfer in progress")
 	}
 	end := p.off + int64(n)
 	if m.props["offset"] != any(p.off) {
-		return fileError(http.StatusBadRequest, "file_chunk: got the offset %s, want %d",
+		return peerErrorf(http.StatusBadRequest, "file_chunk: got the offset %s, want %d",
 			quote(fmt.Sprint(m.props["offset"])), p.off)
 	}
 	if p.size >= 0 && (end > p.size || n == 0 && end < p.size) {
-		return fileError(http.StatusBadRequest, "got %d bytes, %d were announced", end, p.size)
+		return peerErrorf(http.StatusBadRequest, "got %d bytes, %d were announced", end, p.size)
 	}
 	err := t.o.fits(end)
 	if err == nil && n == 0 {
@@ -301,10 +302,7 @@ func (t *fileTransfer) chunk(m *peerMessage) error {
 	if err != nil {
 		return err
 	}
-	t.s.mu.Lock()
-	waiting := len(t.s.inbox)
-	t.s.mu.Unlock()
-	if p.unacked++; p.unacked < fileAck && waiting > 0 {
+	if p.unacked++; p.unacked < fileAck && t.s.waiting() > 0 {
 		return nil
 	}
 	p.unacked = 0

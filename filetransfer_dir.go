@@ -107,7 +107,7 @@ func (o *fileOptions) owned(st os.FileInfo, path string, users, groups []string)
 			id, err := o.number(kind, name)
 			return err == nil && id == [2]uint32{sys.Uid, sys.Gid}[kind]
 		}) {
-			return fileError(http.StatusForbidden, "%q is of user %d, group %d: only files of %q are offered", path, sys.Uid,
+			return peerErrorf(http.StatusForbidden, "%q is of user %d, group %d: only files of %q are offered", path, sys.Uid,
 				sys.Gid, names)
 		}
 	}
@@ -131,7 +131,7 @@ func (r *byteRate) take(n int, limit uint64) error {
 	now := time.Now()
 	r.used = max(0, r.used-now.Sub(r.at).Minutes()*float64(limit))
 	if r.at = now; r.used >= float64(limit) {
-		return fileError(http.StatusTooManyRequests, "more than %d bytes in a minute", limit)
+		return peerErrorf(http.StatusTooManyRequests, "more than %d bytes in a minute", limit)
 	}
 	r.used += float64(n)
 	return nil
@@ -140,14 +140,9 @@ func (r *byteRate) take(n int, limit uint64) error {
 // fits is an error (413) if a file of so many bytes is too large.
 func (o *fileOptions) fits(n int64) error {
 	if o.MaxFileSize > 0 && n > 0 && uint64(n) > o.MaxFileSize {
-		return fileError(http.StatusRequestEntityTooLarge, "%d bytes, of %d that a file may have", n, o.MaxFileSize)
+		return peerErrorf(http.StatusRequestEntityTooLarge, "%d bytes, of %d that a file may have", n, o.MaxFileSize)
 	}
 	return nil
-}
-
-// fileError has a code as of HTTP, which users of the server see.
-func fileError(code int, format string, args ...any) error {
-	return &peerError{code, fmt.Errorf(format, args...)}
 }
 
 var fileCodes = map[syscall.Errno]int{
@@ -181,11 +176,11 @@ func (o *fileOptions) below(path string) (string, error) {
 	rel, below := strings.CutPrefix(filepath.Clean(path)+"/", strings.TrimSuffix(o.root, "/")+"/")
 	switch {
 	case !filepath.IsAbs(path) || strings.Contains(path, "\x00"):
-		return "", fileError(http.StatusBadRequest, "path %q: want an absolute one", path)
+		return "", peerErrorf(http.StatusBadRequest, "path %q: want an absolute one", path)
 	case slices.Contains(strings.Split(path, "/"), ".."):
-		return "", fileError(http.StatusForbidden, "path %q: \"..\" is not allowed", path)
+		return "", peerErrorf(http.StatusForbidden, "path %q: \"..\" is not allowed", path)
 	case !below:
-		return "", fileError(http.StatusForbidden, "path %q: only files below %q are offered", path, o.root)
+		return "", peerErrorf(http.StatusForbidden, "path %q: only files below %q are offered", path, o.root)
 	}
 	return cmp.Or(strings.TrimSuffix(rel, "/"), "."), nil
 }
@@ -290,7 +285,7 @@ func (o *fileOptions) look(path string) (rel string, st os.FileInfo, err error) 
 func (o *fileOptions) get(path string) (*os.File, int64, error) {
 	rel, st, err := o.look(path)
 	if err == nil && !st.Mode().IsRegular() {
-		err = fileError(http.StatusForbidden, "%q is no regular file (%s)", path, st.Mode())
+		err = peerErrorf(http.StatusForbidden, "%q is no regular file (%s)", path, st.Mode())
 	}
 	if err != nil {
 		return nil, 0, err
@@ -301,7 +296,7 @@ func (o *fileOptions) get(path string) (*os.File, int64, error) {
 	}
 	now, err := f.Stat()
 	if err == nil && !os.SameFile(st, now) {
-		err = fileError(http.StatusConflict, "%q: another file has taken its place", path)
+		err = peerErrorf(http.StatusConflict, "%q: another file has taken its place", path)
 	}
 	if err == nil {
 		err = o.fits(now.Size())
@@ -335,7 +330,7 @@ func (p *filePut) begin(path string, body map[string]any) error {
 		if n, ok := v.(int64); v == nil {
 			*to = -1
 		} else if *to = n; !ok || n < 0 || n > top {
-			return fileError(http.StatusBadRequest, "%s: want a number from 0 to %d", name, top)
+			return peerErrorf(http.StatusBadRequest, "%s: want a number from 0 to %d", name, top)
 		}
 	}
 	rel, err := p.o.below(path)
@@ -413,11 +408,11 @@ func (p *filePut) replaced() (*syscall.Stat_t, error) {
 	path := p.d.in(p.name)
 	switch {
 	case st.IsDir():
-		return nil, fileError(http.StatusConflict, "%q is a directory", path)
+		return nil, peerErrorf(http.StatusConflict, "%q is a directory", path)
 	case !st.Mode().IsRegular():
-		return nil, fileError(http.StatusForbidden, "%q is no regular file (%s)", path, st.Mode())
+		return nil, peerErrorf(http.StatusForbidden, "%q is no regular file (%s)", path, st.Mode())
 	case !p.o.AllowOverwrite:
-		return nil, fileError(http.StatusConflict, "%q is there, and may not be overwritten", path)
+		return nil, peerErrorf(http.StatusConflict, "%q is there, and may not be overwritten", path)
 	}
 	return st.Sys().(*syscall.Stat_t), p.o.owned(st, path, strings.Fields(p.o.OwnerPut), strings.Fields(p.o.GroupPut))
 }
@@ -430,8 +425,8 @@ func (p *filePut) space(n int64) error {
 	}
 	floor := min(fileFloor, st.Blocks*uint64(st.Bsize)/32)
 	if free := st.Bfree * uint64(st.Bsize); free < floor || free-floor < uint64(n) {
-		return fileError(http.StatusInsufficientStorage, "the file system of %q has %d bytes left, of which %d are kept free",
-			p.d.path, free, floor)
+		return peerErrorf(http.StatusInsufficientStorage,
+			"the file system of %q has %d bytes left, of which %d are kept free", p.d.path, free, floor)
 	}
 	return nil
 }
@@ -528,7 +523,7 @@ func (p *filePut) own(old *syscall.Stat_t) error {
 		if name := [2]string{p.o.OwnerPut, p.o.GroupPut}[i]; name != "" {
 			id, err := p.o.number(i, name)
 			if err != nil {
-				return fileError(http.StatusForbidden, "%q: %w", name, err)
+				return peerErrorf(http.StatusForbidden, "%q: %w", name, err)
 			}
 			ids[i] = int64(id)
 		}

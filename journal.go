@@ -306,7 +306,7 @@ func (j *journalFile) markDaemon() error {
 	if !ok {
 		return nil
 	}
-	_, err := daemonLock(d.f, syscall.F_SETLK, syscall.F_WRLCK)
+	_, err := lockMark(d.f, syscall.F_SETLK, syscall.F_WRLCK)
 	return err
 }
 
@@ -317,7 +317,7 @@ func daemonOf(ds string) (pid int, err error) {
 		return 0, err
 	}
 	defer f.Close()
-	lock, err := daemonLock(f, syscall.F_GETLK, syscall.F_WRLCK)
+	lock, err := lockMark(f, syscall.F_GETLK, syscall.F_WRLCK)
 	switch {
 	case err != nil:
 		return 0, err
@@ -331,7 +331,9 @@ func daemonOf(ds string) (pid int, err error) {
 	return int(lock.Pid), nil
 }
 
-func daemonLock(f *os.File, how int, kind int16) (*syscall.Flock_t, error) {
+// lockMark does what fcntl(2) does with the lock of one byte by which others see what a process does meanwhile: how
+// is F_SETLK or F_GETLK. It ends with the process.
+func lockMark(f *os.File, how int, kind int16) (*syscall.Flock_t, error) {
 	lock := &syscall.Flock_t{Type: kind, Whence: io.SeekStart, Start: daemonMark, Len: 1}
 	err := uninterrupted("lock", f.Name(), func() error { return syscall.FcntlFlock(f.Fd(), how, lock) })
 	return lock, err

@@ -100,9 +100,9 @@ func appendNumber(b []byte, head byte, n int, v uint64) []byte {
 	return b
 }
 
-// appendPacked appends a value: nil, bool, string, []byte, time.Time, []uint16, []any, map[string]any, float32 and
-// float64; int and uint in the least bytes, numbers of a fixed size in theirs, as peers look at the width of some.
-// Anything else becomes nil.
+// appendPacked appends a value: nil, bool, string, []byte, time.Time, []any, map[string]any, float32 and float64;
+// int and uint in the least bytes, numbers of a fixed size in theirs, as peers look at the width of some. Anything else
+// becomes nil.
 func appendPacked(b []byte, v any) []byte {
 	head, width, bits := byte(0xc0), 0, uint64(0)
 	switch v := v.(type) {
@@ -140,12 +140,6 @@ func appendPacked(b []byte, v any) []byte {
 		head, width, bits = 0xcb, 8, math.Float64bits(v)
 	case time.Time:
 		return appendTime(b, v)
-	case []uint16:
-		b = appendHead(b, len(v), 0x90, 16, 0xdb)
-		for _, e := range v {
-			b = appendPacked(b, e)
-		}
-		return b
 	case []any:
 		b = appendHead(b, len(v), 0x90, 16, 0xdb)
 		for _, e := range v {

@@ -273,7 +273,7 @@ func asSent(key string, v any) any {
 	case key == "version" || key == "code":
 		return int(n)
 	case key == "protocols":
-		protocols := []uint16{}
+		protocols := []any{}
 		for _, p := range list {
 			protocols = append(protocols, uint16(p.(int64)))
 		}

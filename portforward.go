@@ -110,9 +110,6 @@ type forwardConn struct {
 	idle   *time.Timer
 }
 
-//go:noinline
-func forwardError(code int, text string) *peerError { return &peerError{code, errors.New(text)} }
-
 func newPortForward(s *peerSession, o *forwardOptions) peerHandler {
 	return &portForward{s: s, o: o, conns: map[string]*forwardConn{}}
 }
@@ -134,15 +131,15 @@ func (p *portForward) handle(id string, m *peerMessage) *peerError {
 	c := p.conns[id]
 	switch {
 	case id == "" || len(id) > maxForwardName:
-		return forwardError(400, "want a connection_id")
+		return peerErrorf(400, "want a connection_id")
 	case m.typ == "new":
 		return p.open(id, m.body)
 	case m.typ == "error" && c == nil: // is never answered by one
 	case c == nil || m.typ == "forward" && c.last:
-		return forwardError(404, "unknown connection")
+		return peerErrorf(404, "unknown connection")
 	case m.typ == "forward":
 		if len(c.in) == cap(c.in) || p.held+len(m.body) > maxForwardHeld {
-			p.stop(c, forwardError(413, "more was sent than was acknowledged"))
+			p.stop(c, peerErrorf(413, "more was sent than was acknowledged"))
 			return nil
 		}
 		p.held += len(m.body)
@@ -153,7 +150,7 @@ func (p *portForward) handle(id string, m *peerMessage) *peerError {
 	case m.typ == "stop" || m.typ == "error":
 		p.noMore(c)
 	case m.typ != "ack":
-		return forwardError(400, "unknown type of message: "+quote(m.typ))
+		return peerErrorf(400, "unknown type of message: %s", quote(m.typ))
 	}
 	return nil
 }
@@ -167,7 +164,7 @@ func (p *portForward) open(id string, body []byte) *peerError {
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 	if err != nil || host == "" || len(host) > maxForwardName || n < 1 || n > 65535 ||
 		network != "tcp" && network != "udp" {
-		return forwardError(400, "want remote_host, remote_port, and tcp or udp as protocol")
+		return peerErrorf(400, "want remote_host, remote_port, and tcp or udp as protocol")
 	}
 	port := strconv.FormatInt(n, 10)
 	c := &forwardConn{id: id, network: network, addrs: p.o.addrs(host, port), acked: make(chan struct{}, 1),
@@ -175,9 +172,9 @@ func (p *portForward) open(id string, body []byte) *peerError {
 	where := network + " " + quote(net.JoinHostPort(host, port))
 	switch {
 	case p.conns[id] != nil:
-		return forwardError(409, "there is a connection of this name")
+		return peerErrorf(409, "there is a connection of this name")
 	case len(p.conns) == maxForwards:
-		return forwardError(429, "the session has as many connections as it may have")
+		return peerErrorf(429, "the session has as many connections as it may have")
 	case c.addrs == nil:
 		where = "refused " + where
 	}
@@ -185,7 +182,7 @@ func (p *portForward) open(id string, body []byte) *peerError {
 		p.told = append(p.told, where)
 	}
 	if c.addrs == nil {
-		return forwardError(403, where+": this device does not allow it")
+		return peerErrorf(403, "%s: this device does not allow it", where)
 	}
 	c.ctx, c.end = context.WithCancelCause(p.s.ctx)
 	c.idle = time.AfterFunc(time.Hour, func() {

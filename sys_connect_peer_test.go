@@ -7,13 +7,12 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -224,21 +223,7 @@ func (c *conversation) files(t *testing.T, r *relay) {
 
 func (c *conversation) ports(t *testing.T, r *relay) {
 	c.lines = append(c.lines, "", "ports:")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	go func() { // sends back what it gets
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				io.Copy(conn, conn)
-				conn.Close()
-			}()
-		}
-	}()
+	tcp, _ := echoServers(t)
 	c.relayUser = r.user("user-2")
 	c.say(protoControl, "open", nil, packMap("versions", []any{1}))
 	c.reply("accept")
@@ -248,8 +233,9 @@ func (c *conversation) ports(t *testing.T, r *relay) {
 	hear := func() *peerMessage {
 		return c.hear("about ports", func(m *peerMessage) bool { return m.proto == protoForward && m.typ != "ack" })
 	}
-	port := uint16(l.Addr().(*net.TCPAddr).Port)
-	ask("new", "c1", packMap("remote_host", "127.0.0.1", "remote_port", port, "protocol", "tcp"))
+	port, err := strconv.ParseUint(tcp[strings.LastIndexByte(tcp, ':')+1:], 10, 16)
+	must(t, err)
+	ask("new", "c1", packMap("remote_host", "127.0.0.1", "remote_port", uint16(port), "protocol", "tcp"))
 	c.note(hear())
 	got, sent := 0, 0
 	send := func() {
@@ -274,8 +260,7 @@ func (c *conversation) ports(t *testing.T, r *relay) {
 	c.note(hear())
 	ask("forward", "c9", []byte("x"))
 	c.note(hear(), "msgtype")
-	l.Close()
-	ask("new", "c2", packMap("remote_host", "127.0.0.1", "remote_port", port, "protocol", "tcp"))
+	ask("new", "c2", packMap("remote_host", "127.0.0.1", "remote_port", uint16(1), "protocol", "tcp")) // nobody listens
 	c.note(hear(), "msgtype")
 }
 
