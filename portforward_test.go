@@ -117,6 +117,30 @@ func (u *portUser) send(typ, id string, body []byte) {
 		props: map[string]any{"connection_id": id, "user_id": "u"}})
 }
 
+// conn is the handler's side of a connection.
+func (u *portUser) conn(id string) *forwardConn {
+	u.p.mu.Lock()
+	defer u.p.mu.Unlock()
+	return u.p.conns[id]
+}
+
+// untilClosed waits until the kernel has heard that the other side takes no more: a reset that was sent need not have
+// come. That is TCP_CLOSE (7) in the first byte of struct tcp_info.
+func untilClosed(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	for state := 0; err == nil && state&0xff != 7; runtime.Gosched() {
+		if cerr := raw.Control(func(fd uintptr) {
+			state, err = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
+		}); err == nil {
+			err = cerr
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // dial asks for a connection to a HOST:PORT.
 func (u *portUser) dial(id, network, addr string) {
 	u.t.Helper()
@@ -433,9 +457,7 @@ func TestPortForwardSlow(t *testing.T) {
 		t.Run(fmt.Sprintf("flood of %d", size), func(t *testing.T) {
 			u := newPortUser(t, &forwardOptions{dial: dial})
 			start(u, "flood")
-			u.p.mu.Lock()
-			c := u.p.conns["flood"]
-			u.p.mu.Unlock()
+			c := u.conn("flood")
 			for i := 0; c.ctx.Err() == nil; i++ {
 				u.send("forward", "flood", make([]byte, size))
 				u.p.mu.Lock()
@@ -666,9 +688,7 @@ func TestPortForwardEnds(t *testing.T) {
 		}
 		u := newPortUser(t, o)
 		u.dial("1", "tcp", "127.0.0.1:1")
-		u.p.mu.Lock()
-		c := u.p.conns["1"]
-		u.p.mu.Unlock()
+		c := u.conn("1")
 		u.send("forward", "1", []byte("abc"))
 		close(let)
 		for last := false; !last; runtime.Gosched() {
@@ -742,12 +762,10 @@ func TestPortForwardEnds(t *testing.T) {
 		u.none("1")
 	})
 	t.Run("a socket that takes no more, but has said why", func(t *testing.T) {
-		over := make(chan bool)
 		addr := tcpServer(t, "127.0.0.1:0", func(c *net.TCPConn) {
 			c.Read(make([]byte, 1))
 			c.Write(bytes.Repeat([]byte("too large "), 1000))
 			c.Close() // with data unread: a reset
-			over <- true
 		})
 		let := make(chan struct{})
 		u := newPortUser(t, held(let))
@@ -757,7 +775,7 @@ func TestPortForwardEnds(t *testing.T) {
 		u.next("1", "new")
 		u.next("1", "ack")
 		u.next("1", "forward")
-		<-over
+		untilClosed(t, u.conn("1").conn.(*countedConn).Conn.(*net.TCPConn))
 		u.send("forward", "1", []byte("def"))
 		u.send("ack", "1", nil)
 		u.read("1", 10000-4096)
