@@ -6,10 +6,22 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
+	"io"
 	"strings"
 	"testing"
+
+	"github.com/ulikunitz/xz/lzma"
 )
+
+// Tests pack in this build, too.
+func init() {
+	newGzip = func(w io.Writer) (gzipWriter, error) { return gzip.NewWriterLevel(w, gzip.BestCompression) }
+	newLZMA = func(w io.Writer, dict int) (io.WriteCloser, error) {
+		return lzma.Writer2Config{DictCap: dict}.NewWriter2(w)
+	}
+}
 
 // A verb that another build has is refused as such.
 func TestLeftOutVerbs(t *testing.T) {

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"cmp"
-	"compress/gzip"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -258,14 +257,14 @@ func tempFile(dir string) (*os.File, error) {
 
 // flushing makes a restart point in gzip data after every packFlush bytes.
 type flushing struct {
-	*gzip.Writer
+	z gzipWriter
 	n int
 }
 
 func (f *flushing) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
-		n, err := f.Writer.Write(p[done:min(len(p), done+packFlush-f.n)])
+		n, err := f.z.Write(p[done:min(len(p), done+packFlush-f.n)])
 		done += n
 		f.n += n
 		if err != nil {
@@ -273,13 +272,15 @@ func (f *flushing) Write(p []byte) (int, error) {
 		}
 		if f.n == packFlush {
 			f.n = 0
-			if err := f.Flush(); err != nil {
+			if err := f.z.Flush(); err != nil {
 				return done, err
 			}
 		}
 	}
 	return done, nil
 }
+
+func (f *flushing) Close() error { return f.z.Close() }
 
 type nopCloser struct{ io.Writer }
 
@@ -289,8 +290,8 @@ func (nopCloser) Close() error { return nil }
 func (o *packOptions) compress(w io.Writer) (io.WriteCloser, error) {
 	switch o.compression {
 	case "gzip":
-		z, err := gzip.NewWriterLevel(w, gzip.BestCompression)
-		return &flushing{Writer: z}, err
+		z, err := newGzip(w)
+		return &flushing{z: z}, err
 	case "xz":
 		return newXZWriter(w, packBlock)
 	}

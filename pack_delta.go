@@ -3,9 +3,7 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -49,7 +47,7 @@ func packsTight(front []byte) bool {
 }
 
 // squeeze makes one gzip member of p.
-func squeeze(z *gzip.Writer, to *bytes.Buffer, p []byte) error {
+func squeeze(z gzipWriter, to *bytes.Buffer, p []byte) error {
 	z.Reset(to)
 	_, err := z.Write(p)
 	return errors.Join(err, z.Close())
@@ -57,7 +55,7 @@ func squeeze(z *gzip.Writer, to *bytes.Buffer, p []byte) error {
 
 // packJob is one chunk on its way. Each has a compressor of its own, of about 1 MiB.
 type packJob struct {
-	z      *gzip.Writer
+	z      gzipWriter
 	in     []byte
 	chunk  chunk
 	stored bytes.Buffer
@@ -78,7 +76,7 @@ func packChunks(w io.Writer, r io.Reader, x *deltaIndex) error {
 	jobs := 2 * runtime.GOMAXPROCS(0)
 	free, queue, ended := make(chan *packJob, jobs), make(chan *packJob, jobs), make(chan error)
 	for range jobs {
-		z, err := gzip.NewWriterLevel(nil, gzip.BestCompression)
+		z, err := newGzip(nil)
 		if err != nil {
 			return err
 		}
@@ -114,7 +112,7 @@ func packChunks(w io.Writer, r io.Reader, x *deltaIndex) error {
 // write writes the members of the chunks of r and of the end of the tar to w, and keeps what goes before them. head is
 // the tar's header.
 func (d *packedDelta) write(w io.Writer, r io.Reader, head []byte) error {
-	z, err := gzip.NewWriterLevel(nil, gzip.BestCompression)
+	z, err := newGzip(nil)
 	if err != nil {
 		return err
 	}
@@ -122,12 +120,16 @@ func (d *packedDelta) write(w io.Writer, r io.Reader, head []byte) error {
 	if err := squeeze(z, &first, head); err != nil {
 		return err
 	}
-	in := bufio.NewReader(r)
-	if front, _ := in.Peek(1024 + 4); d.bySight && packsTight(front) {
+	front := make([]byte, 1024+4)
+	n, err := io.ReadFull(r, front)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return err
+	}
+	if d.bySight && packsTight(front[:n]) {
 		d.average = minAverage
 	}
 	x := &deltaIndex{average: d.average, head: int64(first.Len())}
-	if err := packChunks(w, in, x); err != nil {
+	if err := packChunks(w, io.MultiReader(bytes.NewReader(front[:n]), r), x); err != nil {
 		return err
 	}
 	if err := squeeze(z, &last, make([]byte, -x.imageSize&511+1024)); err != nil {

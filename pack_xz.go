@@ -7,8 +7,6 @@ import (
 	"hash/crc32"
 	"hash/crc64"
 	"io"
-
-	"github.com/ulikunitz/xz/lzma"
 )
 
 // xzWriter puts LZMA2 data into an xz file: one stream of blocks, without sizes in their headers, and with CRC64. The
@@ -30,8 +28,6 @@ const (
 	xzDict   = 20         // the same, as 2 << (20/2 + 11) bytes (5.3.1)
 	xzFlags  = "\x00\x04" // CRC64 (2.1.1.2)
 )
-
-var crcTable = crc64.MakeTable(crc64.ECMA)
 
 func newXZWriter(w io.Writer, block int64) (*xzWriter, error) {
 	_, err := w.Write(withCRC("\xfd7zXZ\x00", []byte(xzFlags)))
@@ -55,7 +51,7 @@ func (z *xzWriter) Write(p []byte) (int, error) {
 		n, err := z.lzma.Write(part)
 		done += n
 		z.size += int64(n)
-		z.crc = crc64.Update(z.crc, crcTable, part[:n])
+		z.crc = crc64.Update(z.crc, crc64.MakeTable(crc64.ECMA), part[:n])
 		if err == nil && z.size == z.block {
 			err = z.end()
 		}
@@ -73,7 +69,7 @@ func (z *xzWriter) begin() error {
 		return err
 	}
 	z.stored, z.size, z.crc = &countWriter{w: z.w}, 0, 0
-	z.lzma, err = lzma.Writer2Config{DictCap: packDict}.NewWriter2(z.stored)
+	z.lzma, err = newLZMA(z.stored, packDict)
 	return err
 }
 
