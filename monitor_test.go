@@ -530,7 +530,7 @@ func TestMonitorBuiltin(t *testing.T) {
 	must(t, os.MkdirAll(root+"/proc/77", 0o755))
 	writeFile(t, root+"/proc/77/stat", "77 (a) S 1")
 	writeFile(t, root+"/proc/meminfo", "MemTotal:  1000 kB\nMemFree: 5 kB\nMemAvailable:    75 kB\n")
-	writeFile(t, root+"/proc/loadavg", "9.00 0.01 5.00 1/2 3\n")
+	writeFile(t, root+"/proc/loadavg", "9.00 0.00 5.00 1/2 3\n")
 	st, err := b.run(func(m *monitor) { m.rec.Last = &verdict{Artifact: "release-2", Result: "rolled-back"} })
 	must(t, err)
 	for name, want := range map[string]string{"memory": "WARNING 93 % are used", "load": "OK 0 %",

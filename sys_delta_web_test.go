@@ -168,7 +168,7 @@ func TestRunOverBadDelta(t *testing.T) {
 				w.Write(text)
 			}
 		}},
-		{"drops", true, false, func(w http.ResponseWriter, q *http.Request, text []byte, from, to int) {
+		{"stall but for drops", true, false, func(w http.ResponseWriter, q *http.Request, text []byte, from, to int) {
 			w.Header().Set("Content-Length", fmt.Sprint(to-from))
 			for spanHead(w, text, from, to); q.Context().Err() == nil && from < to; from++ {
 				w.Write(text[from : from+1])
@@ -221,6 +221,9 @@ func TestRunOverBadDelta(t *testing.T) {
 			s.images, s.artifacts["new"] = delta.images, delta.servers[delta.artifacts["new"]].name
 			r := newRunning(t, s)
 			r.tune = func(a *app) { a.o.write, a.c.Delta = delta.write, "auto" }
+			if strings.HasPrefix(c.name, "stall") {
+				r.stall = shortStall
+			}
 			parts := 0
 			r.downloads(func(_ int, w http.ResponseWriter, q *http.Request, text []byte) bool {
 				var from, to int
