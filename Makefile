@@ -26,7 +26,7 @@ EXPERIMENT ?= $(shell GOEXPERIMENT=nogreenteagc $(GO) env GOEXPERIMENT 2> /dev/n
 # short, while Go can be told so: half a percent of the compressed size.
 HEAPMAKE ?= $(shell $(GO) tool compile -d=variablemakehash=qn -V > /dev/null 2>&1 && echo -d=variablemakehash=qn)
 BUILD = CGO_ENABLED=0 GOEXPERIMENT=$(EXPERIMENT) $(GO) build $(GOFLAGS) '-gcflags=all=-l $(HEAPMAKE)' \
-	$(HOT:%='-gcflags=%=$(HEAPMAKE)') -trimpath -buildvcs=false -tags '$(TAGS)$(EXTRATAGS)' -ldflags '$(LDFLAGS)'
+	$(HOT:%='-gcflags=%=$(HEAPMAKE)') -trimpath -buildvcs=false -tags '$(TAGS)$(EXTRATAGS),nobuildinfo' -ldflags '$(LDFLAGS)'
 TARGETS = linux/amd64/ linux/arm/6 linux/arm/7 linux/arm64/ linux/mipsle/softfloat linux/riscv64/
 
 # What finds mistakes by reading the code. It is not in go.mod, as the program does not need it.

@@ -14,7 +14,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -29,7 +28,7 @@ import (
 //go:embed VERSION
 var release string
 
-// version is set by the linker: -X main.version=…; else the build information has the commit.
+// version is set by the linker: -X main.version=…; else buildinfo.go adds the commit to release.
 var version string
 
 // buildTime is set by the linker to the Unix time of the commit or SOURCE_DATE_EPOCH: the
@@ -104,31 +103,13 @@ func (o *options) fallbackConfig() string {
 // versionString is a release, "0.1.0", or what comes before it, "0.1.0+d8f7ea9", with ".dirty"
 // behind it where files were changed since: build metadata as semver.org, 10, has it.
 func versionString() string {
-	switch info, _ := debug.ReadBuildInfo(); {
+	switch {
 	case version == "":
-		return buildVersion(strings.TrimSpace(release), info)
+		return strings.TrimSpace(release)
 	case !strings.Contains(version, "."): // a bare hash says nothing of old and new
 		return strings.TrimSpace(release) + "+" + version
 	}
 	return version
-}
-
-// buildVersion is the version of a program that a plain go build made; info may be nil.
-func buildVersion(release string, info *debug.BuildInfo) string {
-	if info == nil || strings.Contains(release, "+") {
-		return release
-	}
-	vcs := map[string]string{}
-	for _, s := range info.Settings {
-		vcs[s.Key] = s.Value
-	}
-	if hash := vcs["vcs.revision"]; hash != "" {
-		release += "+" + hash[:min(len(hash), 7)]
-		if vcs["vcs.modified"] == "true" {
-			release += ".dirty"
-		}
-	}
-	return release
 }
 
 // app is one run of the program: what the flags, the configuration and the machine say.
