@@ -435,10 +435,10 @@ func (c *channel) again(ctx context.Context, u *update) (*deployment, error) {
 	return nil, fmt.Errorf("release %q is not in the channel any more: %w", u.Artifact, errAborted)
 }
 
-// alive: the file of a channel on a web server can still be fetched, and be trusted. A stick may have
-// been pulled out.
+// alive: the file of a channel on a web server can still be fetched, and be trusted. Of an update from a stick, which
+// may have been pulled out, nothing is asked: where one is used, there may be no network.
 func (c *channel) alive(ctx context.Context) error {
-	if !isURL(c.at) {
+	if u := c.a.rec.Update; !isURL(c.at) || u != nil && !isURL(u.Source) {
 		return nil
 	}
 	text, _, err := c.get(ctx, "")

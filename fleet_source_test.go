@@ -13,6 +13,7 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -313,6 +314,62 @@ func TestChannelNotPublishedYet(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	b.has("gw-1")
+}
+
+// An update that needs no reboot may have cut the device off, too: before the commit the file has to come once more,
+// over a new connection. Until it does the update waits, and goes back when that is given up.
+func TestChannelBeforeCommit(t *testing.T) {
+	b := newChannelBoard(t)
+	h := b.host
+	one := b.release("gw-1", "good", nil)
+	h.publish(1, nil, one)
+	var from []string // where each request is from
+	var gone atomic.Bool
+	h.mu.Lock()
+	h.fault = func(_ http.ResponseWriter, r *http.Request) bool {
+		if from = append(from, r.RemoteAddr); gone.Load() && r.URL.Path == "/acme.fleet" {
+			panic(http.ErrAbortHandler) // the connection ends without an answer
+		}
+		gone.CompareAndSwap(false, r.URL.Path == "/gw-2.mender")
+		return false
+	}
+	h.mu.Unlock()
+	b.run(0, "success")
+	if n := len(from); n != 3 || from[0] != from[1] || from[1] == from[2] {
+		t.Errorf("got requests from %q, want file and artifact over one connection, and the file over another", from)
+	}
+	h.publish(2, nil, one, b.release("gw-2", "good", nil))
+	b.run(exitTempFail, "EOF")
+	b.run(exitTempFail, "EOF")
+	b.has("gw-1")
+	gone.Store(false)
+	h.heard()
+	b.run(0, "success")
+	if got := h.heard(); !slices.Equal(got, []string{"GET acme.fleet 200", "GET acme.fleet 304"}) {
+		t.Errorf("got %q, want the whole file, and whether it wants a report", got)
+	}
+	b.has("gw-2")
+
+	conf := map[string]any{"Channel": h.URL + "/acme.fleet", "RetryPollCount": 2,
+		"FleetVerifyKeys": []string{publicFile(t, h.key.Public())}}
+	b.configure(conf)
+	h.publish(3, nil, one, b.release("gw-3", "good", map[string]any{"url": []string{"gw-2.mender"}}))
+	h.put("gw-2.mender", h.files["gw-3.mender"])
+	b.run(exitTempFail, "EOF")
+	b.run(exitFailed, "given up after 2 tries")
+	b.has("gw-2")
+}
+
+// A stick does not wait for what has failed over the network.
+func TestChannelStickOffline(t *testing.T) {
+	b := newChannelBoard(t)
+	b.host.Close()
+	b.run(exitTempFail, "refused")
+	b.want(exitTempFail, "not before", "run")
+	text := b.artifact("gw-1", "good")
+	must(t, os.WriteFile(b.dir+"/gw-1.mender", text, 0o644))
+	must(t, os.WriteFile(b.dir+"/acme.fleet", b.host.signFile(1, nil, testEntry(t, "gw-1", text, nil)), 0o644))
+	b.want(0, "success", "run", "--channel", b.dir+"/acme.fleet")
 }
 
 // A release that is taken back before anything of it has come gives way, and was no failure.
@@ -647,6 +704,31 @@ func TestChannelUpdateWithReboot(t *testing.T) {
 	}
 	if len(h.objects) != 1 {
 		t.Errorf("got reports %q, want one", h.objects)
+	}
+}
+
+// An update from a stick is committed without a network, and without the stick.
+func TestChannelStickPulledOut(t *testing.T) {
+	t.Parallel()
+	s := newManagedSetup(t)
+	h, dir := s.fleet(t), t.TempDir()
+	for name, text := range h.files {
+		must(t, os.WriteFile(filepath.Join(dir, name), text, 0o600))
+	}
+	h.Close()
+	d := newSimDevice(t, s.dir, s.images)
+	must(t, d.boot())
+	run := func(path string) error {
+		return d.managedRun(t.Context(), "", func(a *app) {
+			h.followed(a)
+			a.o.net.channel = path
+		})
+	}
+	wantCode(t, run(filepath.Join(dir, "acme.fleet")), exitReboot)
+	must(t, errors.Join(os.RemoveAll(dir), d.boot(), run("")))
+	must(t, d.check("new"))
+	if rec, err := d.peek(); err != nil || rec.Last == nil || rec.Last.Result != "committed" {
+		t.Errorf("got %+v, %v, want it committed", rec.Last, err)
 	}
 }
 

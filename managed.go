@@ -419,7 +419,8 @@ func runOnce(ctx context.Context, a *app) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	if err := notBefore(a); err != nil && !a.o.net.atOnce {
+	stick := a.o.net.channel != "" && !isURL(a.o.net.channel) // has nothing to do with what failed over a network
+	if err := notBefore(a); err != nil && !a.o.net.atOnce && !stick {
 		return err
 	}
 	if d := a.o.net.splay; d > 0 && a.rec.Update == nil && !a.o.net.atOnce {
@@ -944,10 +945,12 @@ func (r *round) countTries(ctx context.Context, err error) error {
 }
 
 // checkServer reports "installing" once more to a source that it gets through to, though the update may have
-// changed identity or keys: a device that cannot get through any more must roll back.
+// changed identity, keys or the network: a device that cannot get through any more must roll back. A connection from
+// before an update without a reboot would prove nothing.
 func (r *round) checkServer(ctx context.Context) error {
 	err := r.from.ready()
 	if err == nil {
+		r.from.client().CloseIdleConnections()
 		r.a.o.net.kept.drop() // the handshake is to be a whole one
 		err = r.from.alive(ctx)
 	}
