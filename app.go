@@ -480,6 +480,16 @@ func textFlag(fs *flag.FlagSet, p *string, def, help string, names []string) {
 	}
 }
 
+// listFlag collects the values of an option that can be repeated.
+//
+//go:noinline
+func listFlag(l *[]string) func(string) error {
+	return func(s string) error {
+		*l = append(*l, s)
+		return nil
+	}
+}
+
 func jsonFlag(fs *flag.FlagSet, o *options) {
 	fs.BoolVar(&o.json, "json", false, "print JSON")
 }
@@ -487,6 +497,39 @@ func jsonFlag(fs *flag.FlagSet, o *options) {
 func progressFlag(fs *flag.FlagSet, o *options) {
 	fs.StringVar(&o.progress, "progress", "",
 		"`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
+}
+
+// outside is a string that may hold anything. %s gives it plain, %q quoted.
+type outside string
+
+func (s outside) Format(f fmt.State, verb rune) {
+	text := plain(string(s))
+	if verb == 'q' {
+		text = quote(string(s))
+	}
+	fmt.Fprintf(f, fmt.FormatString(f, 's'), text)
+}
+
+// printf prints to stdout. Strings among args are taken for ones from outside.
+func printf(w io.Writer, format string, args ...any) error {
+	for i, a := range args {
+		if s, ok := a.(string); ok {
+			args[i] = outside(s)
+		}
+	}
+	_, err := fmt.Fprintf(w, format, args...)
+	return err
+}
+
+// printJSON prints v, with all of it escaped that is not visible: encoding/json leaves some controls
+// and what changes the direction of text.
+func printJSON(w io.Writer, v any) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\n", visibleJSON(text))
+	return err
 }
 
 // unknownOption is what to say of an error from parsing the options of a verb, or before one.

@@ -111,6 +111,44 @@ func checkRSA(k *rsa.PublicKey) error {
 	return nil
 }
 
+// privateBlock is the first private key of a PEM text; openssl puts EC PARAMETERS before one.
+func privateBlock(text []byte) (*pem.Block, error) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			return block, nil
+		}
+	}
+	return nil, errors.New("no PEM private key in it")
+}
+
+// parsePrivateKey reads PKCS #1, SEC 1 or PKCS #8, as the PEM type says: RSA, ECDSA or Ed25519.
+func parsePrivateKey(kind string, der []byte) (crypto.Signer, error) {
+	var key any
+	var err error
+	switch kind {
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(der)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(der)
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(der)
+	default:
+		err = fmt.Errorf("got a PEM block %q, want PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY", kind)
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		return k, nil
+	case *ecdsa.PrivateKey:
+		return k, nil
+	case ed25519.PrivateKey:
+		return k, nil
+	}
+	return nil, fmt.Errorf("got a key of type %T, want RSA, ECDSA or Ed25519", key)
+}
+
 // verifySignature gives the path of the first key that verifies sig.
 func verifySignature(keys []verifyKey, manifest, sig []byte) (path string, err error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(string(sig))

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -246,19 +245,6 @@ func (c *config) parse(text []byte, lg *logger) error {
 	return c.check(keys)
 }
 
-// parseObject reads a JSON object that a person has written, on whatever system: a byte order mark
-// of UTF-8 before it is no part of it.
-func parseObject(text []byte, to any) error {
-	if bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
-		return errors.New("in UTF-16, want UTF-8")
-	}
-	text = bytes.TrimPrefix(text, []byte("\ufeff"))
-	if err := json.Unmarshal(text, to); err != nil {
-		return fmt.Errorf("not a JSON object: %w", atPlace(text, err))
-	}
-	return nil
-}
-
 // check finds contradictions within one file, and between it and what was there before.
 func (c *config) check(keys map[string]json.RawMessage) error {
 	has := func(name string) bool {
@@ -335,6 +321,11 @@ func (c *config) verifyKeys() []string {
 	}
 	return c.ArtifactVerifyKeys
 }
+
+// deviceKeyPath is where the device key is kept that is made here.
+//
+//go:noinline
+func deviceKeyPath(c *config) string { return c.paths.in(c.paths.ds, "mender-agent.pem") }
 
 // deviceType reads the file of one line "device_type=NAME". Comment lines are skipped.
 func (c *config) deviceType() (string, error) {

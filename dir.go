@@ -66,21 +66,6 @@ func (d *dir) Close() error {
 //go:noinline
 func (d *dir) in(name string) string { return filepath.Join(d.path, name) }
 
-// uninterrupted calls a system call until it has not been interrupted by a signal.
-//
-//go:noinline
-func uninterrupted(op, path string, f func() error) error {
-	for {
-		switch err := f(); err {
-		case syscall.EINTR:
-		case nil:
-			return nil
-		default:
-			return &os.PathError{Op: op, Path: path, Err: err}
-		}
-	}
-}
-
 func openat(at int, name, path string, flag int, mode os.FileMode) (fd int, err error) {
 	err = uninterrupted("open", path, func() (err error) {
 		fd, err = syscall.Openat(at, name, flag|syscall.O_CLOEXEC, uint32(mode.Perm()))

@@ -5,6 +5,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -164,6 +167,31 @@ func sleepContext(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// readTries is how often something is read before it counts as what cannot be.
+const readTries = 3
+
+// again reads until that works, readTries times.
+//
+//go:noinline
+func again(read func() error) (err error) {
+	for range readTries {
+		if err = read(); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// splay is where in d this device's moment is: the same every time, and evenly spread over
+// all devices.
+func splay(identity string, d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	sum := sha256.Sum256([]byte(identity))
+	return time.Duration(binary.BigEndian.Uint64(sum[:]) % uint64(d))
+}
+
 // hintOf returns the first hint in the chain, or "".
 //
 //go:noinline
@@ -291,6 +319,9 @@ func noEOF(err error) error {
 	return err
 }
 
+//go:noinline
+func allZero(p []byte) bool { return bytes.Count(p, []byte{0}) == len(p) }
+
 // visible is s with all escaped, as in Go's strings, that a terminal or a reader of lines takes for
 // more than a letter: control characters, separators of lines, what changes the direction of
 // text, bytes that are not UTF-8, and U+FFFD, which stands for such.
@@ -334,6 +365,24 @@ func plain(s string) string {
 	return quote(s)
 }
 
+func isURL(name string) bool {
+	return strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://")
+}
+
+// validDeploymentID: it becomes part of file names and URLs. Servers use UUIDs.
+func validDeploymentID(id string) bool {
+	ok := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_'
+	}
+	return id != "" && len(id) <= 64 && !strings.ContainsFunc(id, func(r rune) bool { return !ok(r) })
+}
+
+// sha256Hex is the SHA-256 of b as text.
+func sha256Hex(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
 // oneLine is an error or a message of several lines in one, visible.
 //
 //go:noinline
@@ -357,6 +406,19 @@ func atPlace(text []byte, err error) error {
 	line := bytes.Count(before, []byte("\n")) + 1
 	column := utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:]) + 1
 	return fmt.Errorf("line %d, column %d: %w", line, column, err)
+}
+
+// parseObject reads a JSON object that a person has written, on whatever system: a byte order mark
+// of UTF-8 before it is no part of it.
+func parseObject(text []byte, to any) error {
+	if bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
+		return errors.New("in UTF-16, want UTF-8")
+	}
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	if err := json.Unmarshal(text, to); err != nil {
+		return fmt.Errorf("not a JSON object: %w", atPlace(text, err))
+	}
+	return nil
 }
 
 // uniqueKeys refuses JSON with a key that an object has twice: encoding/json would merge the two, and
@@ -419,11 +481,17 @@ var errNoRanges = errors.New("the server gives no parts of it as asked for")
 // errStartOver: what an interrupted install left cannot be gone on with.
 var errStartOver = errors.New("the install starts over")
 
+// errNotRebooted: the new slot is to boot next but the old one still runs.
+var errNotRebooted = errors.New("the new slot has not been booted yet")
+
 // errNoTree: what an update module keeps between its states is gone, so none of them can be run.
 var errNoTree = errors.New("its work tree is gone")
 
 // errAborted: the server says that the deployment was aborted (409).
 var errAborted = errors.New("the deployment was aborted on the server")
+
+// errNoAlerts: the server has no service that takes alerts.
+var errNoAlerts = errors.New("the server takes no alerts")
 
 // writerSink prefixes each line for people, as "mendlet: warning: …".
 //

@@ -231,7 +231,7 @@ func (c *channel) stored() []byte {
 	}
 	defer d.Close()
 	text, err := readClose(d.open(channelCopy, os.O_RDONLY, 0))
-	if err != nil || len(text) > maxFleet || inventoryHash(text) != c.state().Copy {
+	if err != nil || len(text) > maxFleet || sha256Hex(text) != c.state().Copy {
 		return nil
 	}
 	if _, _, err := c.open(text); err != nil {
@@ -273,7 +273,7 @@ func (c *channel) fetch(ctx context.Context, looks bool) (*fleetFile, error) {
 	}
 	n.Serial, n.Expires, n.Poll = f.Serial, f.Expires, f.Poll
 	if isURL(c.at) {
-		n.Copy, n.Tag = inventoryHash(text), tag
+		n.Copy, n.Tag = sha256Hex(text), tag
 		if !bytes.Equal(text, old) {
 			if err := writeFileDurably(filepath.Join(c.a.c.paths.ds, channelCopy), text, 0o600); err != nil {
 				c.a.lg.warnf("no copy of the channel file is kept: %v", err)
@@ -521,7 +521,7 @@ func (c *channel) report(ctx context.Context, ended bool) error {
 		}
 		var text []byte
 		if text, err = json.Marshal(body); err == nil {
-			to := fmt.Sprintf("%s%s/%.16s.json", c.file.Report, c.file.Channel, inventoryHash([]byte(id)))
+			to := fmt.Sprintf("%s%s/%.16s.json", c.file.Report, c.file.Channel, sha256Hex([]byte(id)))
 			var ans *apiAnswer
 			if ans, err = c.web.send(ctx, c.file.Method, to, text, http.Header{}); err == nil && ans.code/100 != 2 {
 				err = ans.err

@@ -395,7 +395,7 @@ func TestChannelReport(t *testing.T) {
 	head := map[string]any{"report": h.URL + "/r/"}
 	one := b.release("gw-1", "good", nil)
 	h.publish(1, head, one)
-	object := fmt.Sprintf("r/acme/%.16s.json", inventoryHash([]byte(boardID)))
+	object := fmt.Sprintf("r/acme/%.16s.json", sha256Hex([]byte(boardID)))
 	said := func() (m map[string]any) {
 		must(t, json.Unmarshal(h.objects[object], &m))
 		return m

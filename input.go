@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -169,9 +168,6 @@ func (in *input) need(n int) ([]byte, error) {
 //go:noinline
 func (in *input) jump(off int64) { in.base += off - in.offset() }
 
-//go:noinline
-func allZero(p []byte) bool { return bytes.Count(p, []byte{0}) == len(p) }
-
 // gzipWindow is how far back deflate can refer in bytes (RFC 1951, 2), so what must be known of
 // the data before a point that is not fresh.
 const gzipWindow = 32 << 10
@@ -294,10 +290,6 @@ func (s *source) close() {
 		s.stop()
 		s.in = nil
 	}
-}
-
-func isURL(name string) bool {
-	return strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://")
 }
 
 func openFile(ctx context.Context, name string, off int64, want sourceID) (io.ReadCloser, sourceID, error) {

@@ -223,21 +223,6 @@ func readJournal(st storage) (j *journalFile, rec *record, damaged error, raw []
 	return j, rec, faults, raw, nil
 }
 
-// journalReads is how often a copy is read before it counts as one that cannot be.
-const journalReads = 3
-
-// again reads until that works, as often as a copy is read.
-//
-//go:noinline
-func again(read func() error) (err error) {
-	for range journalReads {
-		if err = read(); err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
 // readCopy fills b, of which what is behind the end of the file stays empty.
 func readCopy(st storage, b []byte, off int64) error {
 	return again(func() error {
@@ -294,13 +279,8 @@ func (j *journalFile) save(rec *record) error {
 
 func (j *journalFile) close() error { return j.st.Close() }
 
-// A daemon that heeds SIGUSR1 and SIGUSR2 has a lock on one byte of the journal, far behind its end, which
-// nothing else has. It is a lock of the process and not of the open file, so that the kernel says whose it is,
-// and gives it up with the process (F_SETLK and F_GETLK of fcntl(2)).
-const daemonMark = 1 << 40
-
-// markDaemon says to daemonOf that this process is a daemon. Closing any descriptor of the journal takes
-// that back.
+// markDaemon says to daemonOf, by a lock on the journal (lockMark), that this process is a daemon, which heeds
+// SIGUSR1 and SIGUSR2. Closing any descriptor of the journal takes that back.
 func (j *journalFile) markDaemon() error {
 	d, ok := j.st.(*device)
 	if !ok {
@@ -323,20 +303,12 @@ func daemonOf(ds string) (pid int, err error) {
 		return 0, err
 	case lock.Type == syscall.F_UNLCK:
 		return 0, nil
-	case lock.Start != daemonMark || lock.Len != 1 || lock.Pid <= 0:
+	case lock.Start != markByte || lock.Len != 1 || lock.Pid <= 0:
 		// Of a lock of the whole file, or from another PID namespace.
 		return 0, fmt.Errorf("journal %q: process %d has locked %d bytes at %d, and is no daemon that can be seen from here",
 			f.Name(), lock.Pid, lock.Len, lock.Start)
 	}
 	return int(lock.Pid), nil
-}
-
-// lockMark does what fcntl(2) does with the lock of one byte by which others see what a process does meanwhile: how
-// is F_SETLK or F_GETLK. It ends with the process.
-func lockMark(f *os.File, how int, kind int16) (*syscall.Flock_t, error) {
-	lock := &syscall.Flock_t{Type: kind, Whence: io.SeekStart, Start: daemonMark, Len: 1}
-	err := uninterrupted("lock", f.Name(), func() error { return syscall.FcntlFlock(f.Fd(), how, lock) })
-	return lock, err
 }
 
 const journalName = "mendlet.state"
@@ -507,6 +479,9 @@ const (
 	stepEnd                  step = ""
 )
 
+// rootfsImage is the payload type that is built in.
+const rootfsImage = "rootfs-image"
+
 // update is an update in progress, as the journal has it.
 type update struct {
 	Step    step   `json:"step"`
@@ -620,3 +595,6 @@ type checkpoint struct {
 	From   restartPoint `json:"from"`  // where the artifact is read again
 	Source sourceID     `json:"source"`
 }
+
+// maxCause bounds what the journal keeps of an error, in bytes.
+const maxCause = 1024

@@ -229,7 +229,7 @@ func TestJournalReadError(t *testing.T) {
 		}
 	}
 	for _, lost := range []int64{0, journalCopySize} {
-		for failing := range journalReads + 1 {
+		for failing := range readTries + 1 {
 			left := failing
 			d.reads = func(off int64) error {
 				if off == lost && left > 0 {
@@ -239,7 +239,7 @@ func TestJournalReadError(t *testing.T) {
 				return nil
 			}
 			_, rec, _, _, err := readJournal(d)
-			if failing < journalReads {
+			if failing < readTries {
 				if err != nil || rec.Provides["artifact_name"] != "two" {
 					t.Errorf("copy at %d, %d reads fail: got %+v, %v", lost, failing, rec, err)
 				}

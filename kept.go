@@ -99,9 +99,9 @@ func trustHash(c *config, version string) string {
 	what := version + string(conf)
 	for _, file := range []string{c.ServerCertificate, c.extraRoots, c.HttpsClient.Certificate, c.HttpsClient.Key} {
 		text, _ := os.ReadFile(file)
-		what += inventoryHash(text)
+		what += sha256Hex(text)
 	}
-	return inventoryHash([]byte(what))
+	return sha256Hex([]byte(what))
 }
 
 // keyHash is "" where there is no key.
@@ -112,5 +112,5 @@ func keyHash(c *config) string {
 	if err != nil {
 		return ""
 	}
-	return inventoryHash(text)
+	return sha256Hex(text)
 }

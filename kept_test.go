@@ -276,7 +276,7 @@ func TestKeptTokenServers(t *testing.T) {
 		auths   int // at the first server
 	}{{second.URL, 0}, {"", 1}} {
 		b := newAPIClient(a.c, a.hc, fixedID, a.key, nil)
-		b.kept, b.first = &kept{Server: a.base, Token: a.token, Identity: inventoryHash([]byte(testID))}, c.prefers
+		b.kept, b.first = &kept{Server: a.base, Token: a.token, Identity: sha256Hex([]byte(testID))}, c.prefers
 		_, err = b.nextDeployment(t.Context(), provides("r1"))
 		must(t, err)
 		if first.count("POST auth") != c.auths || second.count("POST auth") != 1 {

@@ -329,7 +329,7 @@ func (s *session) key(pass []byte) (crypto.Signer, error) {
 func (s *session) identity(ctx context.Context) (string, error) {
 	a, n := s.a, s.a.rec.net()
 	id, err := deviceIdentity(ctx, a)
-	if err != nil || n == nil || n.Identity == "" || n.Identity == inventoryHash([]byte(id)) || s.anew || a.o.net.force {
+	if err != nil || n == nil || n.Identity == "" || n.Identity == sha256Hex([]byte(id)) || s.anew || a.o.net.force {
 		return id, err
 	}
 	err = refuse("the device's identity is now %s, and that is not the one which the server has accepted", id)
@@ -372,7 +372,7 @@ func (s *session) remember() {
 // rememberIdentity keeps in the record as whom the server has accepted the device.
 func (s *session) rememberIdentity() {
 	if id := s.api.accepted; id != "" {
-		s.a.rec.net().Identity = inventoryHash([]byte(id))
+		s.a.rec.net().Identity = sha256Hex([]byte(id))
 	}
 }
 
@@ -1162,6 +1162,30 @@ func runDaemon(ctx context.Context, a *app) error {
 	}
 }
 
+// tellDaemon signals the daemon, if there is one.
+//
+//go:noinline
+func tellDaemon(a *app, sig syscall.Signal) (told bool, err error) {
+	pid, err := daemonOf(a.c.paths.ds)
+	if pid == 0 {
+		return false, err
+	}
+	p, err := os.FindProcess(pid) // from here on it stands for this process, and for no other that gets the number
+	if err != nil {
+		return false, err
+	}
+	again, err := daemonOf(a.c.paths.ds)
+	switch {
+	case err != nil:
+	case again != pid:
+		err = fmt.Errorf("the daemon, process %d, has just ended", pid)
+	default:
+		err = p.Signal(sig)
+		a.lg.infof("told the daemon, process %d", pid)
+	}
+	return true, err
+}
+
 // checkUpdate asks and says; nothing changes, here or on the server.
 func checkUpdate(ctx context.Context, a *app) error {
 	var err error
@@ -1236,7 +1260,7 @@ func (s *session) inventory(ctx context.Context, force bool) error {
 	if err != nil {
 		return err
 	}
-	if hash := inventoryHash(body); force || hash != n.InventoryHash {
+	if hash := sha256Hex(body); force || hash != n.InventoryHash {
 		if err := s.api.sendInventory(ctx, body); err != nil {
 			n.InventoryHash = ""
 			if isTemporary(err) || isDistrust(err) || exitCode(err) == exitRefused {
@@ -1260,7 +1284,7 @@ func (s *session) configuration(ctx context.Context) error {
 	if err != nil || !json.Valid(body) {
 		return nil
 	}
-	hash := inventoryHash(body)
+	hash := sha256Hex(body)
 	if n := s.a.rec.net(); hash != n.ConfigHash {
 		if err := s.api.expect(ctx, http.MethodPut, apiConfiguration, body); isTemporary(err) {
 			return err

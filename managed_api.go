@@ -88,7 +88,7 @@ func (a *apiClient) login(ctx context.Context) error {
 			return err
 		}
 		servers := a.servers()
-		if len(servers) > 0 && servers[0].ServerURL == k.Server && inventoryHash([]byte(id)) == k.Identity {
+		if len(servers) > 0 && servers[0].ServerURL == k.Server && sha256Hex([]byte(id)) == k.Identity {
 			a.base, a.token, a.device, a.accepted, a.old = k.Server, k.Token, tokenDevice(k.Token), id, true
 		} else {
 			k.drop()
@@ -195,7 +195,7 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 		return tryLater("%q: got a token of %d bytes, want one word", base+apiAuth, len(token))
 	}
 	a.base, a.token, a.device, a.accepted = base, token, tokenDevice(token), a.says
-	a.kept.Server, a.kept.Token, a.kept.Identity = base, token, inventoryHash([]byte(a.says))
+	a.kept.Server, a.kept.Token, a.kept.Identity = base, token, sha256Hex([]byte(a.says))
 	a.lg.debugf("authenticated with %q", base)
 	return nil
 }
@@ -433,9 +433,6 @@ func (a *apiClient) status(ctx context.Context, id, status string) error {
 func (a *apiClient) sendLog(ctx context.Context, id string, body []byte) error {
 	return a.expect(ctx, http.MethodPut, apiDeploy+url.PathEscape(id)+"/log", body)
 }
-
-// errNoAlerts: the server has no service that takes alerts.
-var errNoAlerts = errors.New("the server takes no alerts")
 
 // sendAlerts sends a list of what has changed on the device; servers without a monitor add-on do not know the route.
 func (a *apiClient) sendAlerts(ctx context.Context, body []byte) error {

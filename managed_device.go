@@ -16,8 +16,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -66,9 +64,6 @@ func knownKey(c *config, passphrase []byte, lg *logger) (crypto.Signer, error) {
 	}
 	return key, err
 }
-
-//go:noinline
-func deviceKeyPath(c *config) string { return c.paths.in(c.paths.ds, "mender-agent.pem") }
 
 // pkcs8Ed25519 is what comes before the 32 bytes of an Ed25519 key in PKCS#8 form: version, algorithm, and two octet
 // strings around them (RFC 8410, 7).
@@ -374,22 +369,6 @@ func inventoryBody(data map[string][]string) ([]byte, error) {
 	return json.Marshal(list)
 }
 
-// inventoryHash tells whether a body is the one that the server accepted last.
-func inventoryHash(body []byte) string {
-	sum := sha256.Sum256(body)
-	return hex.EncodeToString(sum[:])
-}
-
-// splay is where in d this device's moment is: the same every time, and evenly spread over
-// all devices.
-func splay(identity string, d time.Duration) time.Duration {
-	if d <= 0 {
-		return 0
-	}
-	sum := sha256.Sum256([]byte(identity))
-	return time.Duration(binary.BigEndian.Uint64(sum[:]) % uint64(d))
-}
-
 // Deployment logs: one file per deployment, one JSON object per line, in the form and
 // under the names that Mender's client uses, so that its tools find them.
 const (
@@ -417,14 +396,6 @@ type deployLog struct {
 	f    *os.File
 	name string
 	size int64
-}
-
-// validDeploymentID: it becomes part of file names and URLs. Servers use UUIDs.
-func validDeploymentID(id string) bool {
-	ok := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_'
-	}
-	return id != "" && len(id) <= 64 && !strings.ContainsFunc(id, func(r rune) bool { return !ok(r) })
 }
 
 // openDeployLog goes on with the deployment's file, or begins it after making room.

@@ -650,7 +650,7 @@ func TestMonitorChannel(t *testing.T) {
 	b.run(0, "nothing")
 	writeScript(t, b.dir+"/checks.d/x", "echo down; exit 2", 0o755)
 	b.want(0, "x: CRITICAL: down", "monitor")
-	object := fmt.Sprintf("r/acme/%.16s.json", inventoryHash([]byte(boardID)))
+	object := fmt.Sprintf("r/acme/%.16s.json", sha256Hex([]byte(boardID)))
 	var m map[string]any
 	must(t, json.Unmarshal(h.objects[object], &m))
 	if got := fmt.Sprint(m["monitor"]); got != "map[x:CRITICAL: down]" {

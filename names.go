@@ -153,30 +153,6 @@ func (m *asMender) adapt(v verb) verb {
 	return v
 }
 
-// tellDaemon signals the daemon, if there is one.
-//
-//go:noinline
-func tellDaemon(a *app, sig syscall.Signal) (told bool, err error) {
-	pid, err := daemonOf(a.c.paths.ds)
-	if pid == 0 {
-		return false, err
-	}
-	p, err := os.FindProcess(pid) // from here on it stands for this process, and for no other that gets the number
-	if err != nil {
-		return false, err
-	}
-	again, err := daemonOf(a.c.paths.ds)
-	switch {
-	case err != nil:
-	case again != pid:
-		err = fmt.Errorf("the daemon, process %d, has just ended", pid)
-	default:
-		err = p.Signal(sig)
-		a.lg.infof("told the daemon, process %d", pid)
-	}
-	return true, err
-}
-
 func (m *asMender) setupFlags(fs *flag.FlagSet, o *options) {
 	fs.StringVar(&o.setup.serverURL, "url", "", fs.Lookup("server-url").Usage)
 	fs.StringVar(&m.serverIP, "server-ip", "", "`ADDRESS` of a demo server; it goes into /etc/hosts")

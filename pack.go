@@ -8,15 +8,12 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -74,16 +71,6 @@ type packOptions struct {
 
 	mtime int64         // of all members, in seconds since 1970
 	key   crypto.Signer // nil: not signed
-}
-
-// listFlag collects the values of an option that can be repeated.
-//
-//go:noinline
-func listFlag(l *[]string) func(string) error {
-	return func(s string) error {
-		*l = append(*l, s)
-		return nil
-	}
 }
 
 // pairFlag collects KEY:VALUE.
@@ -448,44 +435,6 @@ func parseSigningKey(text []byte) (crypto.Signer, error) {
 		return nil, fmt.Errorf("got an ECDSA key on %s, want P-256 or RSA", k.Curve.Params().Name)
 	}
 	return nil, fmt.Errorf("got a key of type %T, want RSA or ECDSA on P-256", key)
-}
-
-// privateBlock is the first private key of a PEM text; openssl puts EC PARAMETERS before one.
-func privateBlock(text []byte) (*pem.Block, error) {
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if strings.HasSuffix(block.Type, "PRIVATE KEY") {
-			return block, nil
-		}
-	}
-	return nil, errors.New("no PEM private key in it")
-}
-
-// parsePrivateKey reads PKCS #1, SEC 1 or PKCS #8, as the PEM type says: RSA, ECDSA or Ed25519.
-func parsePrivateKey(kind string, der []byte) (crypto.Signer, error) {
-	var key any
-	var err error
-	switch kind {
-	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(der)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(der)
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(der)
-	default:
-		err = fmt.Errorf("got a PEM block %q, want PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY", kind)
-	}
-	if err != nil {
-		return nil, err
-	}
-	switch k := key.(type) {
-	case *rsa.PrivateKey:
-		return k, nil
-	case *ecdsa.PrivateKey:
-		return k, nil
-	case ed25519.PrivateKey:
-		return k, nil
-	}
-	return nil, fmt.Errorf("got a key of type %T, want RSA, ECDSA or Ed25519", key)
 }
 
 // signManifest makes the content of manifest.sig. The same key and manifest give the same

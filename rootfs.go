@@ -15,9 +15,6 @@ import (
 	"syscall"
 )
 
-// rootfsImage is the payload type that is built in.
-const rootfsImage = "rootfs-image"
-
 // rootfs is the payload handler of type rootfs-image: an image for the idle slot.
 type rootfs struct {
 	c        *config
@@ -492,9 +489,6 @@ func stayWith(num int) []envVar { return append(bootsFrom(num), envVar{varUpgrad
 func (r *rootfs) switched(vars map[string]string) bool {
 	return vars[varUpgrade] == "1" && vars[varBootPart] == strconv.Itoa(r.u.To)
 }
-
-// errNotRebooted: the new slot is to boot next but the old one still runs.
-var errNotRebooted = errors.New("the new slot has not been booted yet")
 
 // verify checks that the new slot is the one that runs and that the bootloader has not fallen back. An
 // environment that cannot be had may be on a file system that is mounted later in the boot.

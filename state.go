@@ -14,9 +14,6 @@ import (
 	"time"
 )
 
-// maxCause bounds what the journal keeps of an error, in bytes.
-const maxCause = 1024
-
 // maxSaves bounds the steps of one update, so that nothing goes round for ever (a module
 // whose VerifyRollbackReboot never succeeds, a device that loses power at each boot).
 const maxSaves = 28

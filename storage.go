@@ -173,6 +173,21 @@ func checkPlain(f *os.File) (any, error) {
 // readPlain is os.ReadFile for a file in a place where others may have put something else.
 func readPlain(path string) ([]byte, error) { return readClose(openPlain(path, os.O_RDONLY, 0)) }
 
+// uninterrupted calls a system call until it has not been interrupted by a signal.
+//
+//go:noinline
+func uninterrupted(op, path string, f func() error) error {
+	for {
+		switch err := f(); err {
+		case syscall.EINTR:
+		case nil:
+			return nil
+		default:
+			return &os.PathError{Op: op, Path: path, Err: err}
+		}
+	}
+}
+
 // readClose reads what has just been opened, whole.
 func readClose(f *os.File, err error) ([]byte, error) {
 	if err != nil {
@@ -501,3 +516,15 @@ func (u *ubiVolume) WriteAt(p []byte, off int64) (int, error) {
 
 // Sync has nothing to do: UBI writes are synchronous (UBI FAQ, "Is UBI write-back?").
 func (u *ubiVolume) Sync() error { return nil }
+
+// markByte is far behind the end of any file here, and nothing else has a lock on it.
+const markByte = 1 << 40
+
+// lockMark does what fcntl(2) does with the lock of markByte, by which others see what a process does meanwhile: how
+// is F_SETLK or F_GETLK. It is a lock of the process and not of the open file, so that the kernel says whose it is,
+// and gives it up with the process.
+func lockMark(f *os.File, how int, kind int16) (*syscall.Flock_t, error) {
+	lock := &syscall.Flock_t{Type: kind, Whence: io.SeekStart, Start: markByte, Len: 1}
+	err := uninterrupted("lock", f.Name(), func() error { return syscall.FcntlFlock(f.Fd(), how, lock) })
+	return lock, err
+}

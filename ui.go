@@ -29,39 +29,6 @@ import (
 	"unsafe"
 )
 
-// outside is a string that may hold anything. %s gives it plain, %q quoted.
-type outside string
-
-func (s outside) Format(f fmt.State, verb rune) {
-	text := plain(string(s))
-	if verb == 'q' {
-		text = quote(string(s))
-	}
-	fmt.Fprintf(f, fmt.FormatString(f, 's'), text)
-}
-
-// printf prints to stdout. Strings among args are taken for ones from outside.
-func printf(w io.Writer, format string, args ...any) error {
-	for i, a := range args {
-		if s, ok := a.(string); ok {
-			args[i] = outside(s)
-		}
-	}
-	_, err := fmt.Fprintf(w, format, args...)
-	return err
-}
-
-// printJSON prints v, with all of it escaped that is not visible: encoding/json leaves some controls
-// and what changes the direction of text.
-func printJSON(w io.Writer, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(w, "%s\n", visibleJSON(text))
-	return err
-}
-
 func visibleJSON(text []byte) []byte {
 	var b []byte
 	for _, r := range string(text) {
