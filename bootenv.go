@@ -616,7 +616,7 @@ func (e *nativeEnv) lock(ctx context.Context) (unlock func(), err error) {
 		f.Close()
 		return nil, tryLater("boot environment: %w", err)
 	}
-	return func() { f.Close() }, nil
+	return func() { funlock(f) }, nil
 }
 
 // openLock opens what is to be locked; nil: nothing.

@@ -606,6 +606,7 @@ func TestEnvLock(t *testing.T) {
 		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != syscall.EWOULDBLOCK {
 			t.Errorf("%q is not locked: %v", held, err)
 		}
+		forked(t, held)
 		unlock()
 		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			t.Errorf("%q is still locked: %v", held, err)

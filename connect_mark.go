@@ -56,7 +56,7 @@ func (m *connectMark) stands(yes bool) {
 
 func (m *connectMark) close() {
 	if m.f != nil {
-		m.f.Close()
+		funlock(m.f)
 	}
 }
 

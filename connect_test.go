@@ -286,7 +286,7 @@ func TestConnectMark(t *testing.T) {
 	}
 	m, err := takeConnectMark(b.dir, nil)
 	must(t, err)
-	defer m.close()
+	forked(t, b.dir+"/"+connectMarkName)
 	for _, stands := range []bool{true, false} {
 		m.stands(stands)
 		want := "connection: none"
@@ -297,6 +297,10 @@ func TestConnectMark(t *testing.T) {
 			t.Errorf("got no %q", want)
 		}
 	}
+	m.close()
+	m, err = takeConnectMark(b.dir, nil)
+	must(t, err)
+	m.close()
 }
 
 // TestAppendBounded keeps two files of the bound, and none behind a link.

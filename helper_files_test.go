@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 )
@@ -112,7 +113,8 @@ func putScript(t *testing.T, dir, name, text string, mode os.FileMode) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// As in writeFileDurably: a fork of another test's must not keep the script open.
+	// As in dir.write: until its exec, a child of a parallel test has what is open now, and a script that somebody has
+	// open for writing cannot be run.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
@@ -122,9 +124,28 @@ func putScript(t *testing.T, dir, name, text string, mode os.FileMode) {
 
 func writeScript(t *testing.T, path, body string, mode os.FileMode) {
 	t.Helper()
-	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
-	must(t, os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o600))
+	putScript(t, filepath.Dir(path), filepath.Base(path), "#!/bin/sh\n"+body+"\n", 0o600)
 	must(t, os.Chmod(path, mode))
+}
+
+// forked has what this process has open of path open until the test ends, as a child would that is forked now and does
+// not come to its exec.
+func forked(t *testing.T, path string) {
+	t.Helper()
+	n := 0
+	fds, _ := filepath.Glob("/proc/self/fd/*")
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && to == path {
+			old, _ := strconv.Atoi(filepath.Base(fd))
+			kept, err := syscall.Dup(old)
+			must(t, err)
+			t.Cleanup(func() { syscall.Close(kept) })
+			n++
+		}
+	}
+	if n == 0 {
+		t.Fatalf("%q is not open", path)
+	}
 }
 
 // look gives the contents of a file, "" when there is none.
@@ -143,7 +164,5 @@ func changeJournal(t testing.TB, ds string, change func(*record)) {
 	must(t, err)
 	change(rec)
 	must(t, j.save(rec))
-	// Until its exec, a child of a parallel test has the descriptor, and with it the lock.
-	must(t, syscall.Flock(int(j.st.(*device).f.Fd()), syscall.LOCK_UN))
-	must(t, j.st.Close())
+	must(t, j.close())
 }

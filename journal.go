@@ -277,7 +277,12 @@ func (j *journalFile) save(rec *record) error {
 	return nil
 }
 
-func (j *journalFile) close() error { return j.st.Close() }
+func (j *journalFile) close() error {
+	if d, ok := j.st.(*device); ok {
+		return funlock(d.f)
+	}
+	return j.st.Close()
+}
 
 // markDaemon says to daemonOf, by a lock on the journal (lockMark), that this process is a daemon, which heeds
 // SIGUSR1 and SIGUSR2. Closing any descriptor of the journal takes that back.

@@ -207,7 +207,7 @@ func TestJournalDamage(t *testing.T) {
 			if err := j.save(named("next")); err != nil {
 				t.Fatal(err)
 			}
-			j.st.Close()
+			j.close()
 			if rec, err := peekJournal(dir, nil); err != nil || rec.Provides["artifact_name"] != "next" {
 				t.Errorf("after a save: %+v, %v", rec, err)
 			}
@@ -374,7 +374,7 @@ func TestJournalOnPartition(t *testing.T) {
 			if err := j.save(named(fmt.Sprint("name ", i))); err != nil {
 				t.Fatal(err)
 			}
-			j.st.Close()
+			j.close()
 		}
 	}
 	node, _ := loopDevice(t, journalCopySize)
@@ -409,7 +409,7 @@ func TestJournalReadOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j.st.Close()
+	j.close()
 	if err := syscall.Unmount(dir, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -435,12 +435,13 @@ func TestJournalLock(t *testing.T) {
 	if _, _, err := openJournal(dir, nil); exitCode(err) != exitTempFail || hintOf(err) != "" {
 		t.Errorf("got %v, want exit code %d", err, exitTempFail)
 	}
-	j.st.Close()
+	forked(t, filepath.Join(dir, journalName))
+	j.close()
 	j, rec, err := openJournal(dir, nil)
 	if err != nil || rec.Provides["artifact_name"] != "one" {
 		t.Errorf("%+v, %v", rec, err)
 	}
-	j.st.Close()
+	j.close()
 	if st, err := os.Stat(filepath.Join(dir, journalName)); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", st.Mode(), err)
 	}

@@ -176,7 +176,7 @@ func TestRunLocked(t *testing.T) {
 	j, _, err := openJournal(b.dir+"/var", nil)
 	must(t, err)
 	b.want(exitTempFail, "another mendlet is running", "run", "--splay", "1000h")
-	must(t, j.st.Close())
+	must(t, j.close())
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if code, _, _ := b.call(ctx, "run", "--splay", "1000h"); code != exitTempFail {

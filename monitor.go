@@ -196,7 +196,7 @@ func (m *monitor) once(ctx context.Context, from deploymentSource) error {
 	if err != nil {
 		return err
 	}
-	defer ds.Close()
+	defer funlock(ds)
 	if err := flock(ctx, ds, 0, sleepContext); err != nil {
 		return tryLater("another mendlet runs the checks: %w", err)
 	}

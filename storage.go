@@ -294,7 +294,7 @@ const lockPause = 50 * time.Millisecond
 // errLocked: another process has the lock.
 var errLocked = errors.New("another program has it locked")
 
-// flock takes f for this process alone, until f is closed; the kernel releases it when the process
+// flock takes f for this process alone, until funlock; the kernel releases it when the process
 // ends, however it ends (flock(2)). For a lock that another has it waits up to the given time, or
 // until ctx ends.
 func flock(ctx context.Context, f *os.File, wait time.Duration, sleep sleeper) error {
@@ -322,6 +322,15 @@ func flock(ctx context.Context, f *os.File, wait time.Duration, sleep sleeper) e
 			return err
 		}
 	}
+}
+
+// funlock closes f, and gives its lock up first: to close it alone would leave that to a child which another goroutine
+// forks meanwhile, until its exec, and who comes next would find it taken (flock(2), DESCRIPTION).
+//
+//go:noinline
+func funlock(f *os.File) error {
+	syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+	return f.Close()
 }
 
 func (d *device) Size() int64 { return d.size }

@@ -57,7 +57,7 @@ func supportRoot(t *testing.T, files map[string]string) string {
 		case strings.HasSuffix(name, "/"):
 			must(t, os.MkdirAll(path, 0o755))
 		case strings.HasPrefix(name, "bin/"):
-			must(t, os.WriteFile(path, []byte(text), 0o755))
+			putScript(t, filepath.Dir(path), filepath.Base(path), text, 0o755)
 		default:
 			must(t, os.WriteFile(path, []byte(text), 0o644))
 		}
