@@ -49,9 +49,18 @@ type options struct {
 	net                                                netFlags
 	setup                                              setupFlags
 
+	// Of the verbs that deal with a server, or with what stands for one.
+	deadline, splay time.Duration
+	noReboot, force bool
+	atOnce          bool // no wait that earlier runs have left
+	passphrase      string
+	channel         string // URL or path, in the place of a server
+	allowExpired    bool   // of the channel's file
+
 	paths   paths
 	trusted string
 	running string
+	now     func() time.Time // for tests: another clock
 }
 
 // verb is a command. args says how many words it takes besides its options, with orMore added how many at least; -1
@@ -140,6 +149,14 @@ type sideline struct {
 	brief func(inventory bool) map[string]string // for status and the report of a channel, or for the inventory
 	// tick is for a daemon, between two rounds, with its deploymentSource: it does what is due and says when more is.
 	tick func(ctx context.Context, from any) time.Duration
+}
+
+//go:noinline
+func (a *app) now() time.Time {
+	if a.o.now != nil {
+		return a.o.now()
+	}
+	return time.Now()
 }
 
 // openState takes the journal for this process and makes sure that the device has a name.

@@ -71,7 +71,7 @@ func (f *connectFlags) connect(ctx context.Context, a *app) error {
 	}
 	c := &connector{a: a, hub: hub, quiet: socketQuiet, stable: connectStable}
 	c.wait = c.backoff
-	if a.o.net.passphrase == "-" { // it is there to be read once
+	if a.o.passphrase == "-" { // it is there to be read once
 		if c.pass, err = readBounded(a.in, 4096); err != nil {
 			return fmt.Errorf("passphrase: %w", err)
 		}
@@ -321,7 +321,7 @@ func (c *connector) tell(ctx context.Context, sig syscall.Signal, verb string) e
 	o := c.a.o
 	args := []string{verb, "--log-level", levelNames[c.a.lg.level]}
 	for _, f := range [][2]string{{"-c", o.config}, {"-b", o.fallback}, {"-d", o.paths.ds}, {"-E", o.trusted},
-		{"--running", o.running}, {"--passphrase-file", o.net.passphrase}} {
+		{"--running", o.running}, {"--passphrase-file", o.passphrase}} {
 		if f[1] != "" && f[1] != "-" {
 			args = append(args, f[0], f[1])
 		}

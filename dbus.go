@@ -375,7 +375,7 @@ func authDaemon(ctx context.Context, a *app) (err error) {
 		return err
 	}
 	s := &authService{a: a, ask: make(chan struct{}, 1)}
-	if a.o.net.passphrase == "-" { // it is there to be read once
+	if a.o.passphrase == "-" { // it is there to be read once
 		if s.pass, err = readBounded(a.in, 4096); err != nil {
 			return fmt.Errorf("passphrase: %w", err)
 		}

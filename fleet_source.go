@@ -34,8 +34,8 @@ const (
 )
 
 func channelFlags(fs *flag.FlagSet, o *options) {
-	fs.StringVar(&o.net.channel, "channel", o.net.channel, "`URL` or path of a channel file, in the place of a server")
-	fs.BoolVar(&o.net.allowExpired, "allow-expired", o.net.allowExpired,
+	fs.StringVar(&o.channel, "channel", o.channel, "`URL` or path of a channel file, in the place of a server")
+	fs.BoolVar(&o.allowExpired, "allow-expired", o.allowExpired,
 		"for a person with a stick in hand: take a channel file that has expired")
 }
 
@@ -57,7 +57,7 @@ type channel struct {
 
 // channelSource is the channel that the update in progress is from, or that is configured; nil: none.
 func channelSource(a *app, connect func(*app, string) (*agent, error), floor func(*app) time.Time) *channel {
-	c := &channel{a: a, at: cmp.Or(a.o.net.channel, a.c.Channel), connect: connect, floor: floor}
+	c := &channel{a: a, at: cmp.Or(a.o.channel, a.c.Channel), connect: connect, floor: floor}
 	if a.rec != nil && a.rec.Update != nil && a.rec.Update.Managed {
 		from := a.rec.Update.Source
 		if from == "" { // a server's
@@ -295,20 +295,12 @@ func (a *app) serialFloor() uint64 {
 	return n
 }
 
-//go:noinline
-func (c *channel) now() time.Time {
-	if now := c.a.o.net.now; now != nil {
-		return now()
-	}
-	return time.Now()
-}
-
 // fresh is the time by which a file is judged, and an error if it has expired by then.
 //
 //go:noinline
 func (c *channel) fresh(f *fleetFile) (time.Time, error) {
-	now := f.at(c.now(), c.floor(c.a))
-	if now.After(f.Expires) && !c.a.o.net.allowExpired {
+	now := f.at(c.a.now(), c.floor(c.a))
+	if now.After(f.Expires) && !c.a.o.allowExpired {
 		return now, withHint(tryLater("channel %q: its file, serial %d, is stale since %s, and it is %s", f.Channel, f.Serial,
 			zulu(f.Expires), zulu(now)), "the publisher has to renew it, or somebody keeps newer ones from coming; "+
 			"a person may take it with --allow-expired")
@@ -329,7 +321,7 @@ func (c *channel) device(ctx context.Context) (*fleetDevice, error) {
 	}
 	d := &fleetDevice{ID: id, Type: kind, Artifact: a.rec.Provides["artifact_name"],
 		Groups: a.c.Groups[:len(a.c.Groups):len(a.c.Groups)],
-		Asked:  a.o.net.atOnce, Failed: c.state().Failed}
+		Asked:  a.o.atOnce, Failed: c.state().Failed}
 	text, err := readPlain(a.c.paths.in(a.c.paths.ds, "groups"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("groups of the device: %w", err)
@@ -504,7 +496,7 @@ func (c *channel) report(ctx context.Context, ended bool) error {
 	if last != nil {
 		verdict = last.Time
 	}
-	since := c.now().Sub(n.Reported)
+	since := c.a.now().Sub(n.Reported)
 	if c.file.Report == "" || since >= 0 && since < reportEvery && n.Told.Equal(verdict) && !ended {
 		return nil
 	}
@@ -512,7 +504,7 @@ func (c *channel) report(ctx context.Context, ended bool) error {
 	if err == nil {
 		kind, _ := c.a.serverType()
 		body := deviceReport{Type: kind, Artifact: c.a.rec.Provides["artifact_name"], Serial: c.file.Serial,
-			Version: versionString(), Time: zulu(c.now())}
+			Version: versionString(), Time: zulu(c.a.now())}
 		if last != nil {
 			body.Release, body.Result, body.Error = last.Artifact, last.Result, oneLine(last.Cause)
 		}
@@ -532,7 +524,7 @@ func (c *channel) report(ctx context.Context, ended bool) error {
 		c.a.lg.warnf("not reported: %v", err)
 		return err
 	}
-	n.Reported, n.Told = c.now().UTC().Truncate(time.Second), verdict
+	n.Reported, n.Told = c.a.now().UTC().Truncate(time.Second), verdict
 	return nil
 }
 

@@ -680,7 +680,7 @@ func (d *simDevice) settleChannel(h *fleetHost) error {
 		}
 		last = d.managedRun(context.Background(), "", func(a *app) {
 			h.followed(a)
-			a.o.net.atOnce = true
+			a.o.atOnce = true
 		})
 		if rec, err := d.peek(); err != nil {
 			return err
@@ -721,7 +721,7 @@ func TestChannelStickPulledOut(t *testing.T) {
 	run := func(path string) error {
 		return d.managedRun(t.Context(), "", func(a *app) {
 			h.followed(a)
-			a.o.net.channel = path
+			a.o.channel = path
 		})
 	}
 	wantCode(t, run(filepath.Join(dir, "acme.fleet")), exitReboot)
@@ -751,7 +751,7 @@ func TestChannelLostByUpdate(t *testing.T) {
 			must(t, d.boot())
 			err = d.managedRun(t.Context(), "", func(a *app) {
 				h.followed(a)
-				a.o.net.atOnce, a.c.RetryPollCount = true, 3
+				a.o.atOnce, a.c.RetryPollCount = true, 3
 				if d.booted == "B" {
 					tune(h, a)
 				}

@@ -63,7 +63,7 @@ func (d *simDevice) managedRun(ctx context.Context, server string, tune func(*ap
 	}
 	a := d.start()
 	a.c.Servers = []serverEntry{{server}}
-	a.o.net = netFlags{deadline: time.Hour, noReboot: true}
+	a.o.deadline, a.o.noReboot = time.Hour, true
 	a.o.paths = a.c.paths
 	if tune != nil {
 		tune(a)

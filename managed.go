@@ -32,14 +32,14 @@ const appliedConfig = "/var/lib/mender-configure/device-config.json"
 
 //go:noinline
 func keyFlags(fs *flag.FlagSet, o *options) {
-	fs.StringVar(&o.net.passphrase, "passphrase-file", o.net.passphrase,
+	fs.StringVar(&o.passphrase, "passphrase-file", o.passphrase,
 		"`FILE` (or -) with the passphrase of the device key")
 }
 
 func bootstrapFlags(fs *flag.FlagSet, o *options) {
 	keyFlags(fs, o)
 	for _, name := range []string{"F", "forcebootstrap"} {
-		fs.BoolVar(&o.net.force, name, o.net.force, "make a new key, even if there is one: the server sees a new device "+
+		fs.BoolVar(&o.force, name, o.force, "make a new key, even if there is one: the server sees a new device "+
 			"then, which has to be accepted again, and the old one stays there without a device")
 	}
 }
@@ -48,12 +48,12 @@ func runFlags(fs *flag.FlagSet, o *options) {
 	bootstrapFlags(fs, o)
 	o.net.downloadFlags(fs)
 	deltaFlag(fs, &o.delta)
-	fs.DurationVar(&o.net.deadline, "deadline", time.Hour,
+	fs.DurationVar(&o.deadline, "deadline", time.Hour,
 		"give up for this run after this `TIME` without a byte of progress")
-	fs.DurationVar(&o.net.splay, "splay", 0,
+	fs.DurationVar(&o.splay, "splay", 0,
 		"wait first: a part of this `TIME` that is the same for this device every time (do not wait)")
 	channelFlags(fs, o)
-	fs.BoolVar(&o.net.noReboot, "no-reboot", false, "never restart the machine; exit with 4 when it is needed")
+	fs.BoolVar(&o.noReboot, "no-reboot", false, "never restart the machine; exit with 4 when it is needed")
 	progressFlag(fs, o)
 }
 
@@ -65,7 +65,7 @@ func lookFlags(fs *flag.FlagSet, o *options) {
 
 func runOnceFlags(fs *flag.FlagSet, o *options) {
 	runFlags(fs, o)
-	fs.BoolVar(&o.net.atOnce, "now", false,
+	fs.BoolVar(&o.atOnce, "now", false,
 		"for a person at the device: wait neither for the time that earlier failures, "+
 			"or the server, have set nor for --splay")
 }
@@ -274,7 +274,7 @@ func (s *session) ready() error {
 		return withHint(errors.New("no server is configured"),
 			"set ServerURL in %q, or see 'mendlet setup --help'", a.o.mainConfig())
 	}
-	pass, err := readPassphrase(a.o.net.passphrase, a.in)
+	pass, err := readPassphrase(a.o.passphrase, a.in)
 	if err != nil {
 		return err
 	}
@@ -282,8 +282,8 @@ func (s *session) ready() error {
 	if err != nil {
 		return err
 	}
-	s.anew = s.anew || a.o.net.force
-	a.o.net.force = false // once per process
+	s.anew = s.anew || a.o.force
+	a.o.force = false // once per process
 	if s.hc, err = newClient(a, ""); err != nil {
 		return err
 	}
@@ -313,8 +313,8 @@ func keep(a *app) error {
 func (s *session) key(pass []byte) (crypto.Signer, error) {
 	a, n := s.a, s.a.rec.net()
 	accepted := n != nil && (n.Identity != "" || n.Device != "" || a.rec.Update != nil && a.rec.Update.Managed)
-	if !s.looks && (!accepted || a.o.net.force) {
-		return deviceKey(a.c, pass, a.o.net.force, a.lg)
+	if !s.looks && (!accepted || a.o.force) {
+		return deviceKey(a.c, pass, a.o.force, a.lg)
 	}
 	key, err := knownKey(a.c, pass, a.lg)
 	if accepted && errors.Is(err, os.ErrNotExist) {
@@ -329,7 +329,7 @@ func (s *session) key(pass []byte) (crypto.Signer, error) {
 func (s *session) identity(ctx context.Context) (string, error) {
 	a, n := s.a, s.a.rec.net()
 	id, err := deviceIdentity(ctx, a)
-	if err != nil || n == nil || n.Identity == "" || n.Identity == sha256Hex([]byte(id)) || s.anew || a.o.net.force {
+	if err != nil || n == nil || n.Identity == "" || n.Identity == sha256Hex([]byte(id)) || s.anew || a.o.force {
 		return id, err
 	}
 	err = refuse("the device's identity is now %s, and that is not the one which the server has accepted", id)
@@ -419,11 +419,11 @@ func runOnce(ctx context.Context, a *app) error {
 	if err := a.openState(); err != nil {
 		return err
 	}
-	stick := a.o.net.channel != "" && !isURL(a.o.net.channel) // has nothing to do with what failed over a network
-	if err := notBefore(a); err != nil && !a.o.net.atOnce && !stick {
+	stick := a.o.channel != "" && !isURL(a.o.channel) // has nothing to do with what failed over a network
+	if err := notBefore(a); err != nil && !a.o.atOnce && !stick {
 		return err
 	}
-	if d := a.o.net.splay; d > 0 && a.rec.Update == nil && !a.o.net.atOnce {
+	if d := a.o.splay; d > 0 && a.rec.Update == nil && !a.o.atOnce {
 		id, err := newRound(a).from.identity(ctx)
 		if err != nil {
 			return err
@@ -454,9 +454,9 @@ func (r *round) timedRound(outer context.Context, poll bool) error {
 	a := r.a
 	ctx, stop := context.WithCancelCause(outer)
 	defer stop(nil)
-	watch := time.AfterFunc(a.o.net.deadline, func() { stop(errDeadline) })
+	watch := time.AfterFunc(a.o.deadline, func() { stop(errDeadline) })
 	defer watch.Stop()
-	r.progress = func() { watch.Reset(a.o.net.deadline) }
+	r.progress = func() { watch.Reset(a.o.deadline) }
 	a.rec.net().NextTry = time.Time{} // this is the next try; whatever it saves says so
 	r.choose()
 	r.from.begin()
@@ -882,7 +882,7 @@ func (r *round) reportStatus(ctx context.Context, status string) error {
 	if err := r.from.ready(); err != nil {
 		return err
 	}
-	r.asked, r.patience = r.now(), askEvery
+	r.asked, r.patience = r.a.now(), askEvery
 	return r.from.status(ctx, r.a.rec.Update.ID, status)
 }
 
@@ -894,20 +894,13 @@ const (
 	askLater   = 5 * time.Minute
 )
 
-func (r *round) now() time.Time {
-	if now := r.a.o.net.now; now != nil {
-		return now()
-	}
-	return time.Now()
-}
-
 func (s *session) status(ctx context.Context, id, status string) error {
 	return s.api.status(ctx, id, status)
 }
 
 // stillWanted is an error when the server has aborted the deployment that is being downloaded.
 func (r *round) stillWanted(ctx context.Context) error {
-	if r.now().Sub(r.asked) < r.patience {
+	if r.a.now().Sub(r.asked) < r.patience {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -1026,7 +1019,7 @@ func (s *session) sendPending(ctx context.Context) error {
 func rebootMachine(ctx context.Context, a *app) error {
 	root, err := a.m.rootMount()
 	initramfs := err == nil && ramRoot[root.fstype]
-	if a.o.net.noReboot || initramfs || strings.EqualFold(a.o.running, "none") {
+	if a.o.noReboot || initramfs || strings.EqualFold(a.o.running, "none") {
 		a.lg.infof("a reboot is needed")
 		return &codedError{code: exitReboot}
 	}
@@ -1335,15 +1328,15 @@ const bootstrapTimeout = 30 * time.Second
 // bootstrapDevice makes the key and introduces the device. Not being accepted yet is no error.
 func bootstrapDevice(ctx context.Context, a *app) error {
 	if len(a.c.Servers) == 0 {
-		pass, err := readPassphrase(a.o.net.passphrase, a.in)
+		pass, err := readPassphrase(a.o.passphrase, a.in)
 		if err != nil {
 			return err
 		}
-		_, err = deviceKey(a.c, pass, a.o.net.force, a.lg)
+		_, err = deviceKey(a.c, pass, a.o.force, a.lg)
 		return err
 	}
 	err := error(nil)
-	if a.o.net.force { // the journal is to forget whom the server has accepted
+	if a.o.force { // the journal is to forget whom the server has accepted
 		err = a.openState()
 	} else {
 		a.rec, err = a.peek()

@@ -139,10 +139,7 @@ func watch(a *app) {
 
 //go:noinline
 func newMonitor(a *app) *monitor {
-	m := &monitor{app: a, now: time.Now()}
-	if a.o.net.now != nil {
-		m.now = a.o.net.now()
-	}
+	m := &monitor{app: a, now: a.now()}
 	if floor := timeFloor(a); m.now.Before(floor) {
 		m.now = floor
 	}

@@ -55,7 +55,7 @@ func (b *monitorBoard) check(name, script string) {
 func (b *monitorBoard) run(edit func(*monitor)) (*monitorState, error) {
 	b.t.Helper()
 	o := newOptions()
-	o.fallback, o.net.now = b.dir+"/none", func() time.Time { return b.now }
+	o.fallback, o.now = b.dir+"/none", func() time.Time { return b.now }
 	b.log.Reset()
 	a, err := newApp(o, newLogger(&b.log), strings.NewReader(""), &b.log, urlSource)
 	must(b.t, err)

@@ -135,7 +135,7 @@ func (m *asMender) adapt(v verb) verb {
 				a.lg.sinks = append(a.lg.sinks, sink)
 			}
 		}
-		a.o.net.force = a.o.net.force && (v.name == "bootstrap" || v.name == "daemon")
+		a.o.force = a.o.force && (v.name == "bootstrap" || v.name == "daemon")
 		told, err := false, error(nil)
 		switch v.name {
 		case "setup":

@@ -656,25 +656,15 @@ func decimal(s string) (int64, error) {
 	return int64(n), err
 }
 
-// netFlags are the options of the verbs that use the network.
+// netFlags is how the network is used.
 type netFlags struct {
-	limitRate  int64
-	deadline   time.Duration
-	splay      time.Duration
-	noReboot   bool
-	force      bool
-	atOnce     bool // no wait that earlier runs have left
-	passphrase string
+	limitRate int64 // bytes per second; 0: no limit
 
 	kept *kept // from the last run and for the next one; nil until there is a client
 
-	channel      string // URL or path, in the place of a server
-	allowExpired bool   // of the channel's file
-
-	// For tests: other times and clocks.
+	// For tests: other times.
 	tuneDownload func(*downloadOptions)
 	tuneNet      func(*netOptions)
-	now          func() time.Time
 }
 
 func (n *netFlags) downloadFlags(fs *flag.FlagSet) {

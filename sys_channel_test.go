@@ -135,7 +135,7 @@ func (u *fleetUnit) run(ctx context.Context, c *config) error {
 	conf.DeviceTypeFile, conf.UpdateLogPath, conf.DeviceID = u.dir+"/device_type", u.dir, u.id
 	a := &app{c: &conf, m: newMachine(""), lg: &logger{level: levelFatal}, out: io.Discard, openJournal: openJournal,
 		urlSource: urlSource, o: &options{log: "stderr", quiet: true, progress: "none", write: defaultWriteOptions(),
-			net: netFlags{deadline: time.Hour, noReboot: true}, paths: conf.paths}}
+			deadline: time.Hour, noReboot: true, paths: conf.paths}}
 	defer a.closeState()
 	err := runOnce(ctx, a)
 	u.fetched = a.fetched.Load()

@@ -597,7 +597,7 @@ func TestRunAbortedInDownload(t *testing.T) {
 		r.tune = func(a *app) {
 			last = a
 			a.o.net.limitRate = 8000 // so a read gives a thousand bytes, some forty in all
-			a.o.net.now = func() time.Time { now = now.Add(11 * time.Second); return now }
+			a.o.now = func() time.Time { now = now.Add(11 * time.Second); return now }
 		}
 		err := r.once()
 		statuses, _, _ := s.history(r.dep)
