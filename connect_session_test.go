@@ -193,30 +193,19 @@ func TestSessionsOfAConnection(t *testing.T) {
 // TestSessionIdle asks by a ping, and ends without an answer; a terminal asks by itself and ends by its own limits.
 func TestSessionIdle(t *testing.T) {
 	t.Parallel()
-	h := newTestHub(t, func(h *peerHub) {
-		h.quiet, h.ends, h.expiresIdle = time.Millisecond, 2*time.Millisecond, time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		h := newTestHub(t, func(h *peerHub) { h.quiet, h.ends, h.expiresIdle = time.Second, 3*time.Second, time.Minute })
+		h.give(protoFile, "get_file", "a", nil)
+		h.want(protoFile, "get_file", "a", nil)
+		h.want(protoControl, "ping", "a", nil)
+		h.want(protoControl, "error", "a", packMap("err", "session timeout", "close", true))
+		h.give(protoShell, "new", "b", nil)
+		h.want(protoShell, "new", "b", nil)
+		<-h.opened[1].s.done
+		if why := h.opened[1].closed; why == nil || why.Error() != "session expired after 1m0s" {
+			t.Errorf("got %v", why)
+		}
 	})
-	h.give(protoFile, "get_file", "a", nil)
-	h.want(protoFile, "get_file", "a", nil)
-	for {
-		m := <-h.sent
-		if m.typ == "ping" {
-			continue
-		}
-		if body := packMap("err", "session timeout", "close", true); m.typ != "error" || !bytes.Equal(m.body, body) {
-			t.Errorf("got %q, %q", m.typ, m.body)
-		}
-		break
-	}
-	h.give(protoShell, "new", "b", nil)
-	h.want(protoShell, "new", "b", nil)
-	h.mu.Lock()
-	s := h.opened[1].s
-	h.mu.Unlock()
-	<-s.done
-	if why := h.opened[1].closed; why == nil || why.Error() != "session expired after 1ms" {
-		t.Errorf("got %v", why)
-	}
 }
 
 // TestSessionBusy counts output of a terminal as life, as keys are.

@@ -20,6 +20,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -92,4 +94,24 @@ func tlsServerOn(t testing.TB, l net.Listener, ca *testCA, conf *tls.Config) *ht
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
+}
+
+// boundSocket is a TCP socket with a port of 127.0.0.1 that is nobody's else.
+func boundSocket(t testing.TB) (fd int, at *syscall.SockaddrInet4) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { syscall.Close(fd) })
+	must(t, syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	name, err := syscall.Getsockname(fd)
+	must(t, err)
+	return fd, name.(*syscall.SockaddrInet4)
+}
+
+// deadAddr is a HOST:PORT of this machine that refuses connections, and stays so: nobody listens there, and no other
+// program can.
+func deadAddr(t testing.TB) string {
+	t.Helper()
+	_, at := boundSocket(t)
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(at.Port))
 }

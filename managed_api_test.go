@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -77,18 +76,17 @@ func TestAuthenticateTenantAndTier(t *testing.T) {
 }
 
 func TestAuthenticateServerList(t *testing.T) {
-	down := httptest.NewServer(nil)
-	down.Close()
+	down := "http://" + deadAddr(t)
 	pending, good := newTestServer(t, false), newTestServer(t, false)
 	good.autoAccept = true
 	a := apiFor(t, good)
-	a.c.Servers = []serverEntry{{down.URL}, {pending.URL}, {good.URL}}
+	a.c.Servers = []serverEntry{{down}, {pending.URL}, {good.URL}}
 	must(t, a.authenticate(t.Context()))
 	if a.base != good.URL {
 		t.Fatalf("got server %q", a.base)
 	}
 	// Refused by one and not reached by the other: what a person can do is accept it.
-	a.c.Servers = []serverEntry{{pending.URL}, {down.URL}}
+	a.c.Servers = []serverEntry{{pending.URL}, {down}}
 	err := a.authenticate(t.Context())
 	if httpStatus(err) != 401 || hintOf(err) == "" {
 		t.Fatalf("got %v", err)

@@ -357,8 +357,7 @@ func TestInventoryAfterRefusal(t *testing.T) {
 func TestBootstrapEnds(t *testing.T) {
 	b := newVerbBoard(t)
 	stranger := newTestServer(t, true)
-	down := httptest.NewServer(nil)
-	down.Close()
+	down := "http://" + deadAddr(t)
 	broken := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }))
 	t.Cleanup(broken.Close)
 	nginx := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -377,7 +376,7 @@ func TestBootstrapEnds(t *testing.T) {
 		{"ftp://127.0.0.1", exitRefused, "want http://HOST"},
 		{"http://127.0.0.1:port", exitRefused, "hint: set ServerURL"},
 		{"http:///nohost", exitRefused, "hint: set ServerURL"},
-		{down.URL, exitTempFail, "connection refused"},
+		{down, exitTempFail, "connection refused"},
 		{broken.URL, exitTempFail, "HTTP status 500"},
 	} {
 		b.want(0, "", "setup", "--server-url", c.url, "--device-type", "qemu")

@@ -307,6 +307,9 @@ func TestPortForwardEcho(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
 		t.Run("tcp "+addr, func(t *testing.T) {
+			if strings.HasPrefix(addr, "[") { // at the address of localhost that is tried first is nobody
+				addr = strings.Replace(deadAddr(t), "127.0.0.1", "[::1]", 1)
+			}
 			addr := tcpServer(t, addr, tcpEcho)
 			_, port, _ := net.SplitHostPort(addr)
 			u := newPortUser(t, &forwardOptions{})
@@ -517,25 +520,21 @@ func TestPortForwardDial(t *testing.T) {
 		u.next("hole 1", "stop")
 	})
 	t.Run("refused", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.Close()
+		addr := deadAddr(t)
 		u := newPortUser(t, &forwardOptions{})
-		u.dial("1", "tcp", l.Addr().String())
+		u.dial("1", "tcp", addr)
 		u.send("forward", "1", []byte("hello"))
 		if text := u.fails("1", "new", 502); !strings.Contains(text, "connection refused") {
 			t.Errorf("got %q", text)
 		}
 		u.next("1", "stop")
-		u.dial("2", "udp", l.Addr().String()) // may be there later
+		u.dial("2", "udp", addr) // may be there later
 		u.next("2", "new")
 		for range 3 {
 			u.send("forward", "2", []byte("hello"))
 			u.next("2", "ack")
 		}
-		c, err := net.ListenPacket("udp", l.Addr().String())
+		c, err := net.ListenPacket("udp", addr)
 		if err != nil {
 			t.Skip(err)
 		}
@@ -554,20 +553,8 @@ func TestPortForwardDial(t *testing.T) {
 
 // blackHole is an address that answers no request for a connection: its queue of them is full.
 func blackHole(t *testing.T) string {
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { syscall.Close(fd) })
-	at := &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
-	if err := errors.Join(syscall.Bind(fd, at), syscall.Listen(fd, 0)); err != nil {
-		t.Fatal(err)
-	}
-	name, err := syscall.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	at.Port = name.(*syscall.SockaddrInet4).Port
+	fd, at := boundSocket(t)
+	must(t, syscall.Listen(fd, 0))
 	for range 4 {
 		c, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -228,24 +229,27 @@ func TestWebSocketEnds(t *testing.T) {
 	if _, err := w.next(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("cut off: got %v", err)
 	}
-	w, p = socketPair(t, 20*time.Millisecond)
-	kinds := make(chan byte, 8)
-	go func() {
-		for {
-			kind, _, err := p.receive()
-			if err != nil {
-				close(kinds)
-				return
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		w, p := newWebSocket(near, time.Minute), &socketPeer{Conn: far, r: bufio.NewReader(far)}
+		var kinds []byte
+		go func() {
+			for {
+				kind, _, err := p.receive()
+				if err != nil {
+					return
+				}
+				kinds = append(kinds, kind)
 			}
-			kinds <- kind
+		}()
+		if _, err := w.next(); err == nil || !strings.Contains(err.Error(), "nothing came from the server for 2m0s") {
+			t.Errorf("dead: got %v", err)
 		}
-	}()
-	if _, err := w.next(); err == nil || !strings.Contains(err.Error(), "nothing came from the server for 40ms") {
-		t.Errorf("dead: got %v", err)
-	}
-	if kind := <-kinds; kind != framePing {
-		t.Errorf("dead: got kind %d, want a ping", kind)
-	}
+		synctest.Wait()
+		if !bytes.Equal(kinds, []byte{framePing}) {
+			t.Errorf("dead: got kinds %d, want a ping", kinds)
+		}
+	})
 }
 
 // upgrade answers a handshake, with these headers changed, and hands the connection on.
