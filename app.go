@@ -180,9 +180,6 @@ func (a *app) peek() (*record, error) {
 	return peekJournal(a.c.paths.ds, a.lg)
 }
 
-// openFwEnv opens the boot environment of this machine for fw_printenv and fw_setenv.
-func openFwEnv(c *config, lg *logger) (bootEnv, error) { return openEnv(c, newMachine(""), lg) }
-
 // warnStray explains a trial boot of which the journal, in which no update is, knows nothing.
 func (a *app) warnStray(ctx context.Context) {
 	if a.c.RootfsPartA == "" {
@@ -511,9 +508,22 @@ func jsonFlag(fs *flag.FlagSet, o *options) {
 	fs.BoolVar(&o.json, "json", false, "print JSON")
 }
 
-func progressFlag(fs *flag.FlagSet, o *options) {
+//go:noinline
+func keyFlags(fs *flag.FlagSet, o *options) {
+	fs.StringVar(&o.passphrase, "passphrase-file", o.passphrase,
+		"`FILE` (or -) with the passphrase of the device key")
+}
+
+func writeFlags(fs *flag.FlagSet, o *options) {
+	fs.BoolVar(&o.write.writeAll, "write-all", false, "write blocks that are already there, too")
+	fs.BoolVar(&o.write.noReadBack, "no-read-back", false, "do not read the slot back")
+}
+
+// sourceFlags are those of the verbs that fetch an artifact.
+func sourceFlags(fs *flag.FlagSet, o *options) {
 	fs.StringVar(&o.progress, "progress", "",
 		"`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
+	o.net.downloadFlags(fs)
 }
 
 // outside is a string that may hold anything. %s gives it plain, %q quoted.

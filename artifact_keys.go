@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -164,6 +165,59 @@ func verifySignature(keys []verifyKey, manifest, sig []byte) (path string, err e
 		tried = append(tried, k.path)
 	}
 	return "", refuse("manifest.sig: signature of %d bytes was not made by key %q", len(raw), strings.Join(tried, ", "))
+}
+
+// asPEM is the PEM form of some DER, in lines of 64 (RFC 7468, 2).
+func asPEM(kind string, der []byte) string {
+	text, lines := base64.StdEncoding.EncodeToString(der), "-----BEGIN "+kind+"-----\n"
+	for len(text) > 0 {
+		n := min(len(text), 64)
+		lines += text[:n] + "\n"
+		text = text[n:]
+	}
+	return lines + "-----END " + kind + "-----\n"
+}
+
+// parseDeviceKey takes the first private key of a PEM text.
+func parseDeviceKey(text, passphrase []byte) (crypto.Signer, error) {
+	b, err := privateBlock(text)
+	if err != nil {
+		return nil, err
+	}
+	der, err := decryptBlock(b, passphrase)
+	if err != nil {
+		return nil, err
+	}
+	return parsePrivateKey(b.Type, der)
+}
+
+// decryptBlock knows the encryption of RFC 1423 (DEK-Info; DES, 3DES and AES in CBC mode).
+func decryptBlock(b *pem.Block, passphrase []byte) ([]byte, error) {
+	if b.Type == "ENCRYPTED PRIVATE KEY" {
+		return nil, errors.New("encrypted in PKCS#8 form (PBES2), which is not supported; want DEK-Info form " +
+			"(openssl rsa -aes256 -traditional, or openssl ec -aes256) or no encryption")
+	}
+	// The form is deprecated because it does not authenticate; here it only guards a file
+	// that has it already.
+	//lint:ignore SA1019 see above
+	if !x509.IsEncryptedPEMBlock(b) {
+		return b.Bytes, nil
+	}
+	if len(passphrase) == 0 {
+		return nil, errors.New("encrypted, and no passphrase was given: want --passphrase-file")
+	}
+	//lint:ignore SA1019 see above
+	return x509.DecryptPEMBlock(b, passphrase)
+}
+
+// signBody signs as deviceauth verifies: RSA PKCS#1 v1.5 and ECDSA (DER) over SHA-256,
+// Ed25519 over the body itself.
+func signBody(key crypto.Signer, body []byte) ([]byte, error) {
+	if _, ok := key.Public().(ed25519.PublicKey); ok {
+		return key.Sign(rand.Reader, body, crypto.Hash(0))
+	}
+	sum := sha256.Sum256(body)
+	return key.Sign(rand.Reader, sum[:], crypto.SHA256)
 }
 
 // verifies says whether a key that parsePublicKey took made sig over digest, a SHA-256.

@@ -440,3 +440,11 @@ func nameHost(path, ip, host string) error {
 	lines = append(lines, ip+"\t"+host+" s3."+host+"\n")
 	return writeFileDurably(path, []byte(strings.Join(lines, "\n")), 0o644)
 }
+
+//go:noinline
+func isPKCS11(s string) bool { return strings.HasPrefix(s, "pkcs11:") }
+
+func noEngine(key string) error {
+	return withHint(refuse("%s: keys in PKCS#11 tokens and SSLEngine are not supported", key),
+		"use a key file in PEM form")
+}

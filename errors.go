@@ -182,6 +182,15 @@ func again(read func() error) (err error) {
 	return err
 }
 
+// readBounded reads r to its end and fails if there is more than limit.
+func readBounded(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		return nil, fmt.Errorf("answer of more than %d bytes", limit)
+	}
+	return b, err
+}
+
 // splay is where in d this device's moment is: the same every time, and evenly spread over
 // all devices.
 func splay(identity string, d time.Duration) time.Duration {
@@ -190,6 +199,17 @@ func splay(identity string, d time.Duration) time.Duration {
 	}
 	sum := sha256.Sum256([]byte(identity))
 	return time.Duration(binary.BigEndian.Uint64(sum[:]) % uint64(d))
+}
+
+// backoff is Mender's schedule: one minute, three times, then twice as long, three times,
+// and so on up to limit, which is at least a minute.
+func backoff(failures int, limit time.Duration) time.Duration {
+	limit = max(limit, time.Minute)
+	d := time.Minute
+	for i := 3; i < failures && d < limit; i += 3 {
+		d *= 2
+	}
+	return min(d, limit)
 }
 
 // hintOf returns the first hint in the chain, or "".

@@ -52,12 +52,14 @@ type channel struct {
 	file  *fleetFile // the newest that was accepted in this run
 	floor func(*app) time.Time
 
-	connect func(a *app, about string) (*agent, error)
+	connect  func(a *app, about string) (*agent, error)
+	identify func(context.Context, *app) (string, error) // a device that has no DeviceID
 }
 
 // channelSource is the channel that the update in progress is from, or that is configured; nil: none.
-func channelSource(a *app, connect func(*app, string) (*agent, error), floor func(*app) time.Time) *channel {
-	c := &channel{a: a, at: cmp.Or(a.o.channel, a.c.Channel), connect: connect, floor: floor}
+func channelSource(a *app, connect func(*app, string) (*agent, error), floor func(*app) time.Time,
+	identify func(context.Context, *app) (string, error)) *channel {
+	c := &channel{a: a, at: cmp.Or(a.o.channel, a.c.Channel), connect: connect, floor: floor, identify: identify}
 	if a.rec != nil && a.rec.Update != nil && a.rec.Update.Managed {
 		from := a.rec.Update.Source
 		if from == "" { // a server's
@@ -82,7 +84,7 @@ func (c *channel) identity(ctx context.Context) (id string, err error) {
 		c.id = c.a.c.DeviceID
 	}
 	if c.id == "" {
-		c.id, err = readIdentity(ctx, c.a.c, c.a.m.path("/sys"), c.a.lg)
+		c.id, err = c.identify(ctx, c.a)
 	}
 	return c.id, err
 }

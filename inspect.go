@@ -415,6 +415,19 @@ func (a inspector) env(ctx context.Context, words []string) error {
 	return envCommand(ctx, words, env, a.out)
 }
 
+// fwProgram is the program called as fw_printenv or fw_setenv, and gives the exit code.
+func fwProgram(ctx context.Context, name string, words []string, o *options, in io.Reader, out, errw io.Writer,
+	lg *logger) int {
+	c, err := loadConfig(o.paths, configFile{path: o.mainConfig()}, configFile{path: o.fallbackConfig()}, nil)
+	if err != nil {
+		lg.fail(err)
+		return exitCode(err)
+	}
+	lg.level = levelWarning
+	open := func(c *config, lg *logger) (bootEnv, error) { return openEnv(c, newMachine(""), lg) }
+	return fwCommand(ctx, name, words, c, open, in, out, errw, lg)
+}
+
 // shown is what "mendlet show --json" prints; its names are an interface.
 type shown struct {
 	Name        string              `json:"artifact_name"`

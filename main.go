@@ -115,10 +115,8 @@ func stopFlags(fs *flag.FlagSet, o *options) {
 
 func installFlags(fs *flag.FlagSet, o *options) {
 	stopFlags(fs, o)
-	fs.BoolVar(&o.write.writeAll, "write-all", false, "write blocks that are already there, too")
-	fs.BoolVar(&o.write.noReadBack, "no-read-back", false, "do not read the slot back")
-	progressFlag(fs, o)
-	o.net.downloadFlags(fs)
+	writeFlags(fs, o)
+	sourceFlags(fs, o)
 	deltaFlag(fs, &o.delta)
 }
 
@@ -173,13 +171,7 @@ func runProgram(ctx context.Context, args []string, in io.Reader, out, errw io.W
 		return code
 	}
 	if name == "fw_printenv" || name == "fw_setenv" {
-		c, err := loadConfig(o.paths, configFile{path: o.mainConfig()}, configFile{path: o.fallbackConfig()}, nil)
-		if err != nil {
-			lg.fail(err)
-			return exitCode(err)
-		}
-		lg.level = levelWarning
-		return fwCommand(ctx, name, args[1:], c, openFwEnv, in, out, errw, lg)
+		return fwProgram(ctx, name, args[1:], o, in, out, errw, lg)
 	}
 	who, args, err := calledAs(args)
 	if err == nil {

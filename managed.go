@@ -30,12 +30,6 @@ import (
 // appliedConfig is the file in which mender-configure keeps what it has applied.
 const appliedConfig = "/var/lib/mender-configure/device-config.json"
 
-//go:noinline
-func keyFlags(fs *flag.FlagSet, o *options) {
-	fs.StringVar(&o.passphrase, "passphrase-file", o.passphrase,
-		"`FILE` (or -) with the passphrase of the device key")
-}
-
 func bootstrapFlags(fs *flag.FlagSet, o *options) {
 	keyFlags(fs, o)
 	for _, name := range []string{"F", "forcebootstrap"} {
@@ -46,7 +40,7 @@ func bootstrapFlags(fs *flag.FlagSet, o *options) {
 
 func runFlags(fs *flag.FlagSet, o *options) {
 	bootstrapFlags(fs, o)
-	o.net.downloadFlags(fs)
+	sourceFlags(fs, o)
 	deltaFlag(fs, &o.delta)
 	fs.DurationVar(&o.deadline, "deadline", time.Hour,
 		"give up for this run after this `TIME` without a byte of progress")
@@ -54,7 +48,6 @@ func runFlags(fs *flag.FlagSet, o *options) {
 		"wait first: a part of this `TIME` that is the same for this device every time (do not wait)")
 	channelFlags(fs, o)
 	fs.BoolVar(&o.noReboot, "no-reboot", false, "never restart the machine; exit with 4 when it is needed")
-	progressFlag(fs, o)
 }
 
 func lookFlags(fs *flag.FlagSet, o *options) {
@@ -155,7 +148,7 @@ func newRound(a *app) *round {
 // choose finds the source: of the update in progress, else the one that is configured.
 func (r *round) choose() {
 	r.from = r.server
-	if c := channelSource(r.a, newClient, timeFloor); c != nil {
+	if c := channelSource(r.a, newClient, timeFloor, deviceIdentity); c != nil {
 		if r.channel == nil || r.channel.at != c.at {
 			r.channel = c
 		}
@@ -492,17 +485,6 @@ func (r *round) scheduleRetry(outer context.Context, err error, ended bool) erro
 		return errors.Join(err, jerr)
 	}
 	return err
-}
-
-// backoff is Mender's schedule: one minute, three times, then twice as long, three times,
-// and so on up to limit, which is at least a minute.
-func backoff(failures int, limit time.Duration) time.Duration {
-	limit = max(limit, time.Minute)
-	d := time.Minute
-	for i := 3; i < failures && d < limit; i += 3 {
-		d *= 2
-	}
-	return min(d, limit)
 }
 
 // attempts is how many tries the schedule has before it is given up (RetryPollCount, or

@@ -13,11 +13,7 @@ import (
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/sha256"
-	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -69,17 +65,6 @@ func knownKey(c *config, passphrase []byte, lg *logger) (crypto.Signer, error) {
 // strings around them (RFC 8410, 7).
 const pkcs8Ed25519 = "\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"
 
-// asPEM is the PEM form of some DER, in lines of 64 (RFC 7468, 2).
-func asPEM(kind string, der []byte) string {
-	text, lines := base64.StdEncoding.EncodeToString(der), "-----BEGIN "+kind+"-----\n"
-	for len(text) > 0 {
-		n := min(len(text), 64)
-		lines += text[:n] + "\n"
-		text = text[n:]
-	}
-	return lines + "-----END " + kind + "-----\n"
-}
-
 // makeDeviceKey makes an Ed25519 key in PKCS#8 form, as Mender's own client does since 4.0.
 func makeDeviceKey(path string, lg *logger) (crypto.Signer, error) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
@@ -125,38 +110,6 @@ func loadDeviceKey(path string, passphrase []byte, lg *logger) (crypto.Signer, e
 	return key, nil
 }
 
-// parseDeviceKey takes the first private key of a PEM text.
-func parseDeviceKey(text, passphrase []byte) (crypto.Signer, error) {
-	b, err := privateBlock(text)
-	if err != nil {
-		return nil, err
-	}
-	der, err := decryptBlock(b, passphrase)
-	if err != nil {
-		return nil, err
-	}
-	return parsePrivateKey(b.Type, der)
-}
-
-// decryptBlock knows the encryption of RFC 1423 (DEK-Info; DES, 3DES and AES in CBC mode).
-func decryptBlock(b *pem.Block, passphrase []byte) ([]byte, error) {
-	if b.Type == "ENCRYPTED PRIVATE KEY" {
-		return nil, errors.New("encrypted in PKCS#8 form (PBES2), which is not supported; want DEK-Info form " +
-			"(openssl rsa -aes256 -traditional, or openssl ec -aes256) or no encryption")
-	}
-	// The form is deprecated because it does not authenticate; here it only guards a file
-	// that has it already.
-	//lint:ignore SA1019 see above
-	if !x509.IsEncryptedPEMBlock(b) {
-		return b.Bytes, nil
-	}
-	if len(passphrase) == 0 {
-		return nil, errors.New("encrypted, and no passphrase was given: want --passphrase-file")
-	}
-	//lint:ignore SA1019 see above
-	return x509.DecryptPEMBlock(b, passphrase)
-}
-
 // readPassphrase reads the first line of a file, or of stdin for "-".
 func readPassphrase(path string, stdin io.Reader) ([]byte, error) {
 	if path == "" {
@@ -174,16 +127,6 @@ func readPassphrase(path string, stdin io.Reader) ([]byte, error) {
 	}
 	line, _, _ := bytes.Cut(text, []byte("\n"))
 	return bytes.TrimSuffix(line, []byte("\r")), nil
-}
-
-// signBody signs as deviceauth verifies: RSA PKCS#1 v1.5 and ECDSA (DER) over SHA-256,
-// Ed25519 over the body itself.
-func signBody(key crypto.Signer, body []byte) ([]byte, error) {
-	if _, ok := key.Public().(ed25519.PublicKey); ok {
-		return key.Sign(rand.Reader, body, crypto.Hash(0))
-	}
-	sum := sha256.Sum256(body)
-	return key.Sign(rand.Reader, sum[:], crypto.SHA256)
 }
 
 //go:noinline

@@ -325,7 +325,7 @@ func adopt(a *app, d *dir, u *update, rec *record, state string) (err error) {
 			return err
 		}
 	case u.Type != rootfsImage && !u.Managed: // of a deployment the server hears it
-		if _, err := newModule(a.c, u.Type, a.lg); err != nil { // it may have gone along with that client
+		if _, err := a.newHandler(u.Type, u); err != nil { // it may have gone along with that client
 			return notAdopted(err, u)
 		}
 	}

@@ -240,14 +240,6 @@ func clientCertificate(conf *tls.Config, f tlsFiles) error {
 	return nil
 }
 
-//go:noinline
-func isPKCS11(s string) bool { return strings.HasPrefix(s, "pkcs11:") }
-
-func noEngine(key string) error {
-	return withHint(refuse("%s: keys in PKCS#11 tokens and SSLEngine are not supported", key),
-		"use a key file in PEM form")
-}
-
 // Do sends a request, and goes where redirects say (RFC 9110, 15.4). The answer's body has to be closed. http.Client,
 // which knows cookies and Referer beside, would be 12 kB of the compressed program.
 func (t *agent) Do(req *http.Request) (*http.Response, error) {
@@ -599,15 +591,6 @@ func retryAfter(h http.Header) time.Duration {
 		d = at.Sub(now)
 	}
 	return max(0, min(d, maxRetryAfter))
-}
-
-// readBounded reads r to its end and fails if there is more than limit.
-func readBounded(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		return nil, fmt.Errorf("answer of more than %d bytes", limit)
-	}
-	return b, err
 }
 
 // proxyFromEnv reads http_proxy, https_proxy and no_proxy in both spellings. net/http's

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"time"
 )
@@ -16,7 +17,8 @@ type channel struct {
 	at string
 }
 
-func channelSource(*app, func(*app, string) (*agent, error), func(*app) time.Time) *channel {
+func channelSource(*app, func(*app, string) (*agent, error), func(*app) time.Time,
+	func(context.Context, *app) (string, error)) *channel {
 	return nil
 }
 
