@@ -37,6 +37,62 @@ if have shellcheck "scripts are not checked"; then
 	done
 fi
 
+# hook WORDS: what the hook of the initramfs makes of this command line, in a system of its own as dracut's is. "none"
+# if mendlet is not started.
+hook() {
+	echo "quiet $1" > "$dir/cmdline"
+	rm -f "$dir/args"
+	unshare -r -m sh -c '
+		mount --bind "$0/cmdline" /proc/cmdline
+		mount --bind /dev/null /dev/kmsg
+		for at in /run /var/lib /scripts; do [ ! -d $at ] || mount -t tmpfs tmpfs $at; done
+		PATH=$0:$PATH
+		. packaging/initramfs-tools/mendlet-connect
+		read -r pid 2> /dev/null < /run/mendlet/connect.pid || exit 0
+		while kill -0 "$pid" 2> /dev/null; do sleep 0.1; done
+		! grep -q " /run/mendlet/files tmpfs " /proc/mounts || echo "in memory" >> "$0/args"
+	' "$dir" 2> "$dir/said"
+	[ -e "$dir/args" ] || echo none > "$dir/args"
+}
+printf '#!/bin/sh\necho "$*" > "%s/args"\n' "$dir" > "$dir/mendlet"
+chmod 755 "$dir/mendlet"
+more='--retry --log kmsg'
+if unshare -r -m true 2> /dev/null; then
+	while read -r words; do
+		read -r want
+		hook "$words"
+		got=$(tr '\n' ' ' < "$dir/args")
+		[ "$got" = "$want " ] || fail "the hook makes of \"$words\": \"$got\", want \"$want\": $(cat "$dir/said")"
+	done <<- X
+		mendlet.data=/dev/null
+		none
+		mendlet.connect=
+		none
+		mendlet.connect=terminal
+		connect --terminal $more
+		xmendlet.connect=terminal
+		none
+		mendlet.connect=files,terminal
+		connect --terminal --files /run/mendlet/files $more in memory
+		mendlet.connect=terminal,files:/run/*/etc:x
+		connect --terminal --files /run/*/etc:x $more
+		mendlet.connect=files:etc
+		none
+		mendlet.connect=terminal,*
+		none
+		mendlet.connect=terminal mendlet.data=/dev/null
+		connect --terminal $more
+	X
+	for word in fils '*'; do
+		hook "mendlet.connect=terminal,$word"
+		grep -qF "got \"$word\", want terminal" "$dir/said" || fail "the hook says of \"$word\": $(cat "$dir/said")"
+	done
+	hook "mendlet.connect=terminal mendlet.data=/dev/null"
+	grep -q 'cannot mount "/dev/null"' "$dir/said" || fail "the hook says of no data: $(cat "$dir/said")"
+else
+	echo "skipped, no user namespaces: the hook of the initramfs is not run"
+fi
+
 version=$(cat VERSION)
 head -n 1 debian/changelog | grep -qF "mendlet (${version%%+*}) " || fail "debian/changelog is not of version $version"
 
