@@ -7,6 +7,7 @@ package main
 // Not on 386, whose getsockopt(2) package syscall has only within socketcall(2).
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"fmt"
@@ -30,16 +31,15 @@ import (
 
 // contender is a program behind a relay of its own, as it is measured.
 type contender struct {
-	name string
-	r    *relay
-	pid  int
-
-	memory   int64     // bytes resident when idle (Pss of smaps_rollup)
-	cpu      int64     // ns of the idle time
-	bytes    int64     // of both directions, in TCP's payload, in the idle time
-	get, put []float64 // MB/s
-	work     int64     // ns of the processors for all of that
+	name     string
+	r        *relay
+	pid      int
+	figures  map[string][]float64
+	sessions int
 }
+
+// add adds what was measured to the figures of this name.
+func (c *contender) add(name string, v float64) { c.figures[name] = append(c.figures[name], v) }
 
 // TestBenchConnect compares with Debian's mender-connect: "make bench-connect". The variable has the seconds for which
 // both are left alone.
@@ -51,17 +51,23 @@ func TestBenchConnect(t *testing.T) {
 	us, them := startContender(t), &contender{name: "mender-connect"}
 	them.r, them.pid = newReference(t)
 	both := []*contender{us, them}
+	for _, c := range both {
+		c.figures = map[string][]float64{}
+	}
 	settle := time.Now().Add(5 * time.Second) // what a start takes is no idle time
 	for time.Now().Before(settle) {
 		time.Sleep(time.Second)
 	}
-	for _, c := range both {
-		c.cpu, c.bytes = -cpuTime(t, c.pid), -c.carried(t)
+	var began [2][2]int64
+	for i, c := range both {
+		began[i] = [2]int64{cpuTime(t, c.pid), c.carried(t)}
 	}
 	time.Sleep(time.Duration(idle) * time.Second)
-	for _, c := range both {
-		c.cpu, c.bytes = c.cpu+cpuTime(t, c.pid), c.bytes+c.carried(t)
-		c.memory = pss(t, c.pid)
+	hour := 3600 / float64(idle)
+	for i, c := range both {
+		c.add("processor time of an idle hour, ms", float64(cpuTime(t, c.pid)-began[i][0])/1e6*hour)
+		c.add("bytes of an idle hour", float64(c.carried(t)-began[i][1])*hour)
+		c.memory(t)
 	}
 	dir := fastDir(t)
 	must(t, os.Chmod(dir, 0o755))
@@ -70,20 +76,187 @@ func TestBenchConnect(t *testing.T) {
 	must(t, os.WriteFile(dir+"/file", text, 0o644))
 	for range 5 { // in turns
 		for _, c := range both {
+			c.lean(t, dir, text)
 			c.transfers(t, dir, text)
 		}
 	}
-	hour := 3600 / float64(idle)
-	fmt.Printf("| | mendlet | mender-connect | ratio |\n|---|---|---|---|\n")
-	row := func(what, form string, a, b float64) {
-		fmt.Printf("| %s | "+form+" | "+form+" | %.2f |\n", what, a, b, a/b)
+	fmt.Printf("| | mendlet | mender-connect | ratio |\n|---|--:|--:|--:|\n")
+	for _, name := range sortedKeys(us.figures) {
+		a, b := median(us.figures[name]), median(them.figures[name])
+		fmt.Printf("| %s | %.1f | %.1f | %.2f |\n", name, a, b, a/b)
 	}
-	row("download, MB/s", "%.1f", median(us.get), median(them.get))
-	row("upload, MB/s", "%.1f", median(us.put), median(them.put))
-	row("processor time for 64 MiB each way, ms", "%.0f", float64(us.work)/5e6, float64(them.work)/5e6)
-	row("memory when idle, KiB", "%.0f", float64(us.memory)/1024, float64(them.memory)/1024)
-	row("processor time of an idle hour, ms", "%.0f", float64(us.cpu)/1e6*hour, float64(them.cpu)/1e6*hour)
-	row("bytes of an idle hour", "%.0f", float64(us.bytes)*hour, float64(them.bytes)*hour)
+}
+
+// during measures what f takes for n bytes: the rate, and what the program's processor time for 100 MiB is.
+func (c *contender) during(t *testing.T, what string, n int, f func()) {
+	work, began := cpuTime(t, c.pid), time.Now()
+	f()
+	c.add(what+", MB/s", float64(n)/1e6/time.Since(began).Seconds())
+	c.add(what+", processor ms per 100 MiB", float64(cpuTime(t, c.pid)-work)/1e6*(100<<20)/float64(n))
+}
+
+// lean gets and puts the file once by a user that is the relay, too, and does as little as the device can be kept busy
+// with: what the service does between them is nothing of the device's.
+func (c *contender) lean(t *testing.T, dir string, text []byte) {
+	there := filepath.Join(dir, c.name)
+	os.Remove(there)
+	c.session(t, func(x *leanSession) {
+		x.say(protoFile, "stat", nil, packMap("path", dir+"/file"))
+		x.reply("file_info")
+		c.during(t, "download, lean", len(text), func() {
+			x.run = x.get
+			x.say(protoFile, "get_file", nil, packMap("path", dir+"/file"))
+			must(t, <-x.over)
+		})
+		if x.offset != int64(len(text)) {
+			t.Errorf("%s: got %d bytes", c.name, x.offset)
+		}
+	})
+	c.session(t, func(x *leanSession) {
+		c.during(t, "upload, lean", len(text), func() {
+			x.run, x.text = x.put, text
+			x.say(protoFile, "put_file", nil, packMap("src_path", "file", "path", there))
+			must(t, <-x.over)
+		})
+	})
+	for end := time.Now().Add(relayGuard); !bytes.Equal(readFileOrNil(there), text); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) { // what was acknowledged need not be in its place yet
+			t.Fatalf("%s: the file that was put is another one", c.name)
+		}
+	}
+}
+
+// leanSession is one whose messages are taken where the relay reads the device's link.
+type leanSession struct {
+	*relayTransfer
+	t      *testing.T
+	l      *relayLink
+	text   []byte                     // to put
+	run    func(m *peerMessage) error // takes over from the next message on; nil: nobody does
+	offset int64                      // bytes that came, or were acknowledged
+	over   chan error                 // how run has ended
+}
+
+// session does f in a new session with the device.
+func (c *contender) session(t *testing.T, f func(x *leanSession)) {
+	r, dev := c.r, c.r.device()
+	c.sessions++
+	s := &relaySession{id: fmt.Sprintf("00000000-0000-4000-8000-%012d", c.sessions), user: "user-1", device: dev,
+		drop: func() {}}
+	x := &leanSession{relayTransfer: &relayTransfer{relaySession: s, r: r, came: make(chan *peerMessage, 64)}, t: t,
+		over: make(chan error, 1)}
+	s.take = func(m *peerMessage, _ []byte) {
+		if run := x.run; run != nil {
+			x.run = nil
+			x.over <- run(m)
+			return
+		}
+		x.came <- m
+	}
+	r.at.Lock()
+	x.l = r.devices[dev]
+	r.at.Unlock()
+	r.open(s)
+	defer r.forget(s)
+	must(t, x.say(protoControl, "open", nil, packMap("versions", []any{1})))
+	x.reply("accept")
+	f(x)
+	must(t, x.say(protoControl, "close", nil, nil))
+}
+
+// reply takes the next message, which is of this type.
+func (x *leanSession) reply(typ string) {
+	x.t.Helper()
+	m, err := x.hear()
+	must(x.t, err)
+	if m.typ != typ {
+		x.t.Fatalf("got the message %q, want %q", m.typ, typ)
+	}
+}
+
+// get takes chunks until the end. They are counted by the lengths of their frames: one of the same length as the one
+// before has as many bytes.
+func (x *leanSession) get(m *peerMessage) error {
+	l := x.l
+	l.r = bufio.NewReaderSize(l.r, 256<<10)
+	frame, chunk := -1, 0 // bytes of the last frame behind its head, and of what it had
+	for n := 1; ; n++ {
+		if m != nil {
+			if m.typ != "file_chunk" || m.props["offset"] != any(x.offset) {
+				return fmt.Errorf("got %q with %v", m.typ, m.props)
+			}
+			chunk = len(m.body)
+		}
+		if x.offset += int64(chunk); chunk == 0 || n%10 == 0 {
+			if err := x.say(protoFile, "ack", x.offset, nil); err != nil || chunk == 0 {
+				return err
+			}
+		}
+		head, err := l.r.Peek(4)
+		if err != nil {
+			return err
+		}
+		length := int(head[1] & 0x7f)
+		if length == 126 {
+			length = int(binary.BigEndian.Uint16(head[2:]))
+		}
+		if m = nil; head[0] == 0x80|frameBinary && length == frame {
+			if _, err := l.r.Discard(4 + 4 + length); err != nil {
+				return err
+			}
+			continue
+		}
+		raw, err := l.next()
+		if err == nil {
+			m, err = unpackMessage(raw)
+		}
+		if err != nil {
+			return err
+		}
+		if frame = -1; len(raw) >= 126 && len(raw) < 1<<16 {
+			frame = len(raw)
+		}
+	}
+}
+
+// put sends the text in frames that are made beforehand but for their offsets and their bytes.
+func (x *leanSession) put(m *peerMessage) error {
+	offset := func(n int64) []byte { return appendPacked(appendPacked(nil, "offset"), n) }
+	one := frame(true, frameBinary, (&peerMessage{proto: protoFile, typ: "file_chunk", sid: x.id,
+		props: map[string]any{"offset": int64(0), "user_id": x.user}, body: x.text[:relayChunk]}).packed())
+	at, size := bytes.Index(one, offset(0))+len(offset(0))-8, len(one)
+	out, sent := bytes.Repeat(one, relayWindow), int64(0)
+	for total := int64(len(x.text)); ; {
+		acked, _ := m.props["offset"].(int64)
+		if m.typ != "ack" {
+			return fmt.Errorf("got %q: %q", m.typ, m.body)
+		}
+		if x.offset = max(x.offset, acked); x.offset == total {
+			return nil
+		}
+		n := 0
+		for ; sent < total && sent-x.offset < relayWindow*relayChunk; n++ {
+			p := out[n*size : (n+1)*size]
+			binary.BigEndian.PutUint64(p[at:], uint64(sent))
+			copy(p[size-relayChunk:], x.text[sent:])
+			sent += relayChunk
+		}
+		if _, err := x.l.Write(out[:n*size]); err != nil {
+			return err
+		}
+		if sent == total && n > 0 {
+			if err := x.say(protoFile, "file_chunk", sent, nil); err != nil {
+				return err
+			}
+		}
+		raw, err := x.l.next()
+		if err == nil {
+			m, err = unpackMessage(raw)
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func startContender(t *testing.T) *contender {
@@ -122,17 +295,19 @@ func (c *contender) carried(t *testing.T) int64 {
 	return int64(binary.NativeEndian.Uint64(info[120:]) + binary.NativeEndian.Uint64(info[128:]))
 }
 
-// pss is what a process has of the memory, shared pages in parts.
-func pss(t *testing.T, pid int) int64 {
-	for line := range strings.Lines(look(fmt.Sprintf("/proc/%d/smaps_rollup", pid))) {
-		if kb, ok := strings.CutPrefix(line, "Pss:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(kb), " kB"), 10, 64)
-			must(t, err)
-			return n << 10
+// memory is what the program has resident: with shared pages in parts, and of that what is its own alone and could go
+// only to swap space, and what is of files, which the kernel can drop and read again.
+func (c *contender) memory(t *testing.T) {
+	for path, names := range map[string][]string{"smaps_rollup": {"Pss", "Pss_Anon", "Pss_File"}} {
+		for line := range strings.Lines(look(fmt.Sprintf("/proc/%d/%s", c.pid, path))) {
+			name, kb, _ := strings.Cut(line, ":")
+			if slices.Contains(names, name) {
+				n, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(kb), " kB"), 64)
+				must(t, err)
+				c.add("memory when idle, "+name+", KiB", n)
+			}
 		}
 	}
-	t.Fatal("smaps_rollup has no Pss")
-	return 0
 }
 
 // transfers gets and puts the file once.
@@ -140,11 +315,10 @@ func (c *contender) transfers(t *testing.T, dir string, text []byte) {
 	base := c.r.URL + strings.Replace(manage, "{id}", c.r.device(), 1)
 	there := filepath.Join(dir, c.name)
 	os.Remove(there)
-	c.work -= cpuTime(t, c.pid)
-	defer func() { c.work += cpuTime(t, c.pid) }()
-	began := time.Now()
-	got := c.request(t, http.MethodGet, base+"/download?path="+url.QueryEscape(dir+"/file"), "", nil, 200)
-	c.get = append(c.get, float64(len(text))/1e6/time.Since(began).Seconds())
+	var got []byte
+	c.during(t, "download through the relay", len(text), func() {
+		got = c.request(t, http.MethodGet, base+"/download?path="+url.QueryEscape(dir+"/file"), "", nil, 200)
+	})
 	if !bytes.Equal(got, text) {
 		t.Errorf("%s: got %d bytes, not those of the file", c.name, len(got))
 	}
@@ -155,9 +329,9 @@ func (c *contender) transfers(t *testing.T, dir string, text []byte) {
 	must(t, err)
 	f.Write(text)
 	must(t, w.Close())
-	began = time.Now()
-	c.request(t, http.MethodPut, base+"/upload", w.FormDataContentType(), &form, 201)
-	c.put = append(c.put, float64(len(text))/1e6/time.Since(began).Seconds())
+	c.during(t, "upload through the relay", len(text), func() {
+		c.request(t, http.MethodPut, base+"/upload", w.FormDataContentType(), &form, 201)
+	})
 }
 
 func (c *contender) request(t *testing.T, method, at, kind string, body io.Reader, want int) []byte {
