@@ -21,11 +21,12 @@ import (
 // Files that users of the server get and put: the messages, in chunks of which so many are on their way at a time.
 
 const (
-	fileChunk    = 4096 // bytes in a message, as peers expect them
-	fileWindow   = 20   // chunks on their way to the user that are not acknowledged
-	fileAck      = 5    // chunks from the user until they are; the server sends 10 ahead
-	fileRead     = 64 << 10
-	maxFilesTold = 8 // in the summary
+	fileChunk    = 4096            // bytes in a message, as peers expect them
+	maxFileChunk = 32<<10 - 512    // where the line is fast: with its frame, what TLS sends as two records
+	fileWindow   = 20              // chunks on their way to the user that are not acknowledged
+	fileQueue    = time.Second / 2 // that they may take, as what others say waits behind them
+	fileAck      = 10              // chunks from the user until they are, or fewer if no more wait
+	maxFilesTold = 8               // in the summary
 )
 
 // fileTransfer is the handler of a session, with one transfer at a time.
@@ -194,20 +195,23 @@ func (t *fileTransfer) get(m *peerMessage, d *fileDone) (err error) {
 
 // stream sends the file, and never more of it than the size.
 func (t *fileTransfer) stream(g *fileGet) error {
-	buf, off := make([]byte, fileRead), int64(0)
+	buf, off, chunk, began := make([]byte, maxFileChunk), int64(0), int64(fileChunk), time.Now()
 	for {
 		left := g.size - off
 		if g.size == 0 { // files of /proc do not tell
 			if st, err := g.f.Stat(); err == nil && st.Size() == 0 {
-				left = fileRead
+				left = chunk
 			}
 		}
-		n, err := g.f.Read(buf[:min(fileRead, left)])
-		for p := buf[:n]; len(p) > 0; p = p[min(len(p), fileChunk):] {
-			if err := t.window(g, p[:min(len(p), fileChunk)], off); err != nil {
+		// They never become smaller: the user acknowledges a number of them.
+		rate := float64(g.acked.Load()) / float64(time.Since(began)+1)
+		chunk = max(chunk, min(maxFileChunk, int64(rate*float64(fileQueue/fileWindow))))
+		n, err := g.f.Read(buf[:min(chunk, left)])
+		if n > 0 {
+			if err := t.window(g, buf[:n], off, chunk); err != nil {
 				return err
 			}
-			off += int64(min(len(p), fileChunk))
+			off += int64(n)
 		}
 		if err != nil && err != io.EOF {
 			return err
@@ -224,8 +228,8 @@ func (t *fileTransfer) stream(g *fileGet) error {
 	}
 }
 
-// window sends a chunk when there is room for it in the window.
-func (t *fileTransfer) window(g *fileGet, c []byte, off int64) error {
+// window sends what there is of a chunk when there is room for all of that in the window.
+func (t *fileTransfer) window(g *fileGet, c []byte, off, chunk int64) error {
 	end := off + int64(len(c))
 	if err := t.o.fits(end); err != nil {
 		return err
@@ -233,7 +237,7 @@ func (t *fileTransfer) window(g *fileGet, c []byte, off int64) error {
 	if err := t.o.tx.take(len(c), t.o.Counters.MaxBytesTxPerMinute); err != nil {
 		return err
 	}
-	for off-g.acked.Load() > (fileWindow-1)*fileChunk && g.ctx.Err() == nil {
+	for off-g.acked.Load() > (fileWindow-1)*chunk && g.ctx.Err() == nil {
 		select {
 		case <-g.more:
 		case <-g.ctx.Done():

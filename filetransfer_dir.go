@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -30,6 +31,7 @@ import (
 
 const (
 	fileSyncAfter = 8 << 20   // bytes written until the medium has to have them, so that the last of it is not long
+	fileBuffer    = 32 << 10  // bytes that are written at once
 	fileLookAfter = 256 << 10 // bytes written until the free space is looked at again
 	fileFloor     = 16 << 20  // bytes of a file system that are left free; a 32nd of it, where that is less
 	putPrefix     = ".mendlet-put-"
@@ -314,11 +316,12 @@ type filePut struct {
 	d                *dir
 	name, tmp        string
 	f                *os.File
-	uid, gid, mode   int64 // that the user asks for; -1: any
-	size             int64 // that was announced; -1: none
-	off              int64 // bytes so far
-	unseen, unsynced int   // of them since the last look at the free space, since the last sync
-	unacked          int   // chunks
+	w                *bufio.Writer // to it
+	uid, gid, mode   int64         // that the user asks for; -1: any
+	size             int64         // that was announced; -1: none
+	off              int64         // bytes so far
+	unseen, unsynced int           // of them since the last look at the free space, since the last sync
+	unacked          int           // chunks
 }
 
 // begin finds the place for a put in what the user asks for, and makes the file beside it. drop it after an error, too.
@@ -458,6 +461,7 @@ func (p *filePut) create() error {
 	if p.f, err = p.d.open(p.tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return err
 	}
+	p.w = bufio.NewWriterSize(p.f, fileBuffer)
 	return flock(context.Background(), p.f, 0, nil)
 }
 
@@ -469,13 +473,21 @@ func (p *filePut) write(b []byte) error {
 			return err
 		}
 	}
-	n, err := p.f.Write(b)
+	n, err := p.w.Write(b)
 	p.off += int64(n)
 	if p.unsynced += n; err == nil && p.unsynced >= fileSyncAfter {
 		p.unsynced = 0
-		err = p.f.Sync()
+		err = p.sync()
 	}
 	return err
+}
+
+// sync has the medium have all that was written.
+func (p *filePut) sync() error {
+	if err := p.w.Flush(); err != nil {
+		return err
+	}
+	return p.f.Sync()
 }
 
 // land puts the file, which is whole, into its place.
@@ -487,7 +499,7 @@ func (p *filePut) land() error {
 		err = p.own(old)
 	}
 	if err == nil {
-		err = p.f.Sync()
+		err = p.sync()
 	}
 	if err == nil {
 		err = p.f.Close()

@@ -191,7 +191,7 @@ func (p *filePeer) get(path string) ([]byte, int64, string) {
 			code, text := p.fault(m)
 			return data, code, text
 		}
-		if m.props["offset"] != any(int64(len(data))) || len(m.body) > fileChunk {
+		if m.props["offset"] != any(int64(len(data))) || len(m.body) > maxFileChunk {
 			p.t.Fatalf("got %d bytes at %v, want them at %d", len(m.body), m.props["offset"], len(data))
 		}
 		if data = append(data, m.body...); len(m.body) == 0 || n%10 == 0 {
@@ -288,25 +288,38 @@ func TestFileStat(t *testing.T) {
 	})
 }
 
-// No more than 20 chunks are on their way, and acks of what was not sent end the transfer.
+// No more than 20 chunks are on their way, which become larger and never smaller; acks of what was not sent end the
+// transfer.
 func TestFileGetWindow(t *testing.T) {
 	t.Parallel()
 	p := newFilePeer(t, &fileOptions{root: t.TempDir()})
 	path := p.h.o.root + "/f"
-	must(t, os.WriteFile(path, fileNoise(50*fileChunk), 0o600))
-	for _, wrong := range []any{int64(30*fileChunk + 1), int64(9 * fileChunk), int64(-1), "x", nil} {
-		p.say("get_file", nil, packMap("path", path))
-		for range fileWindow {
-			p.next()
+	must(t, os.WriteFile(path, fileNoise(50*maxFileChunk), 0o600))
+	for _, wrong := range []any{"more", int64(9 * fileChunk), int64(-1), "x", nil} {
+		sent, chunk := int64(0), int64(fileChunk)
+		fill := func(acked int64) {
+			for sent-acked <= (fileWindow-1)*chunk {
+				m := p.next()
+				n := int64(len(m.body))
+				if m.typ != "file_chunk" || n < chunk || n > maxFileChunk || m.props["offset"] != any(sent) {
+					t.Fatalf("got %s, %d bytes at %v, want at least %d at %d", m.typ, n, m.props["offset"], chunk, sent)
+				}
+				sent, chunk = sent+n, n
+			}
+			p.quiet()
 		}
-		p.quiet()
+		p.say("get_file", nil, packMap("path", path))
+		fill(0)
+		if sent != fileWindow*fileChunk {
+			t.Errorf("got %d bytes before the first ack", sent)
+		}
 		p.say("get_file", nil, packMap("path", path))
 		p.refused(409, "another file transfer")
 		p.say("ack", int64(10*fileChunk), nil)
-		for range 10 {
-			p.next()
+		fill(10 * fileChunk)
+		if wrong == "more" {
+			wrong = sent + 1
 		}
-		p.quiet()
 		p.say("ack", wrong, nil)
 		for m := p.next(); m.typ == "file_chunk"; m = p.next() {
 			t.Fatal("it goes on")
