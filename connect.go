@@ -223,7 +223,7 @@ func (c *connector) serve(ctx context.Context, link *webSocket, life time.Durati
 	c.mark.stands(true)
 	h := c.hub
 	h.over = false
-	h.link = func(m *peerMessage) error { return link.write(m.packed()) }
+	h.link = func(m *peerMessage) error { return link.write(frameBinary, m.appendTo) }
 	ctx, stop := context.WithTimeoutCause(ctx, life, errors.New("the device's token has expired"))
 	defer stop()
 	gone := make(chan struct{})
@@ -248,8 +248,13 @@ func (c *connector) serve(ctx context.Context, link *webSocket, life time.Durati
 
 // read gives the messages to the sessions, until the link ends.
 func (c *connector) read(link *webSocket) error {
+	var s *peerSession // has messages that it was not woken for, as more of them may be here
 	for {
-		b, err := link.next()
+		if s != nil && !link.ready() {
+			wake(s.wakes)
+			s = nil
+		}
+		b, err := link.next(spareBytes())
 		large := err == errMessageSize
 		if err != nil && !large {
 			return err
@@ -267,9 +272,15 @@ func (c *connector) read(link *webSocket) error {
 			link.close(closeContent, "")
 			return fmt.Errorf("got a message that cannot be read: %w", err)
 		}
-		if err := c.hub.take(m, len(b)); err != nil {
+		m.whole = b
+		to, err := c.hub.take(m, len(b))
+		if err != nil {
 			return err
 		}
+		if s != nil && to != nil && to != s {
+			wake(s.wakes)
+		}
+		s = cmp.Or(to, s)
 	}
 }
 

@@ -154,35 +154,36 @@ func (m *peerMessage) refusal(code int, text string) *peerMessage {
 	return r
 }
 
-// take gives a message of size bytes to its session, which may be a new one. It does not wait for that.
-func (h *peerHub) take(m *peerMessage, size int) error {
+// take gives a message of size bytes to its session, which may be a new one. It does not wait for that, and leaves it
+// to the caller to wake the session; nil: there is none.
+func (h *peerHub) take(m *peerMessage, size int) (*peerSession, error) {
 	if m.proto == protoClient {
-		return h.command(m)
+		return nil, h.command(m)
 	}
 	if m.sid == "" { // and there is nobody to tell
 		h.lg.debugf("message of protocol %d and type %s without a session", m.proto, quote(m.typ))
-		return nil
+		return nil, nil
 	}
 	h.mu.Lock()
 	s := h.sessions[m.sid]
 	if s == nil {
 		if h.over {
 			h.mu.Unlock()
-			return nil
+			return nil, nil
 		}
 		reply := h.beginning(m)
 		if reply != nil || m.proto == protoControl && m.typ != "open" {
 			h.mu.Unlock()
 			if reply == nil {
-				return nil
+				return nil, nil
 			}
-			return h.link(reply)
+			return nil, h.link(reply)
 		}
 		s = h.begin(m)
 	}
 	h.mu.Unlock()
 	s.put(m, size)
-	return nil
+	return s, nil
 }
 
 // beginning gives what a message for no known session is answered with, where it does not begin one. h.mu is held.
@@ -279,8 +280,23 @@ func (s *peerSession) put(m *peerMessage, size int) {
 	}
 	size += messageOverhead
 	s.inbox, s.held = append(s.inbox, waiting{m, size}), s.held+size
-	wake(s.wakes)
 	wake(s.spoken)
+}
+
+// wholeMessages are the bytes of messages that were dealt with, for those that come.
+var wholeMessages sync.Pool
+
+func keepBytes(b []byte) {
+	if b != nil && cap(b) <= 16<<10 {
+		wholeMessages.Put(&b)
+	}
+}
+
+func spareBytes() []byte {
+	if b, ok := wholeMessages.Get().(*[]byte); ok {
+		return *b
+	}
+	return nil
 }
 
 // wake makes a channel of one place ready.
@@ -335,6 +351,7 @@ func (s *peerSession) run() {
 			asked = false
 			for m := s.get(); m != nil && s.ctx.Err() == nil; m = s.get() {
 				s.receive(m)
+				keepBytes(m.whole)
 			}
 		case <-timer.C:
 		}
@@ -512,8 +529,12 @@ func (s *peerSession) bury() {
 	close(s.done)
 	h.mu.Lock()
 	h.alive--
+	last := h.alive == 0
 	h.count(h.alive, true)
 	h.mu.Unlock()
+	if last { // it may be long until the next one
+		debug.FreeOSMemory()
+	}
 }
 
 // endAll ends all sessions, for why, and returns when nothing is left of them.

@@ -89,6 +89,15 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// take is what the connection does with a message.
+func (h *testHub) take(m *peerMessage, size int) error {
+	s, err := h.peerHub.take(m, size)
+	if s != nil {
+		wake(s.wakes)
+	}
+	return err
+}
+
 func (h *testHub) give(proto uint16, typ, sid string, body []byte) {
 	h.t.Helper()
 	m := &peerMessage{proto: proto, typ: typ, sid: sid, body: body, props: map[string]any{"user_id": "u"}}

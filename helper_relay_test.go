@@ -665,7 +665,7 @@ func (r *relay) user(name string) *relayUser {
 	go func() {
 		defer close(u.came)
 		for {
-			raw, err := u.next()
+			raw, err := u.next(nil)
 			if err != nil {
 				return
 			}
@@ -679,7 +679,7 @@ func (r *relay) user(name string) *relayUser {
 
 func (u *relayUser) say(proto uint16, typ string, props map[string]any, body []byte) {
 	u.t.Helper()
-	must(u.t, u.write((&peerMessage{proto: proto, typ: typ, props: props, body: body}).packed()))
+	must(u.t, u.send(frameBinary, (&peerMessage{proto: proto, typ: typ, props: props, body: body}).packed()))
 }
 
 // hear takes messages until cond is true of one, which it gives.

@@ -40,11 +40,12 @@ type peerMessage struct {
 	proto    uint16
 	typ, sid string
 	props    map[string]any // see appendPacked for the types, packReader.value for those of a message that came in
-	body     []byte         // nil: none; of one that came in, a part of its bytes
+	body     []byte         // nil: none; of one that came in, a part of whole
+	whole    []byte         // the bytes of one that came in; nil: they are not to be used again
 }
 
-// packed gives the bytes of m. What is empty is left out; the order of the keys is that of the reference.
-func (m *peerMessage) packed() []byte {
+// appendTo appends the bytes of m. What is empty is left out; the order of the keys is that of the reference.
+func (m *peerMessage) appendTo(b []byte) []byte {
 	hdr := []any{"proto", m.proto, "typ", nil, "sid", nil, "props", nil}
 	for i, s := range []string{m.typ, m.sid} {
 		if s != "" {
@@ -54,25 +55,28 @@ func (m *peerMessage) packed() []byte {
 	if len(m.props) > 0 {
 		hdr[7] = m.props
 	}
-	b := append(make([]byte, 0, 256+len(m.body)), 0x81, 0xa3, 'h', 'd', 'r')
-	b = append(b, packMap(hdr...)...)
+	at := len(b)
+	b = appendPairs(append(b, 0x81, 0xa3, 'h', 'd', 'r'), hdr)
 	if len(m.body) > 0 {
-		b[0]++
+		b[at]++
 		b = appendPacked(appendPacked(b, "body"), m.body)
 	}
 	return b
 }
 
 // packMap makes a map of keys and values, in this order; a value that is nil is left out with its key.
-func packMap(pairs ...any) []byte {
-	n, b := 0, []byte(nil)
+func packMap(pairs ...any) []byte { return appendPairs(nil, pairs) }
+
+func appendPairs(b []byte, pairs []any) []byte {
+	at := len(b)
+	b = append(b, 0x80) // fewer than 16
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if pairs[i+1] != nil {
-			n++
+			b[at]++
 			b = appendPacked(appendPacked(b, pairs[i]), pairs[i+1])
 		}
 	}
-	return append(appendHead(nil, n, 0x80, 16, 0xdd), b...)
+	return b
 }
 
 // appendHead appends the head of what has n bytes or elements: of less than few it is first+n, else one byte, wide

@@ -363,3 +363,5 @@ func FuzzPeerMessage(f *testing.F) {
 		}
 	})
 }
+
+func (m *peerMessage) packed() []byte { return m.appendTo(nil) }

@@ -113,7 +113,7 @@ func TestForeignSocket(t *testing.T) {
 			w.close(closeNormal, "")
 		default:
 			var b []byte
-			for b, err = w.next(); err == nil; b, err = w.next() {
+			for b, err = w.next(nil); err == nil; b, err = w.next(nil) {
 				said += fmt.Sprintf("%q and %d bytes, ", b[:2], len(b)-2)
 			}
 			said += err.Error()
@@ -143,10 +143,10 @@ func TestForeignSocket(t *testing.T) {
 func echoSizes(w *webSocket) error {
 	for _, n := range []int{0, 1, 125, 126, 127, 4096, 65535, 65536, 65537, 200 << 10} {
 		text := bytes.Repeat([]byte{byte(n), 0xff, 0}, n/3+1)[:n]
-		if err := w.write(text); err != nil {
+		if err := w.send(frameBinary, text); err != nil {
 			return err
 		}
-		if got, err := w.next(); err != nil || !bytes.Equal(got, text) {
+		if got, err := w.next(nil); err != nil || !bytes.Equal(got, text) {
 			return fmt.Errorf("%d bytes: got %d back, %v", n, len(got), err)
 		}
 	}

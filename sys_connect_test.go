@@ -421,7 +421,7 @@ func TestRelay(t *testing.T) {
 	}
 	ends := func(w *webSocket, want string) {
 		t.Helper()
-		if _, err := w.next(); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := w.next(nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
@@ -429,10 +429,10 @@ func TestRelay(t *testing.T) {
 	r.device()
 	w := dial()
 	ends(older, `code 1011: "connection closed by the server"`)
-	must(t, w.write((&peerMessage{proto: protoShell, typ: "shell", sid: "unknown"}).packed())) // nobody hears it
+	must(t, w.send(frameBinary, (&peerMessage{proto: protoShell, typ: "shell", sid: "unknown"}).packed())) // nobody hears it
 	u := r.user("user-1")
 	u.say(protoShell, "new", map[string]any{"user_id": "somebody"}, nil)
-	raw, err := w.next()
+	raw, err := w.next(nil)
 	must(t, err)
 	m, err := unpackMessage(raw)
 	must(t, err)
@@ -440,14 +440,14 @@ func TestRelay(t *testing.T) {
 		t.Errorf("got the session %q of user %q", m.sid, userOf(m))
 	}
 	u.drop(io.EOF)
-	raw, err = w.next()
+	raw, err = w.next(nil)
 	must(t, err)
 	if m, _ = unpackMessage(raw); m.typ != "stop" || string(m.body) != "user disconnected" {
 		t.Errorf("got %q, %q, want the stop", m.typ, m.body)
 	}
-	must(t, w.write((&peerMessage{proto: protoShell, typ: "shell"}).packed()))
+	must(t, w.send(frameBinary, (&peerMessage{proto: protoShell, typ: "shell"}).packed()))
 	ends(w, "missing required session ID")
 	w = dial()
-	must(t, w.write([]byte{0xc1}))
+	must(t, w.send(frameBinary, []byte{0xc1}))
 	ends(w, "code 1011")
 }

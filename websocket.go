@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha1"
+	"crypto/subtle"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -25,6 +26,7 @@ import (
 
 const (
 	maxSocketMessage = 256 << 10 // bytes of a message that comes in whole
+	socketBuffer     = 64 << 10  // bytes that are read at once, and kept for the next frame that is sent
 	maxSocketSkipped = 16 << 20  // bytes of one that is too large, and read past; servers send 8 MiB at most
 
 	socketHandshake = 45 * time.Second // until the server has answered
@@ -81,7 +83,9 @@ type webSocket struct {
 
 	mu   sync.Mutex // over writing
 	out  []byte
-	over error // why nothing is sent any more
+	key  [256]byte   // the mask of a frame, again and again
+	late *time.Timer // closes the connection when the kernel takes nothing
+	over error       // why nothing is sent any more
 
 	watch *time.Timer // see tick
 	seen  sync.Mutex  // over what follows
@@ -155,7 +159,11 @@ func checkSocketAnswer(what string, resp *http.Response, key string) error {
 
 // newWebSocket is a link over conn, which it closes when there was no frame for twice the time quiet.
 func newWebSocket(conn io.ReadWriteCloser, quiet time.Duration) *webSocket {
-	w := &webSocket{conn: conn, r: bufio.NewReader(conn), quiet: quiet}
+	w := &webSocket{conn: conn, r: bufio.NewReaderSize(conn, socketBuffer), quiet: quiet}
+	w.late = time.AfterFunc(socketPatience, func() {
+		w.drop(fmt.Errorf("the server has taken nothing for %s", socketPatience))
+	})
+	w.late.Stop()
 	w.seen.Lock() // tick waits for it
 	defer w.seen.Unlock()
 	w.watch = time.AfterFunc(quiet, w.tick)
@@ -253,10 +261,23 @@ func (w *webSocket) head() (h frameHead, err error) {
 	return h, noEOF(err)
 }
 
-// next gives the next message. One that is too large ends nothing: its beginning comes with errMessageSize. After any
+// ready says whether another message is here whole, in one frame: next will not wait for it.
+func (w *webSocket) ready() bool {
+	n := w.r.Buffered()
+	b, _ := w.r.Peek(min(n, 4))
+	switch {
+	case n < 4 || b[0] != 0x80|frameBinary || b[1] == 127:
+		return false
+	case b[1] == 126:
+		return n >= 4+int(binary.BigEndian.Uint16(b[2:]))
+	}
+	return n >= 2+int(b[1]&0x7f)
+}
+
+// next gives the next message, in buf if there is room. One that is too large ends nothing: its beginning comes with errMessageSize. After any
 // other error the link is over; the server is told why if it is its fault.
-func (w *webSocket) next() ([]byte, error) {
-	msg, err := w.message()
+func (w *webSocket) next(buf []byte) ([]byte, error) {
+	msg, err := w.message(buf[:0])
 	if err == nil || err == errMessageSize {
 		return msg, err
 	}
@@ -269,7 +290,7 @@ func (w *webSocket) next() ([]byte, error) {
 	return nil, err
 }
 
-func (w *webSocket) message() (msg []byte, err error) {
+func (w *webSocket) message(msg []byte) ([]byte, error) {
 	begun, skipped := false, uint64(0)
 	for {
 		h, err := w.head()
@@ -299,7 +320,7 @@ func (w *webSocket) message() (msg []byte, err error) {
 				return nil, noEOF(err)
 			}
 		}
-		if _, err := io.CopyN(io.Discard, w.r, int64(rest)); err != nil {
+		if _, err := w.r.Discard(int(rest)); err != nil {
 			return nil, noEOF(err)
 		}
 		switch {
@@ -332,39 +353,45 @@ func (w *webSocket) control(h frameHead) error {
 	return &socketEnd{code: int(binary.BigEndian.Uint16(text)), text: string(text[2:])}
 }
 
-// write sends a message.
-func (w *webSocket) write(msg []byte) error { return w.send(frameBinary, msg) }
-
-// send sends one frame. It waits while the kernel takes nothing, and not for ever.
+// send sends one frame.
 func (w *webSocket) send(kind byte, text []byte) error {
+	return w.write(kind, func(b []byte) []byte { return append(b, text...) })
+}
+
+// write sends one frame of what text appends. It waits while the kernel takes nothing, and not for ever.
+func (w *webSocket) write(kind byte, text func(b []byte) []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.over != nil {
 		return w.over
 	}
-	b := append(w.out[:0], 0x80|kind)
-	switch n := len(text); {
-	case n < 126:
-		b = append(b, 0x80|byte(n))
-	case n < 1<<16:
-		b = binary.BigEndian.AppendUint16(append(b, 0x80|126), uint16(n))
-	default:
-		b = binary.BigEndian.AppendUint64(append(b, 0x80|127), uint64(n))
-	}
-	at := len(b) + 4
-	b = append(b, 0, 0, 0, 0)
-	rand.Read(b[at-4:])
-	for i, c := range text {
-		b = append(b, c^b[at-4+i&3])
-	}
-	if w.out = b; cap(b) > 32<<10 {
+	const room = 14 // bytes of the longest head
+	b := text(append(w.out[:0], make([]byte, room)...))
+	if w.out = b; cap(b) > socketBuffer {
 		w.out = nil
 	}
-	late := time.AfterFunc(socketPatience, func() {
-		w.drop(fmt.Errorf("the server has taken nothing for %s", socketPatience))
-	})
-	_, err := w.conn.Write(b)
-	late.Stop()
+	n := len(b) - room
+	at, length := room-6, byte(n)
+	switch {
+	case n >= 1<<16:
+		at, length = 0, 127
+		binary.BigEndian.PutUint64(b[2:], uint64(n))
+	case n >= 126:
+		at, length = room-8, 126
+		binary.BigEndian.PutUint16(b[room-6:], uint16(n))
+	}
+	b[at], b[at+1] = 0x80|kind, 0x80|length
+	key := w.key[:]
+	rand.Read(key[:4])
+	for n := 4; n < len(key); n *= 2 {
+		copy(key[n:], key[:n])
+	}
+	copy(b[room-4:room], key)
+	for p := b[room:]; len(p) > 0; p = p[subtle.XORBytes(p, p, key):] {
+	}
+	w.late.Reset(socketPatience)
+	_, err := w.conn.Write(b[at:])
+	w.late.Stop()
 	if kind == frameClose {
 		w.over = errors.New("the link is closed")
 	}

@@ -125,13 +125,13 @@ func TestWebSocketMessages(t *testing.T) {
 	for _, n := range []int{0, 1, 125, 126, 127, 65535, 65536, 65537, maxSocketMessage} {
 		text := bytes.Repeat([]byte{byte(n), 0xff, 1}, n/3+1)[:n]
 		sent := make(chan error, 1)
-		go func() { sent <- w.write(text) }()
+		go func() { sent <- w.send(frameBinary, text) }()
 		kind, got, err := p.receive()
 		if err != nil || kind != frameBinary || !bytes.Equal(got, text) || <-sent != nil {
 			t.Fatalf("%d bytes: got kind %d, %d bytes, %v", n, kind, len(got), err)
 		}
 		go func() { sent <- p.send(frameBinary, text) }()
-		if got, err := w.next(); err != nil || !bytes.Equal(got, text) || <-sent != nil {
+		if got, err := w.next(nil); err != nil || !bytes.Equal(got, text) || <-sent != nil {
 			t.Fatalf("%d bytes from the server: got %d, %v", n, len(got), err)
 		}
 	}
@@ -144,22 +144,44 @@ func TestWebSocketFragments(t *testing.T) {
 	p.Write(bytes.Join([][]byte{frame(false, frameBinary, []byte("ab")), frame(true, framePing, []byte("60")),
 		frame(false, frameContinued, nil), frame(true, framePong, nil), frame(true, frameContinued, []byte("cd")),
 		frame(true, frameClose, append([]byte{0x03, 0xf3}, "bye \x1b[2J"...))}, nil))
-	if got, err := w.next(); err != nil || string(got) != "abcd" {
+	if got, err := w.next(nil); err != nil || string(got) != "abcd" {
 		t.Fatalf("got %q, %v", got, err)
 	}
 	if kind, text, err := p.receive(); kind != framePong || string(text) != "60" || err != nil {
 		t.Errorf("got kind %d, %q, %v, want the pong", kind, text, err)
 	}
-	_, err := w.next()
+	_, err := w.next(nil)
 	if err == nil || err.Error() != `closed by the server, code 1011: "bye \x1b[2J"` {
 		t.Errorf("got %v", err)
 	}
 	if kind, text, err := p.receive(); kind != frameClose || !bytes.Equal(text, []byte{0x03, 0xf3}) || err != nil {
 		t.Errorf("got kind %d, % x, %v, want the same code", kind, text, err)
 	}
-	if err := w.write([]byte("x")); err == nil {
+	if err := w.send(frameBinary, []byte("x")); err == nil {
 		t.Error("a message went out behind the end")
 	}
+}
+
+// TestWebSocketReady is true only of what next gives without waiting.
+func TestWebSocketReady(t *testing.T) {
+	t.Parallel()
+	w, p := socketPair(t, socketQuiet)
+	for _, n := range []int{2, 125, 126, 40000} {
+		whole := frame(true, frameBinary, make([]byte, n))
+		for want, behind := range map[bool][][]byte{
+			true: {whole},
+			false: {nil, whole[:2], whole[:len(whole)-1], frame(false, frameBinary, make([]byte, n)),
+				frame(true, framePing, []byte("60"))},
+		} {
+			for _, b := range behind {
+				w.r.Reset(bytes.NewReader(append(frame(true, frameBinary, []byte("first")), b...)))
+				if got, err := w.next(nil); err != nil || string(got) != "first" || w.ready() != want {
+					t.Errorf("%d of %d bytes behind %q (%v): want ready %t", len(b), len(whole), got, err, want)
+				}
+			}
+		}
+	}
+	p.Close()
 }
 
 // TestWebSocketLargeMessage ends nothing: the beginning is kept.
@@ -173,10 +195,10 @@ func TestWebSocketLargeMessage(t *testing.T) {
 		p.Write(frame(true, frameContinued, part))
 		p.Write(frame(true, frameBinary, []byte("next")))
 	}()
-	if got, err := w.next(); err != errMessageSize || len(got) != maxSocketMessage {
+	if got, err := w.next(nil); err != errMessageSize || len(got) != maxSocketMessage {
 		t.Errorf("got %d bytes, %v", len(got), err)
 	}
-	if got, err := w.next(); err != nil || string(got) != "next" {
+	if got, err := w.next(nil); err != nil || string(got) != "next" {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
@@ -207,7 +229,7 @@ func TestWebSocketRefusals(t *testing.T) {
 	} {
 		w, p := socketPair(t, socketQuiet)
 		p.Write(c.bytes)
-		_, err := w.next()
+		_, err := w.next(nil)
 		var end *socketEnd
 		if !errors.As(err, &end) || !end.ours {
 			t.Errorf("%s: got %v", name, err)
@@ -226,7 +248,7 @@ func TestWebSocketEnds(t *testing.T) {
 	w, p := socketPair(t, socketQuiet)
 	p.Write(frame(true, frameBinary, []byte("abc"))[:3])
 	p.Close()
-	if _, err := w.next(); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := w.next(nil); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("cut off: got %v", err)
 	}
 	synctest.Test(t, func(t *testing.T) {
@@ -242,7 +264,7 @@ func TestWebSocketEnds(t *testing.T) {
 				kinds = append(kinds, kind)
 			}
 		}()
-		if _, err := w.next(); err == nil || !strings.Contains(err.Error(), "nothing came from the server for 2m0s") {
+		if _, err := w.next(nil); err == nil || !strings.Contains(err.Error(), "nothing came from the server for 2m0s") {
 			t.Errorf("dead: got %v", err)
 		}
 		synctest.Wait()
@@ -322,7 +344,7 @@ func TestWebSocketHandshake(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, err := w.next(); string(got) != "hello" || err != nil {
+			if got, err := w.next(nil); string(got) != "hello" || err != nil {
 				t.Errorf("got %q, %v", got, err)
 			}
 			w.close(closeNormal, "")
@@ -340,7 +362,7 @@ func FuzzWebSocket(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		w := newWebSocket(&onlyInput{Reader: bytes.NewReader(b)}, time.Hour)
 		for total := 0; ; {
-			msg, err := w.next()
+			msg, err := w.next(nil)
 			if total += len(msg); total > len(b) {
 				t.Errorf("got %d bytes of %d", total, len(b))
 			}
