@@ -113,7 +113,7 @@ bench-delta: mendlet
 
 # Troubleshooting, beside Debian's mender-connect; needs root. Both are left alone for IDLE seconds.
 IDLE = 120
-bench-connect:
+bench-connect: mendlet
 	MENDLET_BENCH_CONNECT=$(IDLE) $(GO) test -count 1 -run TestBenchConnect -v .
 
 # What depends on word size and byte order, for the other targets, under qemu-user.

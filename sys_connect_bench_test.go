@@ -264,7 +264,7 @@ func startContender(t *testing.T) *contender {
 	r := newRelay(t)
 	b.server = r.testServer
 	b.setup()
-	cmd := exec.Command(builtProgram(t), "-b", b.dir+"/none", "connect", "--terminal", "--files", "/", "--forward",
+	cmd := exec.Command("./mendlet", "-b", b.dir+"/none", "connect", "--terminal", "--files", "/", "--forward",
 		"127.0.0.1:22")
 	must(t, cmd.Start())
 	t.Cleanup(func() {
@@ -316,7 +316,7 @@ func (c *contender) transfers(t *testing.T, dir string, text []byte) {
 	there := filepath.Join(dir, c.name)
 	os.Remove(there)
 	var got []byte
-	c.during(t, "download through the relay", len(text), func() {
+	c.during(t, "download, relay", len(text), func() {
 		got = c.request(t, http.MethodGet, base+"/download?path="+url.QueryEscape(dir+"/file"), "", nil, 200)
 	})
 	if !bytes.Equal(got, text) {
@@ -329,7 +329,7 @@ func (c *contender) transfers(t *testing.T, dir string, text []byte) {
 	must(t, err)
 	f.Write(text)
 	must(t, w.Close())
-	c.during(t, "upload through the relay", len(text), func() {
+	c.during(t, "upload, relay", len(text), func() {
 		c.request(t, http.MethodPut, base+"/upload", w.FormDataContentType(), &form, 201)
 	})
 }

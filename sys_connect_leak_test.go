@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -189,32 +191,92 @@ func killedSession(t *testing.T, r *relay, user string, n int, word string) {
 	}
 }
 
-// A user who does not read: the program waits, and with that the shell, and the memory stays as it was.
+// A user who does not read, or a socket that is not read: the program waits, and with that who writes, and the memory
+// stays as it was.
 func TestUserDoesNotRead(t *testing.T) {
 	onlyExhaustive(t, "waits until nothing moves")
-	b := newConnectBoard(t, "", "--terminal")
+	const much = 200 << 20
+	connect := func(t *testing.T, u *relayUser, serve func(c net.Conn)) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				t.Cleanup(func() { c.Close() })
+				serve(c)
+			}
+		}()
+		u.say(protoForward, "new", map[string]any{"connection_id": "1"}, packMap("remote_host", "127.0.0.1",
+			"remote_port", l.Addr().(*net.TCPAddr).Port, "protocol", "tcp"))
+	}
+	// Each says what of all that could be got rid of.
+	for name, begin := range map[string]func(t *testing.T, b *connectBoard, u *relayUser) (gone func() int64){
+		"terminal": func(t *testing.T, b *connectBoard, u *relayUser) func() int64 {
+			u.say(protoShell, "new", nil, nil)
+			u.say(protoShell, "shell", nil, fmt.Appendf(nil, "head -c %d /dev/zero; touch %s\n", much, b.dir+"/marker"))
+			return func() int64 {
+				_, err := os.Stat(b.dir + "/marker")
+				return map[bool]int64{true: much}[err == nil]
+			}
+		},
+		"files": func(t *testing.T, b *connectBoard, u *relayUser) func() int64 {
+			writeFile(t, b.dir+"/big", "")
+			must(t, os.Truncate(b.dir+"/big", much))
+			u.say(protoFile, "get_file", nil, packMap("path", b.dir+"/big"))
+			return func() (n int64) {
+				fmt.Sscanf(look(fmt.Sprintf("/proc/%d/io", b.cmd.Process.Pid)), "rchar: %d", &n)
+				return n
+			}
+		},
+		"ports": func(t *testing.T, _ *connectBoard, u *relayUser) func() int64 {
+			var n atomic.Int64
+			connect(t, u, func(c net.Conn) {
+				for part := make([]byte, 64<<10); n.Load() < much; n.Add(int64(len(part))) {
+					if _, err := c.Write(part); err != nil {
+						return
+					}
+				}
+			})
+			return n.Load
+		},
+		"ports, the other way": func(t *testing.T, _ *connectBoard, u *relayUser) func() int64 {
+			connect(t, u, func(net.Conn) {})
+			for range much >> 14 {
+				u.say(protoForward, "forward", map[string]any{"connection_id": "1"}, make([]byte, 16<<10))
+			}
+			return func() int64 { return 0 }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newConnectBoard(t, "", "--terminal", "--files", "/", "--forward", "127.0.0.1:1")
+			bound := int64(8 << 20)
+			if strings.Contains(name, "other") {
+				bound = (maxInbox + maxForwardHeld) * maxPeerSessions // of a user who minds no answer
+			}
+			b.doesNotRead(t, much, bound, begin)
+		})
+	}
+}
+
+// doesNotRead holds the relay at the first answer to what the user begins: it takes nothing from the device any more.
+func (b *connectBoard) doesNotRead(t *testing.T, much, bound int64,
+	begin func(t *testing.T, b *connectBoard, u *relayUser) (gone func() int64)) {
 	u := b.user("user-1")
-	u.say(protoShell, "new", nil, nil)
-	u.reply("new")
+	u.say(protoControl, "open", nil, packMap("versions", []any{1}))
+	u.reply("accept")
 	pid := b.cmd.Process.Pid
 	before := highWater(pid)
-	// The relay takes nothing from the device while it is in the middle of a message.
-	hold, held := make(chan struct{}), make(chan struct{})
+	hold, held := make(chan struct{}), make(chan struct{}, 1)
 	b.at.Lock()
 	for _, s := range b.sessions {
 		s.take = func(*peerMessage, []byte) {
-			select {
-			case <-held:
-			default:
-				close(held)
-			}
+			wake(held)
 			<-hold
 		}
 	}
 	b.at.Unlock()
 	defer close(hold)
-	marker := filepath.Join(b.dir, "marker")
-	u.say(protoShell, "shell", nil, []byte("head -c 200000000 /dev/zero; touch "+marker+"\n"))
+	gone := begin(t, b, u)
 	<-held
 	for last, same := int64(-1), 0; same < 50; time.Sleep(20 * time.Millisecond) { // until nothing moves
 		if now := cpuTime(t, pid); now != last {
@@ -223,13 +285,13 @@ func TestUserDoesNotRead(t *testing.T) {
 			same++
 		}
 	}
-	if look(marker) != "" {
-		t.Error("the shell could write 200 MB")
+	grown, n := highWater(pid)-before, gone()
+	t.Logf("%d KiB resident before, grown by %d KiB; %d bytes gone", before>>10, grown>>10, n)
+	if grown > bound {
+		t.Errorf("grown by %d bytes, want %d at most", grown, bound)
 	}
-	grown := highWater(pid) - before
-	t.Logf("%d KiB resident before, grown by %d KiB", before>>10, grown>>10)
-	if grown > 8<<20 {
-		t.Errorf("grown by %d bytes, want 8 MiB at most", grown)
+	if n >= much/2 {
+		t.Errorf("%d bytes found their way, though nobody read", n)
 	}
 	u.drop(io.EOF)
 }
