@@ -170,6 +170,7 @@ func next(s step, r result, m mode) step {
 
 // stepDef says what belongs to a step.
 type stepDef struct {
+	step    step
 	run     func(*flow, context.Context) (result, error)
 	status  string      // what the server is told before it begins
 	journal func(*flow) // what goes into the journal together with it
@@ -177,24 +178,34 @@ type stepDef struct {
 	network bool        // waits for the network, so the process may be told to end while it runs
 }
 
-var stepDefs = map[step]stepDef{
-	stepDownload:    {run: (*flow).download, status: "downloading", state: "Download", network: true},
-	stepInstallWait: {run: (*flow).pass},
-	stepInstall:     {run: (*flow).install, status: "installing", state: "ArtifactInstall"},
-	stepReboot: {run: (*flow).rebootForward, status: "rebooting", journal: (*flow).markBoot,
+var stepDefs = []stepDef{
+	{step: stepDownload, run: (*flow).download, status: "downloading", state: "Download", network: true},
+	{step: stepInstallWait, run: (*flow).pass},
+	{step: stepInstall, run: (*flow).install, status: "installing", state: "ArtifactInstall"},
+	{step: stepReboot, run: (*flow).rebootForward, status: "rebooting", journal: (*flow).markBoot,
 		state: "ArtifactReboot"},
-	stepVerifyReboot:         {run: (*flow).verifyReboot, state: "ArtifactReboot"},
-	stepCommitWait:           {run: (*flow).beforeCommit, state: "ArtifactInstall", network: true},
-	stepCommit:               {run: (*flow).commit, state: "ArtifactCommit"},
-	stepCommitLeaveWait:      {run: (*flow).pass},
-	stepCommitLeave:          {run: (*flow).commitLeave},
-	stepCheckRollback:        {run: (*flow).checkRollback},
-	stepRollback:             {run: (*flow).rollback, journal: (*flow).turnedBack},
-	stepRollbackReboot:       {run: (*flow).rebootBack, journal: (*flow).markBoot},
-	stepVerifyRollbackReboot: {run: (*flow).verifyRollbackReboot},
-	stepFailure:              {run: (*flow).failure},
-	stepCleanup:              {run: (*flow).cleanup, journal: (*flow).settleFirst},
-	stepReport:               {run: (*flow).report, journal: (*flow).settleFirst, network: true},
+	{step: stepVerifyReboot, run: (*flow).verifyReboot, state: "ArtifactReboot"},
+	{step: stepCommitWait, run: (*flow).beforeCommit, state: "ArtifactInstall", network: true},
+	{step: stepCommit, run: (*flow).commit, state: "ArtifactCommit"},
+	{step: stepCommitLeaveWait, run: (*flow).pass},
+	{step: stepCommitLeave, run: (*flow).commitLeave},
+	{step: stepCheckRollback, run: (*flow).checkRollback},
+	{step: stepRollback, run: (*flow).rollback, journal: (*flow).turnedBack},
+	{step: stepRollbackReboot, run: (*flow).rebootBack, journal: (*flow).markBoot},
+	{step: stepVerifyRollbackReboot, run: (*flow).verifyRollbackReboot},
+	{step: stepFailure, run: (*flow).failure},
+	{step: stepCleanup, run: (*flow).cleanup, journal: (*flow).settleFirst},
+	{step: stepReport, run: (*flow).report, journal: (*flow).settleFirst, network: true},
+}
+
+// stepDefOf is nil for a step that this program does not know.
+func stepDefOf(s step) *stepDef {
+	for i := range stepDefs {
+		if stepDefs[i].step == s {
+			return &stepDefs[i]
+		}
+	}
+	return nil
 }
 
 // advance goes on with the update in the journal, from step s, until it has ended (nil) or has
@@ -215,8 +226,8 @@ func (f *flow) advance(ctx context.Context, s step) *pause {
 
 // run does one step: the server is told, the journal gets it, and then its effects begin.
 func (f *flow) run(ctx context.Context, s step) (result, *pause) {
-	def, known := stepDefs[s]
-	if !known {
+	def := stepDefOf(s)
+	if def == nil {
 		f.fail(fmt.Errorf("step %q in the journal is not known", s))
 		return failed, nil
 	}
@@ -297,7 +308,7 @@ func (f *flow) record(s step) error {
 }
 
 // enter journals that a step begins. Some steps have no place of their own there.
-func (f *flow) enter(s step, def stepDef) error {
+func (f *flow) enter(s step, def *stepDef) error {
 	u := f.rec.Update
 	inThisBoot := u.Step == s // of a reboot that was asked for already
 	if def.journal != nil {
@@ -344,7 +355,7 @@ func (f *flow) park(s step, err error) *pause {
 
 // triedLongEnough counts how often a step on the way forward was tried in vain; what waits for the
 // network counts for itself, and nothing ends the way back.
-func (f *flow) triedLongEnough(def stepDef) bool {
+func (f *flow) triedLongEnough(def *stepDef) bool {
 	if def.network || def.state == "" {
 		return false
 	}
