@@ -102,6 +102,9 @@ func (t *fileTransfer) begin(m *peerMessage) error {
 	if t.putting != nil || t.getting != nil && t.getting.ctx.Err() == nil {
 		return peerErrorf(http.StatusConflict, "another file transfer is in progress")
 	}
+	if t.getting != nil {
+		t.getting.work.Wait() // what it says last is not to come among what is of this one
+	}
 	d := &fileDone{verb: strings.TrimSuffix(m.typ, "_file"), path: path}
 	t.done = append(t.done, d)
 	t.done = t.done[max(0, len(t.done)-maxFilesTold):]
@@ -180,22 +183,25 @@ func (t *fileTransfer) get(m *peerMessage, d *fileDone) (err error) {
 	t.getting = g
 	g.work.Go(func() {
 		defer g.f.Close()
-		err := t.stream(g)
-		if why := context.Cause(g.ctx); why != nil && err != nil { // who gave up says so
+		off, err := t.stream(g)
+		g.stop(io.EOF) // first: who hears of the end may begin another
+		why := context.Cause(g.ctx)
+		if why != io.EOF && err != nil { // who gave up says so
 			d.err = why
 			return
 		}
 		if d.err = err; err != nil {
 			t.tell(m, err)
+		} else {
+			d.err = t.send("file_chunk", off, nil)
 		}
-		g.stop(io.EOF)
 	})
 	return nil
 }
 
-// stream sends the file, and never more of it than the size.
-func (t *fileTransfer) stream(g *fileGet) error {
-	buf, off, chunk, began := make([]byte, maxFileChunk), int64(0), int64(fileChunk), time.Now()
+// stream sends the file but for the chunk that says that this was all, and never more of it than the size. off: its end
+func (t *fileTransfer) stream(g *fileGet) (off int64, err error) {
+	buf, chunk, began := make([]byte, maxFileChunk), int64(fileChunk), time.Now()
 	for {
 		left := g.size - off
 		if g.size == 0 { // files of /proc do not tell
@@ -209,22 +215,22 @@ func (t *fileTransfer) stream(g *fileGet) error {
 		n, err := g.f.Read(buf[:min(chunk, left)])
 		if n > 0 {
 			if err := t.window(g, buf[:n], off, chunk); err != nil {
-				return err
+				return off, err
 			}
 			off += int64(n)
 		}
 		if err != nil && err != io.EOF {
-			return err
+			return off, err
 		}
 		if n > 0 {
 			continue
 		}
 		// Those of /sys tell a size that they do not have, and keep to it.
 		if st, err := g.f.Stat(); err != nil || off < g.size && st.Size() < g.size {
-			return cmp.Or(err,
+			return off, cmp.Or(err,
 				error(peerErrorf(http.StatusConflict, "the file has become shorter: %d bytes, not %d", off, g.size)))
 		}
-		return t.send("file_chunk", off, nil)
+		return off, nil
 	}
 }
 

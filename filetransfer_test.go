@@ -46,6 +46,9 @@ func newFilePeer(t *testing.T, o *fileOptions) *filePeer {
 				return context.Cause(ctx)
 			}
 			m, err := unpackMessage(m.packed())
+			if m.typ == "file_chunk" && len(m.body) == 0 && p.h.getting.ctx.Err() == nil {
+				t.Error("a user who hears of this end is refused the next transfer")
+			}
 			p.got = append(p.got, m)
 			wake(p.more)
 			return err
