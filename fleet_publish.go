@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build !nonet && !nofleet
+//go:build !nonet && !nofleet && !nopublish
 
 package main
 

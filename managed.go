@@ -70,7 +70,9 @@ func leftOut(name string) string {
 	switch name {
 	case "auth-daemon":
 		name = "dbus"
-	case "fleet", "monitor", "connect":
+	case "fleet":
+		name = "fleet, and without nopublish"
+	case "monitor", "connect":
 	default:
 		return ""
 	}

@@ -23,5 +23,3 @@ func channelSource(*app, func(*app, string) (*agent, error), func(*app) time.Tim
 }
 
 func channelFlags(*flag.FlagSet, *options) {}
-
-func fleetVerbs() []verb { return nil }

@@ -89,7 +89,7 @@ func roomUses(t *testing.T) map[string]map[string]string {
 	uses := map[string]map[string]string{}
 	var parsed []*ast.File
 	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") || slices.Contains([]string{"nonet.go", "nodbus.go", "nofleet.go",
+		if strings.HasSuffix(name, "_test.go") || slices.Contains([]string{"nonet.go", "nodbus.go", "nofleet.go", "nopublish.go",
 			"nodelta.go", "noconnect.go", "nomonitor.go"}, name) { // which stand for others
 			continue
 		}
