@@ -65,7 +65,8 @@ type waiting struct {
 
 // peerHandler is what a protocol does in one session.
 type peerHandler interface {
-	// receive takes one message of the session. What takes long it does in goroutines of its own.
+	// receive takes one message of the session. What takes long it does in goroutines of its own. Its bytes are used
+	// again afterwards: nothing keeps a part of body or props, but strings.
 	receive(m *peerMessage)
 	// close ends all that the handler has, and returns when nothing is left of it. It is called once, when
 	// the session is over, for why; the last messages can still be sent unless the link is lost.
@@ -247,8 +248,7 @@ func (h *peerHub) begin(m *peerMessage) *peerSession {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	now := time.Now()
 	s := &peerSession{id: m.sid, user: userOf(m), ctx: ctx, lg: h.lg, hub: h, started: now, heard: now, typed: now,
-		wakes: make(chan struct{}, 1), spoken: make(chan struct{}, 1), done: make(chan struct{})}
-	s.end = func(why error) { cancel(why) }
+		wakes: make(chan struct{}, 1), spoken: make(chan struct{}, 1), done: make(chan struct{}), end: cancel}
 	s.send = func(m *peerMessage) error {
 		m.sid = s.id
 		if m.proto == protoShell && m.typ == "shell" { // a long build without a key is no idle terminal

@@ -274,8 +274,8 @@ func (w *webSocket) ready() bool {
 	return n >= 2+int(b[1]&0x7f)
 }
 
-// next gives the next message, in buf if there is room. One that is too large ends nothing: its beginning comes with errMessageSize. After any
-// other error the link is over; the server is told why if it is its fault.
+// next gives the next message, in buf if there is room. One that is too large ends nothing: its beginning comes with
+// errMessageSize. After any other error the link is over; the server is told why if it is its fault.
 func (w *webSocket) next(buf []byte) ([]byte, error) {
 	msg, err := w.message(buf[:0])
 	if err == nil || err == errMessageSize {
