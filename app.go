@@ -485,6 +485,36 @@ func (a *app) nameUnsaved() {
 	}
 }
 
+// rebootMachine restarts the machine and waits for that to take this process along. A
+// recovery system has its own way to go on: it gets the exit code.
+func rebootMachine(ctx context.Context, a *app) error {
+	root, err := a.m.rootMount()
+	initramfs := err == nil && ramRoot[root.fstype]
+	if a.o.noReboot || initramfs || strings.EqualFold(a.o.running, "none") {
+		a.lg.infof("a reboot is needed")
+		return &codedError{code: exitReboot}
+	}
+	a.lg.infof("rebooting")
+	err = runChild(ctx, child{what: `program "reboot"`, path: "reboot", dir: "/", timeout: goDown,
+		prefix: "reboot output", level: levelInfo, lg: a.lg})
+	if err != nil && ctx.Err() == nil {
+		a.lg.warnf("%v", err)
+		a.lg.warnf("the kernel restarts the machine, and nothing is stopped before: " +
+			"file systems are synced and made read-only")
+		a.m.quiesce(a.lg)
+		if err := syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART); err != nil {
+			return fmt.Errorf("reboot: %w", err)
+		}
+	}
+	if err := sleepContext(ctx, goDown); err != nil {
+		return tryLater("stopped while the machine goes down: %w", err)
+	}
+	return fmt.Errorf("still running %v after asking for the reboot", goDown)
+}
+
+// goDown is the longest time for a machine to stop.
+const goDown = 10 * time.Minute
+
 // textFlag registers an option of several names.
 //
 //go:noinline
@@ -524,6 +554,7 @@ func sourceFlags(fs *flag.FlagSet, o *options) {
 	fs.StringVar(&o.progress, "progress", "",
 		"`HOW` to show it: bar, lines, json (on standard output) or none (a bar on a terminal, else lines)")
 	o.net.downloadFlags(fs)
+	deltaFlag(fs, &o.delta)
 }
 
 // outside is a string that may hold anything. %s gives it plain, %q quoted.

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"strconv"
@@ -413,6 +414,11 @@ func (a inspector) env(ctx context.Context, words []string) error {
 		return err
 	}
 	return envCommand(ctx, words, env, a.out)
+}
+
+func planFlags(fs *flag.FlagSet, o *options) {
+	jsonFlag(fs, o)
+	deltaFlag(fs, &o.delta)
 }
 
 // fwProgram is the program called as fw_printenv or fw_setenv, and gives the exit code.

@@ -603,3 +603,8 @@ type checkpoint struct {
 
 // maxCause bounds what the journal keeps of an error, in bytes.
 const maxCause = 1024
+
+// lastLine is that of a failed deployment's log: whoever reads its log wants to know the cause.
+func lastLine(v *verdict) string {
+	return oneLine(fmt.Sprintf("deployment %q of %q: %s: %s", v.ID, v.Artifact, v.Result, v.Cause))
+}

@@ -9,9 +9,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unicode/utf16"
 )
 
@@ -466,4 +468,51 @@ func (m *machine) rootDevice(arg string) (node, number string, err error) {
 	}
 	node, err = m.resolveDevice(arg)
 	return node, deviceNumber(node), err
+}
+
+// firstPIDs is the PID namespace of the machine itself (PROC_PID_INIT_INO of linux/proc_ns.h). In
+// another one reboot(2) ends that alone (pid_namespaces(7)), and the file systems are not only ours.
+const firstPIDs = "pid:[4026531836]"
+
+// quiesce does what reboot(2) does not: what is not on the medium would be lost.
+func (m *machine) quiesce(lg *logger) {
+	syscall.Sync()
+	if ns, _ := os.Readlink("/proc/self/ns/pid"); ns != firstPIDs {
+		return
+	}
+	all, err := m.mounts()
+	if err != nil {
+		lg.warnf("%v", err)
+	}
+	busy := readOnly(all, func(point string) error {
+		return syscall.Mount("", point, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
+	})
+	if len(busy) == 0 {
+		return
+	}
+	lg.warnf("open for writing: %q", busy)
+	// Emergency remount: open files do not keep a file system from it. It works behind our back, hence
+	// the second (Documentation/admin-guide/sysrq.rst).
+	if err := os.WriteFile("/proc/sysrq-trigger", []byte("u"), 0); err == nil {
+		time.Sleep(time.Second)
+	}
+	syscall.Sync()
+}
+
+// readOnly calls remount for each file system on a device, those mounted last first, and gives the places
+// for which it failed.
+func readOnly(all []mount, remount func(point string) error) (failed []string) {
+	seen := map[string]bool{}
+	for _, x := range slices.Backward(all) {
+		device := strings.HasPrefix(x.source, "/dev/") || strings.HasPrefix(x.source, "ubi") ||
+			!strings.HasPrefix(x.dev, "0:")
+		if !device || x.fstype == "devtmpfs" || seen[x.dev] || listed(x.options, "ro") {
+			continue
+		}
+		seen[x.dev] = true
+		if remount(x.point) != nil {
+			failed = append(failed, x.point)
+		}
+	}
+	return failed
 }

@@ -95,11 +95,6 @@ func atOnce[T ~struct{ *app }](f func(T) error) func(context.Context, *app, []st
 
 func setupFlag(fs *flag.FlagSet, o *options) { o.setup.register(fs) }
 
-func planFlags(fs *flag.FlagSet, o *options) {
-	jsonFlag(fs, o)
-	deltaFlag(fs, &o.delta)
-}
-
 func stopFlags(fs *flag.FlagSet, o *options) {
 	var states []string
 	for _, s := range stopPoints {
@@ -117,7 +112,6 @@ func installFlags(fs *flag.FlagSet, o *options) {
 	stopFlags(fs, o)
 	writeFlags(fs, o)
 	sourceFlags(fs, o)
-	deltaFlag(fs, &o.delta)
 }
 
 func globalFlags(fs *flag.FlagSet, o *options) {

@@ -126,7 +126,7 @@ func TestForgedLines(t *testing.T) {
 
 // The verbs print to stdout by printf and printJSON alone.
 func TestVerbsPrintOneWay(t *testing.T) {
-	for _, name := range []string{"inspect.go", "standalone.go", "managed.go"} {
+	for _, name := range []string{"inspect.go", "standalone.go", "managed.go", "managed_server.go"} {
 		fset := token.NewFileSet()
 		f, err := parser.ParseFile(fset, name, nil, 0)
 		if err != nil {
