@@ -142,6 +142,7 @@ install: mendlet install-init
 	else install -D -m 0755 support/identity/mender-device-identity $(IDENTITY); fi
 	install -d $(DESTDIR)$(DATADIR)/inventory
 	install -m 0755 support/inventory/* $(DESTDIR)$(DATADIR)/inventory/
+	install -d $(DESTDIR)$(SYSCONFDIR)/mendlet/checks.d
 
 install-init:
 	case '$(INIT)' in \

@@ -191,16 +191,25 @@ left=$(cd "$root" && find "$base" usr/share/mendlet usr/sbin/mendlet usr/bin/men
 	grep -i mend) || true
 [ -z "$left" ] || fail "left behind: $left"
 
-# A device that never had Mender's client.
+# A device that never had Mender's client. Where a check would be, one stays.
 rm -rf "$root/var/lib/mender" "$root/data/mender" "$root/$base"
+checks=$root/etc/mendlet/checks.d
+[ ! -e "$checks" ] || fail "left behind: $checks"
 dpkg_in -i /root/mendlet.deb /root/mendlet-mender.deb
+[ "$(stat -c '%F %a %u' "$checks")" = "directory 755 0" ] || fail "got $(stat "$checks")"
+printf '#!/bin/sh\necho up\n' > "$checks/door"
+chmod 755 "$checks/door"
+got=$(inside mendlet monitor) || fail "the checks are not run: exit $?"
+[ "$got" = 'door: OK: up' ] || fail "got \"$got\" of the check"
 want "$base/identity/mender-device-identity" /usr/share/mendlet/identity/mender-device-identity
 [ "$(stat -c '%F %a' "$root/var/lib/mender")" = "directory 700" ] || fail "got $(stat "$root/var/lib/mender")"
 echo key > "$root/var/lib/mender/mender-agent.pem"
 dpkg_in --purge mendlet-mender mendlet
 [ -s "$root/var/lib/mender/mender-agent.pem" ] || fail "the key was removed with the package"
+[ -s "$checks/door" ] || fail "the check was removed with the package"
 [ ! -e "$root/$base" ] || fail "left behind: $(ls -R "$root/$base")"
-echo "new device, purged: the key is there, and nothing else"
+rm -r "$root/etc/mendlet"
+echo "new device, purged: the key and a check are there, and nothing else"
 
 . rig/debian-pending.sh
 pending

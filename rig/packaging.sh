@@ -129,6 +129,8 @@ for init in none systemd openrc procd sysv; do
 	echo "$want" | tr -s ' \t\n' '\n' | sort > "$dir/want"
 	(cd "$dir/$init" && find . ! -type d | sed 's|^\./||' | sort) > "$dir/got"
 	diff "$dir/want" "$dir/got" || fail "INIT=$init does not install that"
+	(cd "$dir/$init" && find . -type d -empty) > "$dir/got"
+	echo ./etc/mendlet/checks.d | diff - "$dir/got" || fail "INIT=$init does not make that directory, or others"
 	case $init in
 	systemd) file=$units/mendlet-connect.service ;;
 	openrc | procd) file=etc/init.d/mendlet-connect ;;

@@ -40,11 +40,12 @@ program() {
 	done
 	"$1" --version | grep -qx "$2" || fail "got version $("$1" --version), want $2"
 }
-# installed DIR FILE...: nothing but these files; a name with a * stands for one or more
+# installed DIR FILE...: the directory for checks, where the program is, and nothing but these files; a name with a * stands for one or more
 installed() {
 	root=$1
 	shift
 	(cd "$root" && find . ! -type d | sed 's|^\./||' | sort) > "$dir/got"
+	! grep -qx usr/sbin/mendlet "$dir/got" || [ -d "$root/etc/mendlet/checks.d" ] || fail "$root has no directory for checks"
 	for want; do
 		grep -qx "$(echo "$want" | sed 's/\./\\./g; s/\*/[^\/]*/g')" "$dir/got" || fail "no $want in $(cat "$dir/got")"
 		grep -vx "$(echo "$want" | sed 's/\./\\./g; s/\*/[^\/]*/g')" "$dir/got" > "$dir/rest" || true
@@ -201,7 +202,7 @@ S=$src D=$dir/oe-image TMPDIR=$dir sh "$dir/oe" > "$dir/log" 2>&1 || fail "yocto
 program "$dir/oe-image/usr/sbin/mendlet" "$version" nethttpomithttp2
 installed "$dir/oe-image" $plain $doc $modules $names $bus etc/init.d/mendlet "$units/mender-updated.service" \
 	"$units/mender-authd.service" "$units/mendlet.timer" "$units/mendlet.service"
-(cd "$dir/oe-image" && find . ! -type d | sed 's|^\.||' | sort) > "$dir/got"
+(cd "$dir/oe-image" && find . ! -type d -o -type d -empty | sed 's|^\.||' | sort) > "$dir/got"
 echo "mendlet-doc /usr/share/doc /usr/share/man" > "$dir/packages"
 grep '^mendlet[^ ]* /' "$dir/log" >> "$dir/packages"
 [ "$(wc -l < "$dir/packages")" = 5 ] || fail "yocto: packages $(cat "$dir/packages")"
@@ -215,6 +216,7 @@ while read -r file; do
 	case $in in *' '*' '* | '') fail "yocto: $file is in packages \"$in\", want one" ;; esac
 	case "$in$file" in
 	'mendlet-mender '*/bin/mender* | 'mendlet-mender '*/mender-*.service | 'mendlet-mender '*/dbus-1/*) ;;
+	'mendlet '/etc/mendlet/checks.d) ;;
 	'mendlet-run '*/mendlet* | 'mendlet-modules '*/modules/* | 'mendlet-doc '* | 'mendlet '*) ;;
 	*) fail "yocto: $file is in package $in" ;;
 	esac

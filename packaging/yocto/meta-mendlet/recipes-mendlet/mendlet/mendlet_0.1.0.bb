@@ -45,7 +45,7 @@ do_install() {
 # mendlet-run polls by itself; mendlet-mender has the names and units of Mender's client.
 PACKAGES =+ "${PN}-run ${PN}-mender ${PN}-modules"
 
-FILES:${PN} = "${sbindir}/mendlet ${datadir}/mender/identity ${datadir}/mender/inventory"
+FILES:${PN} = "${sbindir}/mendlet ${datadir}/mender/identity ${datadir}/mender/inventory ${sysconfdir}/mendlet"
 FILES:${PN}-run = "${sysconfdir}/init.d ${systemd_system_unitdir}/mendlet.*"
 FILES:${PN}-mender = "${bindir}/mender* ${systemd_system_unitdir}/mender-* ${datadir}/dbus-1"
 FILES:${PN}-modules = "${datadir}/mender/modules"
