@@ -309,7 +309,7 @@ func (a *app) serverType() (string, error) {
 	text, err := os.ReadFile(path)
 	for _, line := range strings.Split(string(text), "\n") {
 		v, ok := strings.CutPrefix(line, "system_type:")
-		v, _, _ = strings.Cut(v, " #")
+		v = before(v, " #")
 		if v = strings.Trim(v, " \t\r\"'"); ok && v != "" {
 			return v, nil
 		}

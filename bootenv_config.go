@@ -141,7 +141,7 @@ func chooseEnv(file string, text []byte, name string, h *envHost) (*envConfig, e
 	from := "the one asked for"
 	if name == "" {
 		chosen, _ := readPlain(h.root + chosenEnv)
-		name, _, _ = strings.Cut(string(chosen), "\x00")
+		name = before(string(chosen), "\x00")
 		from = "the one that the boot loader names in the device tree"
 	}
 	if name == "" {

@@ -448,3 +448,49 @@ func noEngine(key string) error {
 	return withHint(refuse("%s: keys in PKCS#11 tokens and SSLEngine are not supported", key),
 		"use a key file in PEM form")
 }
+
+// assignments reads lines NAME=VALUE as a shell takes them, of values that stand for themselves; bad is the first line
+// that is not like that.
+func assignments(text string) (vars map[string]string, bad string) {
+	vars = map[string]string{}
+	for _, line := range strings.Split(text, "\n") {
+		line = strings.TrimSpace(line)
+		name, word, ok := strings.Cut(strings.TrimPrefix(line, "export "), "=")
+		if value, plain := shellValue(word); ok && plain {
+			vars[name] = value
+		} else if bad == "" && line != "" && line[0] != '#' {
+			bad = line
+		}
+	}
+	return vars, bad
+}
+
+// shellValue is what a shell makes of a word, of one that stands for itself: without or in quotes, and in double ones
+// with a backslash before what else would mean something.
+func shellValue(word string) (value string, ok bool) {
+	n := len(word) - 1
+	if n < 1 || word[0] != word[n] || word[0] != '"' && word[0] != '\'' {
+		return word, !strings.ContainsAny(word, "$`\"' \t\\;&|<>()#*?[~")
+	}
+	inner := word[1:n]
+	if word[0] == '\'' {
+		return inner, !strings.Contains(inner, "'")
+	}
+	const special = "$`\"\\"
+	var out []byte
+	for i := 0; i < len(inner); i++ {
+		c, last := inner[i], i+1 == len(inner)
+		switch {
+		case strings.IndexByte(special, c) < 0, c == '$' && last: // which is one there, as at the end of a pattern
+		case c == '\\' && !last:
+			if strings.IndexByte(special, inner[i+1]) >= 0 {
+				i++
+				c = inner[i]
+			}
+		default:
+			return "", false
+		}
+		out = append(out, c)
+	}
+	return string(out), true
+}

@@ -403,6 +403,14 @@ func sha256Hex(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// before is what of s comes before sep, or all of it.
+//
+//go:noinline
+func before(s, sep string) string {
+	s, _, _ = strings.Cut(s, sep)
+	return s
+}
+
 // oneLine is an error or a message of several lines in one, visible.
 //
 //go:noinline

@@ -73,7 +73,7 @@ func channelSource(a *app, connect func(*app, string) (*agent, error), floor fun
 	}
 	// The file has the channel's name, or the name is behind a "#".
 	at, name, _ := strings.Cut(lasting(c.at), "#")
-	bare, _, _ := strings.Cut(at, "?")
+	bare := before(at, "?")
 	c.at, c.name = at, cmp.Or(name, strings.TrimSuffix(path.Base(bare), ".fleet"))
 	return c
 }
@@ -227,12 +227,7 @@ func (c *channel) stored() []byte {
 	if c.state().Tag == "" {
 		return nil
 	}
-	d, err := openDir(c.a.c.paths.ds)
-	if err != nil {
-		return nil
-	}
-	defer d.Close()
-	text, err := readClose(d.open(channelCopy, os.O_RDONLY, 0))
+	text, err := readOwn(c.a.c.paths.in(c.a.c.paths.ds, channelCopy))
 	if err != nil || len(text) > maxFleet || sha256Hex(text) != c.state().Copy {
 		return nil
 	}

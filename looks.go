@@ -145,6 +145,6 @@ func firstMember(head []byte) (name string, ok bool) {
 	if err != nil || int(want) != sum {
 		return "", false
 	}
-	name, _, _ = strings.Cut(string(head[:100]), "\x00")
+	name = before(string(head[:100]), "\x00")
 	return name, true
 }

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -67,6 +69,54 @@ func (m *machine) number(name string) (int, error) {
 	}
 	n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
 	return n, nil
+}
+
+// numberBehind gives the number behind a mark in a file of procfs, less its dot.
+func (m *machine) numberBehind(name, mark string) (int, error) {
+	text, err := m.read(name)
+	_, after, _ := strings.Cut(string(text), mark)
+	digits := before(strings.TrimLeft(after, " "), " ")
+	n, nerr := strconv.Atoi(strings.Replace(digits, ".", "", 1))
+	return n, cmp.Or(err, nerr)
+}
+
+// process gives the number of a process of this name; of a service, also of one in its unit's control group, or with
+// the number in its file under /run. "": there is none.
+func (m *machine) process(name string, service bool) (string, error) {
+	name = strings.TrimSuffix(name, ".service")
+	file, _ := m.read("/run/" + name + ".pid")
+	pid, short := strings.TrimSpace(string(file)), " ("+name[:min(len(name), 15)]
+	all, err := m.list("/proc")
+	for _, p := range all {
+		stat, _ := m.read("/proc/" + p + "/stat") // proc_pid_stat(5): PID (NAME) STATE
+		i := bytes.LastIndexByte(stat, ')')
+		if i < 0 || bytes.HasPrefix(stat[i:], []byte(") Z")) {
+			continue
+		}
+		found := string(stat[:i]) == p+short
+		if service && !found {
+			unit, _ := m.read("/proc/" + p + "/cgroup")
+			found = pid == p || strings.Contains(string(unit), "/"+name+".service")
+		}
+		if found {
+			return p, nil
+		}
+	}
+	return "", err
+}
+
+// wear is how much of the life of an eMMC is used up, in steps of 10 %; of a disk or partition by its number, 0 for
+// one that does not say.
+func (m *machine) wear(number string) (percent int) {
+	for _, at := range []string{"/", "/../"} { // of a disk, of a partition
+		// Two types of memory, each 0x01 for up to 10 % of its life, to 0x0b for more than all (JESD84-B51, 7.4.58).
+		life, _ := m.read("/sys/dev/block/" + number + at + "device/life_time")
+		for _, w := range strings.Fields(string(life)) {
+			n, _ := strconv.ParseUint(w, 0, 8)
+			percent = max(percent, 10*int(n))
+		}
+	}
+	return percent
 }
 
 // uevent reads the NAME=value lines of a device's directory in sysfs.

@@ -204,7 +204,7 @@ func (a *apiClient) askToken(ctx context.Context, base string, body []byte, sign
 // that it has for the device; "" if there is none. It decides nothing but whether to say more.
 func tokenDevice(token string) string {
 	_, rest, _ := strings.Cut(token, ".")
-	claims, _, _ := strings.Cut(rest, ".")
+	claims := before(rest, ".")
 	var c struct {
 		Sub string `json:"sub"`
 	}

@@ -264,7 +264,7 @@ func (m *menderPending) deployment() *update {
 		Type:     only(i.Artifact.PayloadTypes),
 		Provides: i.Artifact.Provides, Clears: i.Artifact.Clears, Reboot: "Yes"}
 	_, rest, ok := strings.Cut(menderSteps, " "+m.Name+"=")
-	at, _, _ := strings.Cut(rest, " ")
+	at := before(rest, " ")
 	switch u.Step = step(at); {
 	case !ok && strings.HasPrefix(m.Name, menderPause) && u.Type == rootfsImage:
 		u.Step = stepReboot // or another: see adoptSlots

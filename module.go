@@ -54,7 +54,7 @@ func newModule(c *config, payloadType string, lg *logger) (*module, error) {
 			"install the module as %q, executable", program)
 	case err != nil:
 		return nil, refuse("update module for payload type %q: %w", payloadType, err)
-	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
+	case !isProgram(st):
 		return nil, refuse("update module %q: got mode %v, want an executable regular file", program, st.Mode())
 	}
 	if err := startableFile(program); err != nil {
@@ -676,7 +676,7 @@ func (s *scripts) each(state, action string, f func(path string) error) error {
 		path := filepath.Join(dir, name)
 		if st, err := os.Stat(path); err != nil {
 			return err
-		} else if !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
+		} else if !isProgram(st) {
 			s.lg.warnf("state script %q skipped: got mode %v, want an executable regular file", path, st.Mode())
 		} else if err := f(path); err != nil {
 			return err
@@ -823,6 +823,21 @@ func runChild(ctx context.Context, c child) error {
 		return fmt.Errorf("%s: stopped (%v): %w", c.what, err, cause)
 	}
 	return fmt.Errorf("%s: stopped (%v): not done after %v", c.what, err, c.timeout)
+}
+
+// idly calls f with the lowest priority for processors and disks, which children that it runs inherit. The thread ends
+// with it, as not everybody may raise its priority again.
+func idly(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()                   // for good
+		const whoProcess, classIdle = 1, 3 << 13 // linux/ioprio.h
+		syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19)
+		syscall.Syscall(syscall.SYS_IOPRIO_SET, whoProcess, 0, classIdle)
+		f()
+	}()
+	<-done
 }
 
 // runPiped is cmd.Run, and hands on what comes to standard output and error in the order in which it was
@@ -972,6 +987,11 @@ func (p *pipes) take(e syscall.EpollEvent) (ended bool, err error) {
 	}
 }
 
+// isProgram tells a file that may be run.
+//
+//go:noinline
+func isProgram(st os.FileInfo) bool { return st.Mode().IsRegular() && st.Mode()&0o111 != 0 }
+
 var errNoInterpreter = errors.New("is not there, or is no program")
 
 // startable says why execve(2) would not start a file that begins with head; nil: it would, or that
@@ -993,7 +1013,7 @@ func startable(head []byte) error {
 		return withHint(fmt.Errorf("has DOS line ends: its #! line is %q", "#!"+string(line)),
 			`sed -i 's/\r$//' FILE takes them out`)
 	}
-	if st, err := os.Stat(words[0]); err != nil || !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
+	if st, err := os.Stat(words[0]); err != nil || !isProgram(st) {
 		return fmt.Errorf("its interpreter %q %w", words[0], errNoInterpreter)
 	}
 	if filepath.Base(words[0]) == "env" && len(words) == 2 {

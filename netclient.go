@@ -526,7 +526,7 @@ func markupWords(text string) string {
 // isWebPage tells a page for people in the place of what a program asked for, as portals and error
 // pages are that come with status 200. head is how the body begins.
 func isWebPage(h http.Header, head []byte) bool {
-	kind, _, _ := strings.Cut(strings.ToLower(h.Get("Content-Type")), ";")
+	kind := before(strings.ToLower(h.Get("Content-Type")), ";")
 	kind = strings.TrimSpace(kind)
 	return kind == "text/html" || kind == "application/xhtml+xml" || isMarkup(head)
 }

@@ -546,7 +546,7 @@ func rangeTrouble(code int) bool {
 // part reads what a partial answer says of itself: where in the file its bytes begin and end, and
 // the size of the file, -1 if it does not say.
 func (d *download) part(r *http.Response, span []string) (at, upto, total int64, err error) {
-	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	kind := before(r.Header.Get("Content-Type"), ";")
 	if len(span) == 0 && strings.EqualFold(strings.TrimSpace(kind), "multipart/byteranges") {
 		if span, err = d.firstPart(); err != nil {
 			return 0, 0, 0, err

@@ -55,7 +55,7 @@ func (o *terminalOptions) check() error {
 	switch {
 	case !filepath.IsAbs(shell):
 		err = errors.New("not an absolute path")
-	case err == nil && (!st.Mode().IsRegular() || st.Mode()&0o111 == 0):
+	case err == nil && !isProgram(st):
 		err = errors.New("no program")
 	case err == nil:
 		err = startableFile(shell)
