@@ -19,6 +19,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -403,6 +404,34 @@ func TestFilePutCutOff(t *testing.T) {
 		if got := look(o.root + "/f"); got != "old" {
 			t.Errorf("after %d messages: got %d bytes", n, len(got))
 		}
+	}
+}
+
+// Chunks grow with the line: twenty of them take half a second on it at most, if they are not small to begin with.
+func TestFileGetGrows(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir() + "/f"
+	must(t, os.WriteFile(path, fileNoise(100*maxFileChunk), 0o600))
+	for rate, want := range map[int]int{100000: fileChunk, 500000: 12500, 1e9: maxFileChunk} { // bytes a second
+		synctest.Test(t, func(t *testing.T) {
+			p := newFilePeer(t, &fileOptions{root: filepath.Dir(path)})
+			p.say("get_file", nil, packMap("path", path))
+			sent, largest := 0, 0
+			for n := 1; ; n++ {
+				m := p.next()
+				if len(m.body) == 0 {
+					break
+				}
+				sent, largest = sent+len(m.body), max(largest, len(m.body))
+				time.Sleep(time.Duration(len(m.body)) * time.Second / time.Duration(rate))
+				if n%10 == 0 {
+					p.say("ack", int64(sent), nil)
+				}
+			}
+			if sent != 100*maxFileChunk || largest > want || largest < want*3/4 {
+				t.Errorf("at %d bytes a second: got %d bytes, in chunks of up to %d, want %d", rate, sent, largest, want)
+			}
+		})
 	}
 }
 

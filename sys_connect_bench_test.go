@@ -295,17 +295,15 @@ func (c *contender) carried(t *testing.T) int64 {
 	return int64(binary.NativeEndian.Uint64(info[120:]) + binary.NativeEndian.Uint64(info[128:]))
 }
 
-// memory is what the program has resident: with shared pages in parts, and of that what is its own alone and could go
-// only to swap space, and what is of files, which the kernel can drop and read again.
+// memory is what the program has resident, and of that what is its own alone and could go only to swap space, and what
+// is of files, which the kernel can drop and read again (proc_pid_status(5)).
 func (c *contender) memory(t *testing.T) {
-	for path, names := range map[string][]string{"smaps_rollup": {"Pss", "Pss_Anon", "Pss_File"}} {
-		for line := range strings.Lines(look(fmt.Sprintf("/proc/%d/%s", c.pid, path))) {
-			name, kb, _ := strings.Cut(line, ":")
-			if slices.Contains(names, name) {
-				n, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(kb), " kB"), 64)
-				must(t, err)
-				c.add("memory when idle, "+name+", KiB", n)
-			}
+	for line := range strings.Lines(look(fmt.Sprintf("/proc/%d/status", c.pid))) {
+		name, kb, _ := strings.Cut(line, ":")
+		if slices.Contains([]string{"VmRSS", "RssAnon", "RssFile"}, name) {
+			n, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(kb), " kB"), 64)
+			must(t, err)
+			c.add("memory when idle, "+name+", KiB", n)
 		}
 	}
 }
