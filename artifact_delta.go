@@ -32,16 +32,17 @@ func (a *artifact) readIndex(info *deltaInfo) (*deltaIndex, error) {
 	if err != nil {
 		return nil, err
 	}
-	if at := a.in.offset() - a.dataAt; at != x.first {
-		return nil, fmt.Errorf("delta index: its chunks begin at byte %d, and it has them at %d", at, x.first)
+	if at := a.in.offset() - a.dataAt; at != x.first-imageHead {
+		return nil, fmt.Errorf("delta index: its image begins at byte %d, and it has it at %d", at, x.first-imageHead)
 	}
 	return x, a.holdsChunks(x)
 }
 
 // holdsChunks checks that the data member is long enough for what x says.
 func (a *artifact) holdsChunks(x *deltaIndex) error {
-	if left := a.dataEnd - a.dataAt - x.end; left < minMember {
-		return fmt.Errorf("delta index: the data has %d bytes behind its chunks, want %d or more", left, minMember)
+	const least = imageTail + minMember
+	if left := a.dataEnd - a.dataAt - x.end; left < least {
+		return fmt.Errorf("delta index: the data has %d bytes behind its chunks, want %d or more", left, least)
 	}
 	return nil
 }

@@ -12,13 +12,13 @@ import (
 	"math/bits"
 )
 
-// The format of delta artifacts, version 1 (doc/delta.md): where an image is cut into chunks, and the index that
+// The format of delta artifacts, version 2 (doc/delta.md): where an image is cut into chunks, and the index that
 // says what and where each of them is. All of it is fixed by the format and never changes within a version: an index
 // that was made by one program is compared with what another one cuts.
 
 const (
-	deltaVersion  = 1
-	deltaMagic    = "MXD1"
+	deltaVersion  = 2
+	deltaMagic    = "MXD2"
 	deltaKey      = "mendlet_delta" // of the object in the meta-data
 	deltaSubfield = "MX"            // SI1 and SI2 of the index in an extra field (RFC 1952, 2.3.1.1)
 
@@ -31,8 +31,15 @@ const (
 	deltaMember = 10 + 2 + 4 + 2 + 8
 	minMember   = 20 // of any gzip member: header, the shortest block, trailer
 
+	// What the image's member has before its first chunk, a header without a name and the like, and behind its last
+	// one, an empty block and the trailer.
+	imageHead, imageTail = 10, 2 + 8
+
+	minStored = 6  // bytes of a chunk as it is stored: one byte in a block, whose end is that of a byte
+	sumBits   = 48 // of a chunk's SHA-256
+
 	maxDeltaHead  = 64 << 10 // bytes of the first member
-	maxDeltaIndex = 4 << 20  // bytes of an index: 11 GiB at the default average
+	maxDeltaIndex = 4 << 20  // bytes of an index: 12 GiB at the default average
 )
 
 // deltaInfo is the object mendlet_delta of an artifact's meta-data, which manifest and signature cover.
@@ -74,21 +81,24 @@ func deltaMembers(size int64) int { return int((size + deltaSlice - 1) / deltaSl
 type chunk struct {
 	sum    uint64 // chunkSum of its bytes; 0: they are all zero, and it is never fetched
 	size   uint32 // bytes of the image
-	stored uint32 // bytes of its gzip member; 0 where there is none
+	stored uint32 // bytes of its deflate blocks; 0 where there are none
 }
+
+// storedPlain is how many bytes a chunk of size takes in deflate blocks without compression (RFC 1951, 3.2.4).
+func storedPlain(size uint32) uint32 { return size + (size+0xfffe)/0xffff*5 }
 
 func (c *chunk) zero() bool { return c.sum == 0 }
 
 // describe makes the chunk of these bytes.
 func describe(p []byte) chunk { return chunk{sum: chunkSum(p), size: uint32(len(p))} }
 
-// chunkSum is the first 8 bytes of SHA-256, big endian, with 1 in place of 0; 0 for nothing but zeros.
+// chunkSum is the first 6 bytes of SHA-256, big endian, with 1 in place of 0; 0 for nothing but zeros.
 func chunkSum(p []byte) uint64 {
 	if p[0] == 0 && allZero(p) {
 		return 0
 	}
 	sum := sha256.Sum256(p)
-	return max(binary.BigEndian.Uint64(sum[:]), 1)
+	return max(binary.BigEndian.Uint64(sum[:])>>(64-sumBits), 1)
 }
 
 // deltaIndex says what an image is made of, and where in the data member each part is stored.
@@ -96,8 +106,8 @@ type deltaIndex struct {
 	average   int64
 	imageSize int64
 	head      int64 // bytes of the first gzip member, which holds the image's tar header
-	first     int64 // offset in the data member of the member of the first chunk
-	end       int64 // offset in the data member of the last member, that of the end of the tar
+	first     int64 // offset in the data member of the first chunk
+	end       int64 // offset in the data member of what is behind the last chunk
 	chunks    []chunk
 }
 
@@ -107,17 +117,39 @@ func (x *deltaIndex) encode() []byte {
 	for _, n := range []int64{x.average, x.imageSize, int64(len(x.chunks)), x.head} {
 		b = binary.AppendUvarint(b, uint64(n))
 	}
+	w := bitWriter{b: b}
 	for i := range x.chunks {
 		c := &x.chunks[i]
-		if c.zero() {
-			b = binary.AppendUvarint(b, uint64(c.size)<<1|1)
+		w.put(c.sum, sumBits)
+		w.put(uint64(c.size-1), sizeBits(x.average))
+		if c.stored == storedPlain(c.size) {
+			w.put(1, 1)
 		} else {
-			b = binary.AppendUvarint(b, uint64(c.size)<<1)
-			b = binary.BigEndian.AppendUint64(b, c.sum)
+			w.put(0, 1)
+			w.put(uint64(c.stored), sizeBits(x.average))
 		}
-		b = binary.AppendUvarint(b, uint64(c.stored))
 	}
-	return b
+	w.put(0, -w.n&7)
+	return w.b
+}
+
+// sizeBits are those of the length of a chunk, less one.
+func sizeBits(average int64) uint { return uint(bits.Len64(uint64(average*maxShare - 1))) }
+
+// bitWriter appends numbers to b, each with its lowest bit first, as deflate does.
+type bitWriter struct {
+	b   []byte
+	acc uint64 // the n bits that are not in b yet, less than eight
+	n   uint
+}
+
+// put appends n bits, 48 at most. Those of v above them do not count.
+func (w *bitWriter) put(v uint64, n uint) {
+	w.acc |= v & (1<<n - 1) << w.n
+	for w.n += n; w.n >= 8; w.n -= 8 {
+		w.b = append(w.b, byte(w.acc))
+		w.acc >>= 8
+	}
 }
 
 // info is what goes into the meta-data for the encoded index raw.
@@ -147,11 +179,11 @@ func parseDeltaIndex(raw []byte, info *deltaInfo, imageSize int64) (*deltaIndex,
 		return nil, fmt.Errorf("delta index: chunks of %d bytes on average, want 16, 32 or 64 KiB", x.average)
 	case x.imageSize != imageSize:
 		return nil, fmt.Errorf("delta index: is for an image of %d bytes, and this has %d", x.imageSize, imageSize)
-	case count > x.imageSize/minSize+1 || count > int64(len(p.b))/2: // size and stored
+	case count > x.imageSize/minSize+1 || count > int64(len(p.b))*8/sumBits:
 		return nil, fmt.Errorf("delta index: %d chunks in %d bytes, for %d of the image", count, len(p.b), imageSize)
 	}
 	x.chunks = make([]chunk, count)
-	x.first = x.head + int64(info.Members)*deltaMember + info.Size
+	x.first = x.head + int64(info.Members)*deltaMember + info.Size + imageHead
 	x.end = x.first
 	left := x.imageSize
 	for i := range x.chunks {
@@ -163,16 +195,18 @@ func parseDeltaIndex(raw []byte, info *deltaInfo, imageSize int64) (*deltaIndex,
 		}
 		x.end += int64(c.stored)
 	}
-	if left != 0 || len(p.b) > 0 {
+	if left != 0 || len(p.b) > 0 || p.acc != 0 {
 		return nil, fmt.Errorf("delta index: %d bytes of the image and %d of the index are left over", left, len(p.b))
 	}
 	return x, nil
 }
 
-// indexReader reads an index from its front. Once bad, it gives zeros.
+// indexReader reads an index from its front: numbers, and then chunks. Once bad, what it gives is of no meaning.
 type indexReader struct {
 	b   []byte
 	bad bool
+	acc uint64 // the n bits of the byte before b that were not read yet
+	n   uint
 }
 
 // number reads a uvarint of the shortest form, at most limit.
@@ -186,22 +220,32 @@ func (r *indexReader) number(limit int64) int64 {
 	return int64(v)
 }
 
-// chunk reads one. Its member may be larger than its bytes by what deflate needs for data that does not get smaller.
-func (r *indexReader) chunk(c *chunk, average int64) {
-	size := r.number(2*maxShare*average + 1)
-	c.size = uint32(size >> 1)
-	if size&1 == 0 {
-		if len(r.b) < 8 {
+// bits reads n, 48 at most.
+func (r *indexReader) bits(n uint) uint64 {
+	for ; r.n < n; r.n += 8 {
+		if len(r.b) == 0 {
 			r.bad = true
-			return
+			return 0
 		}
-		c.sum = binary.BigEndian.Uint64(r.b)
-		r.b = r.b[8:]
-		r.bad = r.bad || c.sum == 0
+		r.acc |= uint64(r.b[0]) << r.n
+		r.b = r.b[1:]
 	}
-	stored := r.number(size>>1 + size>>9 + 64)
-	c.stored = uint32(stored)
-	r.bad = r.bad || c.size == 0 || stored < minMember
+	v := r.acc & (1<<n - 1)
+	r.acc >>= n
+	r.n -= n
+	return v
+}
+
+// chunk reads one.
+func (r *indexReader) chunk(c *chunk, average int64) {
+	n := sizeBits(average)
+	c.sum = r.bits(sumBits)
+	c.size = uint32(r.bits(n)) + 1
+	c.stored = storedPlain(c.size)
+	if r.bits(1) == 0 {
+		c.stored = uint32(r.bits(n))
+		r.bad = r.bad || c.stored < minStored || c.stored >= c.size
+	}
 }
 
 // A chunk has at least the average divided by minShare bytes, but for the last, and at most the average times maxShare.

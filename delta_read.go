@@ -447,17 +447,23 @@ func (d *delta) begin(ctx context.Context, a *artifact) error {
 	z.ctx, z.stop = context.WithCancel(ctx)
 	z.in = newInput(readFunc(z.receive), d.dataAt, max(d.ahead/4, 1<<10))
 	var err error
-	z.g, err = newGunzip(z.in, restartPoint{Fresh: true}, nil)
+	z.g, err = newGunzip(nil, restartPoint{Fresh: true}, nil)
 	d.r = z
 	d.enter(a, 0, d.x.imageSize)
 	return err
 }
 
-// enter goes on at byte off of the image. What is needed from limit on is not fetched.
-func (d *delta) enter(a *artifact, off, limit int64) {
+// enter goes on at byte off of the image, and gives where the chunk begins in which that is. What is needed from limit
+// on is not fetched.
+func (d *delta) enter(a *artifact, off, limit int64) (start int64) {
 	d.r.seek(off, limit)
 	a.unpackWith(d.r.in, d.r, d.tarAt+off)
+	return d.r.pos
 }
+
+// follow takes the bytes of the image before what enter gave, as many as there are or a window of them: what is fetched
+// may refer to them.
+func (d *delta) follow(window []byte) { d.r.g.inflate.follow(window) }
 
 // close ends what is under way. The reader may still be being read.
 func (d *delta) close() {
@@ -539,7 +545,7 @@ type deltaReader struct {
 	latest   restartPoint
 	err      error
 
-	g      *gunzip // of whatever is fetched
+	g      *gunzip // of what is behind the chunks, when it has an input; its inflater is that of the chunks, too
 	run    deltaRun
 	runs   *deltaRuns // nil: not begun
 	in     *input     // reads them
@@ -584,74 +590,69 @@ func (z *deltaReader) seek(off, limit int64) {
 		}
 	}
 	z.skip = off - z.pos
+	z.g.inflate.reset() // what it has is not what comes before
 }
 
 // next gets chunk i.
 func (z *deltaReader) next() error {
 	c := &z.x.chunks[z.i]
-	data, err := z.chunk(c)
+	data, fetched, err := z.chunk(c)
 	if err != nil {
 		return err
 	}
-	z.latest = restartPoint{Kind: "gzip", File: z.dataAt + z.off, Out: z.tarAt + z.pos, Fresh: true}
+	if !fetched {
+		z.local.Add(int64(c.stored))
+		z.g.inflate.follow(data)
+	}
+	z.latest = restartPoint{Kind: "gzip", File: z.dataAt + z.off, Out: z.tarAt + z.pos}
 	z.rest, z.skip = data[z.skip:], 0
 	z.i, z.pos, z.off = z.i+1, z.pos+int64(c.size), z.off+int64(c.stored)
 	return nil
 }
 
-// chunk gives chunk i, c, from wherever it is to be had.
-func (z *deltaReader) chunk(c *chunk) ([]byte, error) {
+// chunk gives chunk i, c, from wherever it is to be had; fetched: not from the device.
+func (z *deltaReader) chunk(c *chunk) (data []byte, fetched bool, err error) {
+	in := z.in
 	switch {
 	case z.i < z.oddEnd:
-		return z.unpack(z.oddIn, c)
+		in = z.oddIn
 	case z.i >= z.run.first && z.i < z.run.end:
-		return z.unpack(z.in, c)
 	case z.plan == nil && !c.zero():
 		// An image that is all there needs no plan: its head tells.
-		if data := z.read(fromIdle, z.pos, c); data != nil {
-			z.local.Add(int64(c.stored))
-			return data, nil
+		if data = z.read(fromIdle, z.pos, c); data != nil {
+			return data, false, nil
 		}
-		if err := z.makePlan(z.ctx); err != nil {
-			return nil, err
+		if err = z.makePlan(z.ctx); err == nil {
+			return z.chunk(c)
 		}
-	}
-	if z.plan != nil && z.plan.missing(z.i) {
-		if err := z.nextRun(); err != nil {
-			return nil, err
-		}
-		return z.unpack(z.in, c)
-	}
-	if c.zero() {
-		z.local.Add(int64(c.stored))
-		data := z.room[:c.size]
+	case z.plan != nil && z.plan.missing(z.i):
+		err = z.nextRun()
+	case c.zero():
+		data = z.room[:c.size]
 		clear(data)
-		return data, nil
+		return data, false, nil
+	default:
+		src, at, _ := z.plan.source(z.i)
+		if data = z.read(src, at, c); data != nil {
+			return data, false, nil
+		}
+		err = z.fetchOdd(c)
+		in = z.oddIn
 	}
-	src, at, _ := z.plan.source(z.i)
-	if data := z.read(src, at, c); data != nil {
-		z.local.Add(int64(c.stored))
-		return data, nil
+	if err == nil {
+		data, err = z.unpack(in, c)
 	}
-	if err := z.fetchOdd(c); err != nil {
-		return nil, err
-	}
-	return z.unpack(z.oddIn, c)
+	return data, true, err
 }
 
-// unpack gets chunk i out of what is fetched. Its member has to be where and what the index says.
+// unpack gets chunk i out of what is fetched. It has to be where and what the index says.
 func (z *deltaReader) unpack(in *input, c *chunk) ([]byte, error) {
-	g, begun, data := z.g, in.offset(), z.room[:c.size]
-	g.in, g.inflate.in = in, in
-	if _, err := io.ReadFull(g, data); err != nil {
-		return nil, noEOF(err)
+	begun, data := in.offset(), z.room[:c.size]
+	err := z.g.inflate.segment(in, data, int64(c.stored))
+	if err != nil && err != errDeflate {
+		return nil, err
 	}
-	for g.member && len(g.inflate.pending()) == 0 {
-		if err := g.unpack(); err != nil {
-			return nil, err
-		}
-	}
-	if n := in.offset() - begun; g.member || begun != z.dataAt+z.off || n != int64(c.stored) || chunkSum(data) != c.sum {
+	if err != nil || begun != z.dataAt+z.off || chunkSum(data) != c.sum {
 		return nil, fmt.Errorf("delta index: chunk %d at byte %d of the image is not what is stored at %d", z.i, z.pos, begun)
 	}
 	return data, nil
@@ -686,8 +687,11 @@ func (z *deltaReader) tail(p []byte) (n int, err error) {
 	if z.run.end <= z.i {
 		err = z.nextRun()
 	}
-	if err == nil {
+	if err == nil && z.g.in == nil {
 		z.g.in, z.g.inflate.in = z.in, z.in
+		err = z.in.skip(imageTail)
+	}
+	if err == nil {
 		n, err = z.g.Read(p)
 	}
 	z.err = err

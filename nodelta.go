@@ -42,7 +42,9 @@ func (*delta) begin(context.Context, *artifact) error { return nil }
 
 func (*delta) makePlan(context.Context) error { return nil }
 
-func (*delta) enter(*artifact, int64, int64) {}
+func (*delta) enter(*artifact, int64, int64) int64 { return 0 }
+
+func (*delta) follow([]byte) {}
 
 func (*delta) done() {}
 

@@ -31,6 +31,8 @@ type gzipWriter interface {
 var (
 	newGzip func(io.Writer) (gzipWriter, error)
 	newLZMA func(w io.Writer, dict int) (io.WriteCloser, error)
+
+	newDeflate func(w io.Writer, dict []byte) (gzipWriter, error)
 )
 
 func netVerbs() []verb { return nil }

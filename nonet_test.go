@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
 	"context"
 	"io"
@@ -20,6 +21,9 @@ func init() {
 	newGzip = func(w io.Writer) (gzipWriter, error) { return gzip.NewWriterLevel(w, gzip.BestCompression) }
 	newLZMA = func(w io.Writer, dict int) (io.WriteCloser, error) {
 		return lzma.Writer2Config{DictCap: dict}.NewWriter2(w)
+	}
+	newDeflate = func(w io.Writer, dict []byte) (gzipWriter, error) {
+		return flate.NewWriterDict(w, flate.BestCompression, dict)
 	}
 }
 

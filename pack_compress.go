@@ -5,6 +5,7 @@
 package main
 
 import (
+	"compress/flate"
 	"compress/gzip"
 	"io"
 
@@ -17,6 +18,11 @@ import (
 type gzipWriter = *gzip.Writer
 
 func newGzip(w io.Writer) (gzipWriter, error) { return gzip.NewWriterLevel(w, gzip.BestCompression) }
+
+// newDeflate compresses what is behind dict, of which 32 KiB may be referred to.
+func newDeflate(w io.Writer, dict []byte) (*flate.Writer, error) {
+	return flate.NewWriterDict(w, flate.BestCompression, dict)
+}
 
 // newLZMA compresses to LZMA2 with a dictionary of dict bytes.
 func newLZMA(w io.Writer, dict int) (io.WriteCloser, error) {

@@ -8,12 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"runtime"
 )
 
 // The data member of a delta artifact, as doc/delta.md describes it: one gzip member with the tar header, members
-// without data for the index, one for each chunk, and one for the end of the tar.
+// without data for the index, one for the image, and one for the end of the tar.
 
 // packedDelta is what pack knows of it.
 type packedDelta struct {
@@ -53,37 +54,55 @@ func squeeze(z gzipWriter, to *bytes.Buffer, p []byte) error {
 	return errors.Join(err, z.Close())
 }
 
-// packJob is one chunk on its way. Each has a compressor of its own, of about 1 MiB.
+// packJob is one chunk on its way.
 type packJob struct {
-	z      gzipWriter
-	in     []byte
+	before int    // bytes of in that are those before the chunk
+	in     []byte // up to the chunk's end
 	chunk  chunk
 	stored bytes.Buffer
 	done   chan error
 }
 
+// run makes deflate blocks of the chunk. They end with a byte, and may refer to the window before them, which whoever
+// unpacks them has.
 func (j *packJob) run() {
-	j.chunk = describe(j.in)
+	p := j.in[j.before:]
+	j.chunk = describe(p)
 	j.stored.Reset()
-	err := squeeze(j.z, &j.stored, j.in)
+	z, err := newDeflate(&j.stored, j.in[:j.before])
+	if err == nil {
+		_, err = z.Write(p)
+		err = errors.Join(err, z.Flush())
+	}
+	if j.stored.Len() >= len(p) {
+		j.storePlain(p)
+	}
 	j.chunk.stored = uint32(j.stored.Len())
 	j.done <- err
 }
 
-// packChunks writes the members of all chunks of r to w, and adds them to x. All processors work, on two chunks each
+// storePlain makes blocks that are not compressed (RFC 1951, 3.2.4).
+func (j *packJob) storePlain(p []byte) {
+	j.stored.Reset()
+	for len(p) > 0 {
+		n := min(len(p), 0xffff)
+		head := binary.LittleEndian.AppendUint16([]byte{0}, uint16(n))
+		j.stored.Write(binary.LittleEndian.AppendUint16(head, ^uint16(n)))
+		j.stored.Write(p[:n])
+		p = p[n:]
+	}
+}
+
+// packChunks writes the member of the image r to w, and adds its chunks to x. All processors work, on two chunks each
 // at most, and what is written does not depend on which is ready first.
 func packChunks(w io.Writer, r io.Reader, x *deltaIndex) error {
 	jobs := 2 * runtime.GOMAXPROCS(0)
 	free, queue, ended := make(chan *packJob, jobs), make(chan *packJob, jobs), make(chan error)
 	for range jobs {
-		z, err := newGzip(nil)
-		if err != nil {
-			return err
-		}
-		free <- &packJob{z: z, done: make(chan error, 1)}
+		free <- &packJob{done: make(chan error, 1)}
 	}
 	go func() {
-		var failed error
+		_, failed := io.WriteString(w, gzipHead)
 		for j := range queue {
 			if err := <-j.done; failed == nil {
 				failed = err
@@ -96,21 +115,33 @@ func packChunks(w io.Writer, r io.Reader, x *deltaIndex) error {
 		}
 		ended <- failed
 	}()
-	c := newChunker(x.average)
+	c, crc, window := newChunker(x.average), uint32(0), []byte(nil)
 	err := c.split(r, make([]byte, 4*c.max), func(p []byte) error {
 		j := <-free
-		j.in = append(j.in[:0], p...)
+		j.in, j.before = append(append(j.in[:0], window...), p...), len(window)
+		window = append(window[:0], j.in[max(len(j.in)-gzipWindow, 0):]...)
+		crc = crc32.Update(crc, crc32.IEEETable, p)
 		x.imageSize += int64(len(p))
 		queue <- j
 		go j.run()
 		return nil
 	})
 	close(queue)
-	return errors.Join(err, <-ended)
+	if err := errors.Join(err, <-ended); err != nil {
+		return err
+	}
+	tail := binary.LittleEndian.AppendUint32([]byte(emptyBlock), crc)
+	_, err = w.Write(binary.LittleEndian.AppendUint32(tail, uint32(x.imageSize)))
+	return err
 }
 
-// write writes the members of the chunks of r and of the end of the tar to w, and keeps what goes before them. head is
-// the tar's header.
+const (
+	gzipHead   = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff" // no flags, no time, system unknown (RFC 1952, 2.3)
+	emptyBlock = "\x03\x00"                                 // of fixed codes, and the last one
+)
+
+// write writes the members of the image r and of the end of the tar to w, and keeps what goes before them. head is the
+// tar's header.
 func (d *packedDelta) write(w io.Writer, r io.Reader, head []byte) error {
 	z, err := newGzip(nil)
 	if err != nil {
@@ -150,12 +181,13 @@ func appendDeltaMembers(b, raw []byte) []byte {
 	for len(raw) > 0 {
 		slice := raw[:min(len(raw), deltaSlice)]
 		raw = raw[len(slice):]
-		b = append(b, 0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff) // FLG.FEXTRA, no time, system unknown
+		b = append(b, gzipHead...)
+		b[len(b)-7] = 4 // FLG.FEXTRA
 		b = binary.LittleEndian.AppendUint16(b, uint16(4+len(slice)))
 		b = append(b, deltaSubfield...)
 		b = binary.LittleEndian.AppendUint16(b, uint16(len(slice)))
 		b = append(b, slice...)
-		b = append(b, 3, 0)                   // the last block, of fixed codes: its end
+		b = append(b, emptyBlock...)
 		b = append(b, 0, 0, 0, 0, 0, 0, 0, 0) // CRC-32 and size of nothing
 	}
 	return b

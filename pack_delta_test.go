@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
 	"encoding/binary"
 	"errors"
@@ -89,8 +90,8 @@ func storedIndex(t testing.TB, artifact []byte) (*deltaIndex, *deltaInfo) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if x.first != int64(at) {
-			t.Errorf("chunks begin at %d, want %d", x.first, at)
+		if x.first != int64(at)+imageHead {
+			t.Errorf("the image begins at %d, want %d", x.first-imageHead, at)
 		}
 		return x, info
 	}
@@ -132,18 +133,28 @@ func TestPackDelta(t *testing.T) {
 		if int64(n) != x.head || len(head) != 512 {
 			t.Errorf("%s: first member of %d, with %d bytes", c.arg, n, len(head))
 		}
-		at, rest := x.first, c.image
+		image, _, whole := nextMember(t, data[x.first-imageHead:])
+		if !bytes.Equal(image, c.image) || int(x.end+imageTail-x.first+imageHead) != whole {
+			t.Errorf("%s: %d bytes of an image in %d, want %d in %d", c.arg, len(image), whole, len(c.image), x.end)
+		}
+		at, from := x.first, 0
 		for i, want := range x.chunks {
-			body, _, n := nextMember(t, data[at:])
+			// With an empty last block in the place of the next chunk, each one is a stream of its own behind its window.
+			part := slices.Concat(data[at:at+int64(want.stored)], []byte{3, 0})
+			in := bytes.NewReader(part)
+			body, err := io.ReadAll(flate.NewReaderDict(in, c.image[max(from-32<<10, 0):from]))
+			if err != nil || in.Len() > 0 || !bytes.HasPrefix(c.image[from:], body) {
+				t.Fatalf("%s: chunk %d: %v, %d bytes left", c.arg, i, err, in.Len())
+			}
 			got := describe(body)
-			got.stored = uint32(n)
-			if got != want || !bytes.HasPrefix(rest, body) {
+			if got.stored = want.stored; got != want || want.stored > want.size+10 {
 				t.Fatalf("%s: chunk %d is %+v, the index says %+v", c.arg, i, got, want)
 			}
-			at, rest = at+int64(n), rest[len(body):]
+			at, from = at+int64(want.stored), from+len(body)
 		}
-		tail, _, n := nextMember(t, data[at:])
-		if at != x.end || int(at)+n != len(data) || len(rest) > 0 {
+		rest := c.image[from:]
+		tail, _, n := nextMember(t, data[at+imageTail:])
+		if at += imageTail; at != x.end+imageTail || int(at)+n != len(data) || len(rest) > 0 {
 			t.Errorf("%s: the last member begins at %d and has %d bytes of %d, want %d", c.arg, at, n, len(data), x.end)
 		}
 		tarBytes = slices.Concat(head, c.image, tail)
@@ -165,7 +176,7 @@ func TestPackDeltaMetaData(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := string(a.MetaData)
-	if !strings.HasPrefix(got, `{"a":{"b":null},"mendlet_delta":{"version":1,"members":1,"size":`) ||
+	if !strings.HasPrefix(got, `{"a":{"b":null},"mendlet_delta":{"version":2,"members":1,"size":`) ||
 		!strings.HasSuffix(got, `"},"z":[1,"\u003c"]}`) {
 		t.Errorf("got %s", got)
 	}
@@ -293,7 +304,7 @@ func TestShowDelta(t *testing.T) {
 	longer.chunks = slices.Clone(x.chunks)
 	longer.chunks[0].stored++
 	damaged := bytes.Clone(raw)
-	damaged[len(raw)-1] ^= 1
+	damaged[0] ^= 1
 	for name, c := range map[string]struct {
 		raw  []byte
 		info *deltaInfo
@@ -301,10 +312,10 @@ func TestShowDelta(t *testing.T) {
 	}{
 		"true":              {raw, info, ""},
 		"damaged":           {damaged, info, "sha256"},
-		"damaged and known": {damaged, x.info(damaged), "delta index: "},
+		"damaged and known": {damaged, x.info(damaged), "delta index"},
 		"a lie":             {lie.encode(), x.info(lie.encode()), "chunk 1 is another one"},
 		"other lengths":     {longer.encode(), x.info(longer.encode()), ""}, // found by who goes there
-		"no such version":   {raw, &deltaInfo{Version: 1}, "mendlet_delta in meta-data"},
+		"no such version":   {raw, &deltaInfo{Version: 2}, "mendlet_delta in meta-data"},
 	} {
 		a, err := openArtifact(bytes.NewReader(bytes.Replace(made, raw, c.raw, 1)), artifactOptions{})
 		if err != nil {

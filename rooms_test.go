@@ -17,7 +17,7 @@ import (
 )
 
 // maxUses bounds the pairs of rooms of which one knows the other.
-const maxUses = 359
+const maxUses = 360
 
 // TestRooms holds the table of rooms in ARCHITECTURE.md against the code: who uses whom, and that
 // no two rooms use each other.

@@ -616,8 +616,9 @@ func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *che
 		return err
 	}
 	if r.delta != nil {
-		r.delta.enter(a, c.Offset, w.size)
-		return nil
+		window, err := w.window(r.delta.enter(a, c.Offset, w.size))
+		r.delta.follow(window)
+		return err
 	}
 	var window []byte
 	if !c.From.Fresh {
@@ -625,12 +626,9 @@ func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *che
 		if end < gzipWindow || end > c.Offset {
 			return fmt.Errorf("the journal names byte %d of %d as a place to go on from", end, c.Offset)
 		}
-		window = make([]byte, gzipWindow)
-		if _, err := w.dst.ReadAt(window, end-gzipWindow); err != nil {
+		var err error
+		if window, err = w.window(end); err != nil {
 			return err
-		}
-		if behind := int64(len(w.head)) - (end - gzipWindow); behind > 0 {
-			copy(window, w.head[int64(len(w.head))-behind:])
 		}
 	}
 	in, err := r.src.from(ctx, c.From.File)
@@ -639,6 +637,17 @@ func (r *rootfs) reenter(ctx context.Context, w *slotWriter, a *artifact, c *che
 	}
 	r.file, err = a.resumePayload(c.From, window, in, r.file.Name, c.Offset)
 	return err
+}
+
+// window gives what deflate data for byte end of the image may refer to, of which all is in the slot but the head.
+func (w *slotWriter) window(end int64) ([]byte, error) {
+	from := max(end-gzipWindow, 0)
+	window := make([]byte, end-from)
+	_, err := w.dst.ReadAt(window, from)
+	if from < int64(len(w.head)) {
+		copy(window, w.head[from:])
+	}
+	return window, err
 }
 
 // keepCheckpoint journals how far the write has come.

@@ -306,8 +306,8 @@ func TestFetchedBytesOfDeltaWithManyCuts(t *testing.T) {
 	}
 }
 
-// cutDelta cuts the power of an install of "new" when its checkpoint is at or behind byte at.
-func (s *deltaSetup) cutDelta(t testing.TB, d *simDevice, at int64) {
+// cutDelta cuts the power of an install when its checkpoint is at or behind byte at.
+func (s *deltaSetup) cutDelta(t testing.TB, d *simDevice, name string, at int64) {
 	t.Helper()
 	if err := d.boot(); err != nil {
 		t.Fatal(err)
@@ -319,7 +319,7 @@ func (s *deltaSetup) cutDelta(t testing.TB, d *simDevice, at int64) {
 		}
 		return nil
 	}
-	if !d.powered(func() { d.life(s.artifacts["new"], "new") }) {
+	if !d.powered(func() { d.life(s.artifacts[name], name) }) {
 		t.Fatal("the install was not cut")
 	}
 	d.w.fault = nil
@@ -344,7 +344,7 @@ func TestDeltaTakesUpCheckpoints(t *testing.T) {
 			s := newDeltaSetup(t)
 			d := s.newDevice(t)
 			s.how = c.first
-			s.cutDelta(t, d, 120000)
+			s.cutDelta(t, d, "new", 120000)
 			if c.lose {
 				os.Remove(filepath.Join(d.app.c.paths.ds, "mendlet.index.3.new"))
 			}
@@ -358,6 +358,34 @@ func TestDeltaTakesUpCheckpoints(t *testing.T) {
 				t.Errorf("%+v", rec.Last)
 			}
 		})
+	}
+}
+
+// What is fetched refers to the bytes before it, which after a cut are in the slot and, of its head, in none.
+func TestDeltaRefersToWhatIsThere(t *testing.T) {
+	t.Parallel()
+	old := simImage(1, 300000)
+	var alike []byte
+	for i := range 20 {
+		p := simImage(2, 13001)[:6000]
+		p[i*100] ^= 1
+		alike = append(alike, p...)
+	}
+	s := newDeltaSetupOf(t, map[string][]byte{"old": old, "front": append(alike, old[100000:]...),
+		"middle": slices.Concat(old[:100000], alike, old[120000:])}, nil)
+	s.how, s.write.head, s.write.block = "only", 24<<10, 24<<10
+	for name, from := range map[string]int64{"front": 1, "middle": 100000} {
+		n, _ := s.update(t, s.newDevice(t), name)
+		if t.Logf("%s: fetched %d bytes", name, n); n > 90000 {
+			t.Errorf("%s: fetched %d bytes: what is alike is not stored as such", name, n)
+		}
+		for at := from; at < from+120000; at += 17000 {
+			d := s.newDevice(t)
+			s.cutDelta(t, d, name, at)
+			if again, _ := s.update(t, d, name); again > n {
+				t.Errorf("%s, cut at %d: fetched %d bytes, as if from the start", name, at, again)
+			}
+		}
 	}
 }
 
@@ -480,7 +508,7 @@ func TestDeltaWithWrongIndexOfIdleSlot(t *testing.T) {
 	}
 }
 
-// Chunks of other bytes with the same 8 bytes of hash, and an index that lies in other ways: the image's own hash
+// Chunks of other bytes with the same 6 bytes of hash, and an index that lies in other ways: the image's own hash
 // tells, and then it is fetched as a whole, once. With "only" it is not.
 func TestDeltaIndexThatLies(t *testing.T) {
 	t.Parallel()
@@ -510,7 +538,7 @@ func TestDeltaIndexThatLies(t *testing.T) {
 	}
 }
 
-// A chunk of other bytes has the size and the 8 bytes of hash of one in the running slot.
+// A chunk of other bytes has the size and the 6 bytes of hash of one in the running slot.
 func TestDeltaChunksThatCollide(t *testing.T) {
 	t.Parallel()
 	old := simImage(1, 300000)
@@ -932,7 +960,7 @@ func FuzzDeltaCheckpoint(f *testing.F) {
 	s := newDeltaSetup(f)
 	f.Fuzz(func(t *testing.T, offset int64, check uint32, keepCheck bool, file, out int64) {
 		d := s.newDevice(t)
-		s.cutDelta(t, d, 120000)
+		s.cutDelta(t, d, "new", 120000)
 		d.journal(func(r *record) {
 			c := r.Update.Checkpoint
 			c.Offset, c.From.File, c.From.Out = offset, file, out

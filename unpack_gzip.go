@@ -274,27 +274,67 @@ func (f *inflater) pending() []byte { return f.buf[f.begin:f.end] }
 // more unpacks at least one byte when nothing is pending, and no more than the buffer holds;
 // io.EOF after the last block. Whole bytes behind that block stay in the input.
 func (f *inflater) more() error {
-	// Not each time: a block may hold one byte, and the window is 32 KiB.
+	f.slide()
+	for f.begin == f.end {
+		if err := f.step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// slide makes room in the buffer once all of it was taken. Not each time: a block may hold one byte, and the window is
+// 32 KiB.
+func (f *inflater) slide() {
 	if f.begin == f.end && f.end > gzipWindow+inflateRoom/2 {
 		moved := f.end - gzipWindow
 		copy(f.buf, f.buf[moved:f.end])
 		f.low, f.begin, f.end = max(f.low-moved, 0), gzipWindow, gzipWindow
 	}
-	for f.begin == f.end {
-		var err error
-		switch f.state {
-		case atBlock:
-			err = f.header()
-		case inStored:
-			err = f.stored()
-		case inCoded:
-			err = f.coded()
-		case atEnd:
-			return io.EOF
-		}
-		if err != nil {
+}
+
+// step gets on within a block, or to the next one; io.EOF after the last one.
+func (f *inflater) step() (err error) {
+	switch f.state {
+	case atBlock:
+		err = f.header()
+	case inStored:
+		err = f.stored()
+	case inCoded:
+		err = f.coded()
+	case atEnd:
+		return io.EOF
+	}
+	return noEOF(err)
+}
+
+// follow takes p as what was unpacked last, so that what comes may refer to it.
+func (f *inflater) follow(p []byte) {
+	p = p[max(len(p)-gzipWindow, 0):]
+	f.slide()
+	f.end += copy(f.buf[f.end:], p)
+	f.begin = f.end
+}
+
+// segment unpacks blocks to data, which they fill, and which begin and end with a byte, n of them.
+func (f *inflater) segment(in *input, data []byte, n int64) error {
+	f.in, f.state, f.bits, f.n = in, atBlock, 0, 0
+	end := in.offset() + n
+	for len(data) > 0 {
+		if err := f.more(); err != nil {
 			return noEOF(err)
 		}
+		k := copy(data, f.pending())
+		f.begin += k
+		data = data[k:]
+	}
+	for f.begin == f.end && (f.state != atBlock || in.offset() < end) {
+		if err := f.step(); err != nil {
+			return noEOF(err)
+		}
+	}
+	if f.begin < f.end || f.n > 0 || in.offset() != end {
+		return errDeflate
 	}
 	return nil
 }
