@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -222,11 +221,7 @@ func (d *dir) names() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), d.path)
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	sort.Strings(names)
-	return names, err
+	return namesClose(os.NewFile(uintptr(fd), d.path), nil)
 }
 
 const atRemoveDir = 0x200 // AT_REMOVEDIR of linux/fcntl.h

@@ -50,13 +50,9 @@ func (m *machine) read(name string) ([]byte, error) {
 
 // list gives the names in a folder of sysfs; none for one that is not there. Errors are as with read.
 func (m *machine) list(name string) ([]string, error) {
-	entries, err := os.ReadDir(m.path(name))
+	names, err := namesIn(m.path(name))
 	if mayPass(err) {
 		return nil, tryLater("%w", err)
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
 	}
 	return names, nil
 }

@@ -163,7 +163,7 @@ func readIdentity(ctx context.Context, c *config, sysfs string, lg *logger) (str
 // of linux/if_arp.h, 1) with the lowest index. Interfaces named dummy… do not count.
 func lowestMAC(sysfs string) (string, error) {
 	dir := filepath.Join(sysfs, "class/net")
-	list, err := os.ReadDir(dir)
+	list, err := namesIn(dir)
 	if err != nil {
 		return "", fmt.Errorf("identity: %w", err)
 	}
@@ -172,13 +172,13 @@ func lowestMAC(sysfs string) (string, error) {
 		return strings.TrimSpace(string(text))
 	}
 	best, mac := -1, ""
-	for _, e := range list {
-		n, err := strconv.Atoi(value(e.Name(), "ifindex"))
-		if err != nil || value(e.Name(), "type") != "1" || strings.HasPrefix(e.Name(), "dummy") {
+	for _, dev := range list {
+		n, err := strconv.Atoi(value(dev, "ifindex"))
+		if err != nil || value(dev, "type") != "1" || strings.HasPrefix(dev, "dummy") {
 			continue
 		}
 		if best < 0 || n < best {
-			best, mac = n, value(e.Name(), "address")
+			best, mac = n, value(dev, "address")
 		}
 	}
 	if strings.Trim(mac, "0:") == "" {
@@ -248,15 +248,15 @@ func runScript(ctx context.Context, path string, limit time.Duration, lg *logger
 func collectInventory(ctx context.Context, dir string, builtin map[string][]string, provides map[string]string,
 	lg *logger) (map[string][]string, error) {
 	data := map[string][]string{}
-	list, err := os.ReadDir(dir)
+	list, err := namesIn(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("inventory: %w", err)
 	}
 	ran, failed := 0, 0
-	for _, e := range list { // sorted by name
-		path := filepath.Join(dir, e.Name())
+	for _, name := range list { // in this order
+		path := filepath.Join(dir, name)
 		st, err := os.Stat(path)
-		if !strings.HasPrefix(e.Name(), "mender-inventory-") || err != nil || !st.Mode().IsRegular() {
+		if !strings.HasPrefix(name, "mender-inventory-") || err != nil || !st.Mode().IsRegular() {
 			continue
 		}
 		if st.Mode().Perm()&0o111 == 0 {

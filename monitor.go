@@ -196,13 +196,12 @@ func (m *monitor) once(ctx context.Context, from deploymentSource) error {
 func (m *monitor) runAll(ctx context.Context) error {
 	own, stock := m.c.MonitorChecks, m.m.path(stockChecks)
 	for _, dir := range []string{own, stock} {
-		files, err := os.ReadDir(dir) // sorted by name
+		names, err := namesIn(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		for _, f := range files {
-			name, kind := f.Name(), "check"
-			path := filepath.Join(dir, name)
+		for _, name := range names {
+			kind, path := "check", filepath.Join(dir, name)
 			if dir == stock {
 				kind = before(name, "_")
 			} else if st, err := os.Stat(path); err != nil || !isProgram(st) || checkName(name) != name {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sort"
 	"strings"
 	"syscall"
 	"time"
@@ -195,6 +196,19 @@ func readClose(f *os.File, err error) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(f)
+}
+
+// namesIn are those in the directory at path, sorted bytewise. After an error they are those that came before it.
+func namesIn(path string) ([]string, error) { return namesClose(os.Open(path)) }
+
+func namesClose(f *os.File, err error) ([]string, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	sort.Strings(names)
+	return names, err
 }
 
 // danglingLink finds the link on the way to path, if there is one, that leads to nothing; target

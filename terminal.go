@@ -389,15 +389,15 @@ func endProcesses(session int, grace time.Duration) (left []int) {
 
 // sessionProcesses are the processes of a session that have not ended (proc_pid_stat(5)).
 func sessionProcesses(session int) (list []int) {
-	found, _ := os.ReadDir("/proc")
+	found, _ := namesIn("/proc")
 	for _, p := range found {
-		stat, _ := os.ReadFile("/proc/" + p.Name() + "/stat") // fails for one that just ended
+		stat, _ := os.ReadFile("/proc/" + p + "/stat") // fails for one that just ended
 		text := string(stat)
 		e := strings.Fields(text[strings.LastIndexByte(text, ')')+1:]) // from field 3; the name before may be any
 		if len(e) < 18 || e[3] != strconv.Itoa(session) || e[17] == "1" && (e[0] == "Z" || e[0] == "X") {
 			continue // dead, if it has no other thread
 		}
-		if pid, err := strconv.Atoi(p.Name()); err == nil {
+		if pid, err := strconv.Atoi(p); err == nil {
 			list = append(list, pid)
 		}
 	}
