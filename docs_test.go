@@ -519,6 +519,7 @@ func TestConfigManualExample(t *testing.T) {
 // README.md's first screen: what it is, two commands, and two pictures, of which the session is what
 // the program prints today (make session).
 func TestSession(t *testing.T) {
+	t.Parallel()
 	first, _, _ := strings.Cut(readText(t, "README.md"), "\n## ")
 	var commands []string
 	for i, block := range strings.Split(first, "```\n") {

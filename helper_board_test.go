@@ -41,9 +41,8 @@ func newImageBoard(t testing.TB) *imageBoard {
 	}
 	writeFile(t, filepath.Join(dir, "fallback.conf"), "{}")
 	writeFile(t, filepath.Join(dir, "ds/device_type"), "device_type=testboard\n")
-	env := filepath.Join(dir, "env")
-	writeFile(t, filepath.Join(dir, "fw_env.config"),
-		fmt.Sprintf("%s 0 %x\n%s %d %x\n", env, boardEnvSize, env, boardEnvSize, boardEnvSize))
+	writeFile(t, filepath.Join(dir, "fw_env.config"), envOf(dir, boardEnvSize))
+	writeFile(t, filepath.Join(dir, "lock"), "")
 	b.setEnv(t, map[string]string{varBootPart: "2", varBootPartHex: "2"})
 	old := oldImage()
 	for _, p := range []string{b.a, b.b} {
@@ -126,7 +125,6 @@ func (b *imageBoard) args(t testing.TB, words ...string) []string {
 // do runs the program on the board.
 func (b *imageBoard) do(t testing.TB, in string, words ...string) (code int, out, errs string) {
 	t.Helper()
-	b.surroundings(t)
 	var o, e bytes.Buffer
 	code = runProgram(context.Background(), b.args(t, words...), strings.NewReader(in), &o, &e)
 	return code, o.String(), e.String()
@@ -219,7 +217,6 @@ func (b *imageBoard) process(t *testing.T, words ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.surroundings(t)
 	cmd := exec.Command(self, b.args(t, words...)[1:]...)
 	cmd.Env = append(os.Environ(), "MENDLET_TEST_PROGRAM=1")
 	return cmd
@@ -262,7 +259,7 @@ func exitStatus(err error) int {
 	return 0
 }
 
-// surroundings are the directories that no option names.
+// surroundings makes the board's those directories that no option names; a test without files in them needs it not.
 func (b *imageBoard) surroundings(t testing.TB) {
 	t.Setenv("MENDER_CONF_DIR", filepath.Join(b.dir, "conf"))
 	t.Setenv("MENDER_DATA_DIR", filepath.Join(b.dir, "data"))

@@ -31,11 +31,12 @@ func boardFiles(t testing.TB, dir string, slotSize int64, conf string) {
 	env := readFileOrNil("testdata/demo-env.img")
 	for name, text := range map[string]string{
 		"env":           string(env),
-		"fw_env.config": fmt.Sprintf("%s/env 0x0 %#x\n%s/env %#x %#x\n", dir, simEnvSize, dir, simEnvSize, simEnvSize),
+		"fw_env.config": envOf(dir, simEnvSize),
 		"device_type":   "device_type=sim\n",
 		"mender.conf": fmt.Sprintf(`{"RootfsPartA": "%s/p2", "RootfsPartB": "%s/p3", "FwEnvConfig": "%s/fw_env.config",
 			"DeviceTypeFile": "%s/device_type", "BootEnv": "native", "RetryDownloadCount": 1 %s}`, dir, dir, dir, dir, conf),
 		"none": "{}",
+		"lock": "",
 		"p2":   "old",
 		"p3":   "junk",
 	} {
@@ -165,4 +166,11 @@ func changeJournal(t testing.TB, ds string, change func(*record)) {
 	change(rec)
 	must(t, j.save(rec))
 	must(t, j.close())
+}
+
+// envOf is a fw_env.config for two copies in DIR/env, in the form that can name a lock file: boards beside each other
+// are not to wait for that of this machine.
+func envOf(dir string, size int) string {
+	return fmt.Sprintf("uboot:\n  size: %#x\n  lockfile: %s/lock\n  devices:\n    - path: %[2]s/env\n      offset: 0\n"+
+		"    - path: %[2]s/env\n      offset: %[1]d\n", size, dir)
 }

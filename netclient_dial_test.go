@@ -107,6 +107,7 @@ func TestOddNameServers(t *testing.T) {
 
 // The system's own resolver, in a network of its own: with the configuration files that there are.
 func TestResolverInNamespace(t *testing.T) {
+	t.Parallel()
 	const marker = "MENDLET_TEST_RESOLV"
 	if os.Getenv(marker) == "" {
 		for _, tool := range []string{"unshare", "mount", "ip"} {

@@ -297,6 +297,7 @@ func resumeWith(t *testing.T, c resumed, run func(t *testing.T, f *flaky, o down
 }
 
 func TestDownloadTakesWhatIsOfUse(t *testing.T) {
+	t.Parallel()
 	for _, c := range takenAnswers {
 		resumeWith(t, c, func(t *testing.T, f *flaky, o downloadOptions) {
 			_, _, err := f.get(t, o)
@@ -812,6 +813,7 @@ func TestDownloadSpansTaken(t *testing.T) {
 
 // Answers from request number from on that are not taken: what is said, and that wrong bytes never come.
 func TestDownloadSpansRefused(t *testing.T) {
+	t.Parallel()
 	bad := func(code int, contentRange string) func(f *flaky, w http.ResponseWriter) {
 		return func(f *flaky, w http.ResponseWriter) {
 			if contentRange != "" {

@@ -353,6 +353,7 @@ func TestShowDelta(t *testing.T) {
 
 // TestDeltaInstallsAsGzip installs one from a file, in the recovery build, too: the index is passed over.
 func TestDeltaInstallsAsGzip(t *testing.T) {
+	t.Parallel()
 	b := newImageBoard(t)
 	image := deltaImage(1, 900<<10)
 	img := writeTemp(t, "rootfs.img", image)

@@ -123,6 +123,7 @@ func TestPackRoundTrip(t *testing.T) {
 
 // Private keys in every form that openssl writes; others are refused with what is wanted.
 func TestSigningKeys(t *testing.T) {
+	t.Parallel()
 	needTool(t, "openssl")
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -22,6 +22,7 @@ const maxUses = 360
 // TestRooms holds the table of rooms in ARCHITECTURE.md against the code: who uses whom, and that
 // no two rooms use each other.
 func TestRooms(t *testing.T) {
+	t.Parallel()
 	told, found := roomTable(t), roomUses(t)
 	for _, room := range slices.Sorted(maps.Keys(found)) {
 		if told[room] == nil {
@@ -131,6 +132,7 @@ func (noImports) Import(name string) (*types.Package, error) {
 
 // TestRoomsFindUses proves the search itself on rooms that are known to know each other.
 func TestRoomsFindUses(t *testing.T) {
+	t.Parallel()
 	found := roomUses(t)
 	for _, pair := range [][2]string{{"main", "app"}, {"state", "journal"}, {"flash", "storage"},
 		{"managed", "netclient"}} {

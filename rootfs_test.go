@@ -44,6 +44,7 @@ func TestBootEnvRefusals(t *testing.T) {
 
 // field case 28 (mender#623, #97): what the bootloader left, and what each state then does.
 func TestRootfsStates(t *testing.T) {
+	t.Parallel()
 	const committed, rolledBack = "part=3 up=0", "part=2 up=0"
 	for name, c := range map[string]struct {
 		state, env, running, wantErr, after string
@@ -95,6 +96,7 @@ func TestRootfsStates(t *testing.T) {
 // What comes before the first write says nothing of the update: it waits at its step, and the bootloader goes
 // back at the next boot if nothing else does.
 func TestRootfsUndecided(t *testing.T) {
+	t.Parallel()
 	u := &update{From: 2, To: 3}
 	for name, c := range map[string]struct {
 		state, running string

@@ -283,6 +283,7 @@ func repeated(n int, u use) []use {
 }
 
 func TestStandalone(t *testing.T) {
+	t.Parallel()
 	artifacts := newChainArtifacts(t)
 	for _, row := range standaloneRows {
 		t.Run(row.name, func(t *testing.T) {
@@ -334,6 +335,7 @@ func (row standaloneRow) check(t *testing.T, artifacts chainArtifacts) {
 // What a module had between its states is gone, or the module is: that is what is said, and each verb
 // ends the update.
 func TestStandaloneTreeGone(t *testing.T) {
+	t.Parallel()
 	artifacts := newChainArtifacts(t)
 	for _, gone := range []string{"var/modules/v3/payloads/0000/tree", "share/modules/v3/actor"} {
 		for _, row := range []struct{ verb, stop string }{
@@ -495,6 +497,7 @@ func TestProvidesAfterInstalls(t *testing.T) {
 // The life of a device, and what is said where: stdout holds the lines of Mender's
 // standalone mode, stderr the log.
 func TestInstallCommitRollback(t *testing.T) {
+	t.Parallel()
 	b := newImageBoard(t)
 	img1, img2 := testBlocks(300000), testImage(9, 700000)
 	first, second := b.pack(t, "release-1", img1), b.pack(t, "release-2", img2)
@@ -574,6 +577,7 @@ func TestNothingSaidTwice(t *testing.T) {
 
 // field case 28: the bootloader went back to the old side by itself.
 func TestCommitAfterFallBack(t *testing.T) {
+	t.Parallel()
 	b := newImageBoard(t)
 	art := b.pack(t, "release-2", testBlocks(100000))
 	b.must(t, exitOK, "install", art)
@@ -718,6 +722,7 @@ func TestFileSwappedWhileInstalling(t *testing.T) {
 // An update that was rolled back and is tried again: the slot holds the image, so that no more of
 // the artifact is needed than its header and the head of the image.
 func TestInstallAgain(t *testing.T) {
+	t.Parallel()
 	for _, comp := range []string{"none", "gzip", "xz"} {
 		b := newImageBoard(t)
 		img := make([]byte, 1<<20) // does not get smaller

@@ -351,6 +351,7 @@ func TestJournalHoldsAnyUpdate(t *testing.T) {
 // What a person drives runs all scripts of the way back and behind the commit, whatever becomes of the first; a
 // deployment ends a state at the first that fails. Both report it.
 func TestLaterScriptsRun(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		step   step
 		states []string

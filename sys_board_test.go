@@ -19,6 +19,7 @@ import (
 
 // Every fixture, made by mender-artifact, by every way of reading it.
 func TestFixturesThroughProgram(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"rootfs-gzip", "rootfs-xz", "rootfs-zstd", "rootfs-depends", "rootfs-scripts",
 		"rootfs-signed-rsa", "rootfs-signed-ecdsa",
 		"bootstrap", "module-augmented", "module-no-files", "module-scripts-signed", "module-two-files"} {
@@ -77,6 +78,7 @@ func TestFixturesThroughProgram(t *testing.T) {
 
 // Artifacts that Debian's mender-artifact makes on the spot.
 func TestMadeByMenderArtifact(t *testing.T) {
+	t.Parallel()
 	needTool(t, "mender-artifact")
 	r, e := newKeys(t)
 	rsaKey, rsaPub := keyPair(t, "RSA PRIVATE KEY", r)
@@ -213,6 +215,7 @@ func TestInstallOnLoopDevice(t *testing.T) {
 
 // SIGTERM ends an install from standard input with 75, and the next one goes ahead.
 func TestSignalWhileInstalling(t *testing.T) {
+	t.Parallel()
 	b := newImageBoard(t)
 	img := testBlocks(900000)
 	if err := os.Truncate(b.b, 8<<20); err != nil {
@@ -327,6 +330,7 @@ func TestStdoutClosed(t *testing.T) {
 // A script that could not be started, or a module, is refused before anything is written, and by plan.
 func TestUnstartableIsRefused(t *testing.T) {
 	b := newImageBoard(t)
+	b.surroundings(t)
 	img := testBlocks(512 << 10)
 	module := filepath.Join(b.dir, "data/modules/v3/app")
 	for _, c := range unstartable {
@@ -352,6 +356,7 @@ func TestUnstartableIsRefused(t *testing.T) {
 
 // No artifacts that are accepted keep the next one out.
 func TestProvidesCannotFillTheJournal(t *testing.T) {
+	t.Parallel()
 	b := newImageBoard(t)
 	for i := range 12 {
 		args := []string{"--bootstrap", "-n", fmt.Sprint("evil-", i), "-c", "testboard",

@@ -76,6 +76,7 @@ func TestFullChain(t *testing.T) {
 // The chains in which the server is asked, and some of the others with everything real: the
 // program as a process, a server, a module, scripts.
 func TestChainsWithServer(t *testing.T) {
+	t.Parallel()
 	artifact, err := os.ReadFile(newChainArtifacts(t).full)
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 // A device follows a channel on each kind of web server there is: it is updated with a reboot in between,
 // and asks for what has not changed with the name of what it has.
 func TestChannelOnWebServers(t *testing.T) {
+	t.Parallel()
 	eachWebServer(t, func(t *testing.T, site *webSite) {
 		if site.link != nil {
 			t.Skip("its links are secrets of one file each")

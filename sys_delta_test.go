@@ -701,6 +701,7 @@ func TestDeltaOfImageThatIsThere(t *testing.T) {
 
 // The whole program, and a web server: what plan says before, status after, and what the server was asked for.
 func TestDeltaOverHTTP(t *testing.T) {
+	t.Parallel()
 	old := simImage(1, 700000)
 	image := slices.Concat(old[:200000], []byte("some bytes more"), old[200000:500000], simImage(2, 30000), old[500000:])
 	b := newImageBoard(t)

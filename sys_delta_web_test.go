@@ -21,6 +21,7 @@ import (
 // Parts of a file come from every kind of server as they should, or it is said that there are none; and that another
 // file stands there, each has to tell.
 func TestWebServersParts(t *testing.T) {
+	t.Parallel()
 	eachWebServer(t, func(t *testing.T, s *webSite) {
 		f := &flaky{data: make([]byte, 90_000), hc: testHTTPClient(t, testConfig(t), netOptions{})}
 		rand.New(rand.NewSource(2)).Read(f.data)
@@ -69,6 +70,7 @@ func webDelta(t *testing.T) (old, image, artifact []byte) {
 
 // A delta comes from every kind of server by the requests that were planned, and as a whole where there are no parts.
 func TestWebServersDelta(t *testing.T) {
+	t.Parallel()
 	old, image, artifact := webDelta(t)
 	eachWebServer(t, func(t *testing.T, s *webSite) {
 		b := newBoard(t, 4<<20, "")

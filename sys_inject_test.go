@@ -23,12 +23,9 @@ var injected = []struct{ call, errno string }{
 // program says it has done is done; the slot that boots next is a good one; the device can go on; and
 // inconsistent is called only what something was written to.
 func TestErrorAtSystemCalls(t *testing.T) {
+	t.Parallel()
 	needTool(t, "strace")
 	b := newImageBoard(t)
-	lock := filepath.Join(b.dir, "lock")
-	writeFile(t, lock, "")
-	writeFile(t, filepath.Join(b.dir, "fw_env.config"), fmt.Sprintf("uboot:\n  size: %#x\n  lockfile: %s\n  devices:\n"+
-		"    - path: %s/env\n      offset: 0\n    - path: %[3]s/env\n      offset: %[1]d\n", boardEnvSize, lock, b.dir))
 	probe := exec.Command("strace", "-o", "/dev/null", "-e", "inject=fsync:error=EIO", "true")
 	if out, err := probe.CombinedOutput(); err != nil {
 		t.Skipf("needs to trace: %v: %s", err, out)

@@ -129,6 +129,7 @@ func TestPipesInTheWay(t *testing.T) {
 
 // A pipe in the place of an artifact is waited for, before and after it has another end, until a signal comes.
 func TestSignalWhileWaitingForPipe(t *testing.T) {
+	t.Parallel()
 	for _, sent := range []int{-1, 0, 700, 300000} {
 		b := newImageBoard(t)
 		text, err := os.ReadFile(b.pack(t, "release-2", testBlocks(900000)))
@@ -207,17 +208,20 @@ printf '%s 0 0x1000\n%s 0x1000 0x1000\n' $DIR/boot/env $DIR/boot/env >$DIR/fw_en
 // A root on an overlay whose lower layer, a slot, is not to be seen: root= says which slot runs, so a commit before the
 // reboot is refused, and upgrade_available stays; without it an install is refused.
 func TestOverlayRoot(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts")
 	}
 	for _, tool := range []string{"unshare", "losetup", "mkfs.ext4", "chroot", "mknod"} {
 		needTool(t, tool)
 	}
+	self, err := os.Executable()
+	must(t, err)
 	b := newImageBoard(t)
 	dir := b.dir
 	art := b.pack(t, "release-2", testBlocks(900000))
 	for _, p := range []string{b.a, b.b} {
-		must(t, os.Truncate(p, 40<<20))
+		must(t, os.Truncate(p, 60<<20)) // there is room for this program with all its tests
 	}
 	runTool(t, "", "mkfs.ext4", "-q", "-F", b.a)
 	a, bb := attach(t, b.a), attach(t, b.b)
@@ -241,7 +245,8 @@ mount --bind none mnt/proc/cmdline && m install /a.mender && umount mnt/proc/cmd
 mount --bind cmdline mnt/proc/cmdline
 m install /a.mender; m status; m commit; m env print upgrade_available
 umount mnt/proc/cmdline; mount --bind none mnt/proc/cmdline; m commit; m env print upgrade_available
-mount --bind low mnt/media/ro && m status; exit 0`, "DIR="+dir, "A="+a, "B="+bb, "PROGRAM="+builtProgram(t), "ART="+art)
+mount --bind low mnt/media/ro && m status; exit 0`, "DIR="+dir, "A="+a, "B="+bb, "PROGRAM="+self, "ART="+art, "MENDLET_TEST_PROGRAM=1", "MENDER_CONF_DIR=",
+		"MENDER_DATA_DIR=")
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, out)
 	}

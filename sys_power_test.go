@@ -232,6 +232,7 @@ func (h lateCommit) call(ctx context.Context, state string) error {
 
 // Tests of the test: programs that get the order wrong must be found out.
 func TestSimulatorFindsWrongOrders(t *testing.T) {
+	t.Parallel()
 	for name, prep := range map[string]func(d *simDevice){
 		"environment before read-back": func(d *simDevice) {
 			d.wrap = func(h payloadHandler) payloadHandler { return flipFirst{h} }

@@ -131,6 +131,7 @@ func (zeros) Read(p []byte) (int, error) {
 }
 
 func TestCheckpointsThatDoNotFit(t *testing.T) {
+	t.Parallel()
 	s, _ := newResumeSetup(t, "gzip")
 	artifact := readFileOrNil(s.artifacts["new"])
 	for name, change := range map[string]func(*simDevice){

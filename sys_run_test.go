@@ -156,6 +156,7 @@ func raw(w http.ResponseWriter, header string, body ...[]byte) {
 const someBytes = 20000 // of an artifact of some 36,000: behind the header, before the end
 
 func TestRunOverBadDownloads(t *testing.T) {
+	t.Parallel()
 	// instead answers the first n requests by f.
 	type answer = func(*running, int, http.ResponseWriter, *http.Request, []byte) bool
 	instead := func(n int, f func(w http.ResponseWriter)) answer {
@@ -399,6 +400,7 @@ func TestRunGoesOnBehindNewLink(t *testing.T) {
 // Somebody between the device and the server it knows, as a portal is: no verdict on the deployment,
 // as long as it is that server; an artifact on a server that is never trusted is given up.
 func TestRunUntrusted(t *testing.T) {
+	t.Parallel()
 	from, to := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	ours, other := newTestCA(t, from, to), newTestCA(t, from, to)
 	portal := false
@@ -618,6 +620,7 @@ func TestRunAbortedInDownload(t *testing.T) {
 // Issue 3, 4: reports are tried again, the one before the commit and the last one for a
 // bounded number of times; and no report is a reason to wedge.
 func TestRunReportsFail(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		fails  func(n int, status string) bool // of the n-th report

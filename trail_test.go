@@ -59,6 +59,7 @@ const overlayRoot = "lowerdir=/media/root-ro,upperdir=/media/root-rw/up,workdir=
 // Which slot runs is what the mounted root rests on, through every layer; where that is not to be seen,
 // what else speaks for a slot, and nothing against it. Otherwise it is not known, and that is said.
 func TestRunningSlotBelow(t *testing.T) {
+	t.Parallel()
 	dm := mountLine("254:0", "/", "ext4", "/dev/mapper/root")
 	lower := func(dev string) string { return mountLine(dev, "/media/root-ro", "ext4", "/dev/x") }
 	over := mountLine("0:30", "/", "overlay", "overlayroot", overlayRoot)

@@ -66,6 +66,7 @@ const forged = "1\nsignature:     verified with key \"/etc/k\"\r\x1b[2K\u202e\u0
 // What an artifact says of itself forges no line, wherever it is printed, logged or kept.
 func TestForgedLines(t *testing.T) {
 	b := newImageBoard(t)
+	b.surroundings(t)
 	art := b.pack(t, "release-2", testBlocks(300000), "-p", "a:"+forged, "-p", "good:it\\em \"x\"", "--clears-provides",
 		"c"+forged, "-d", "none"+forged+":x")
 	must(t, os.MkdirAll(filepath.Join(b.dir, "data/modules/v3"), 0o755))

@@ -177,6 +177,7 @@ func FuzzInflate(f *testing.F) {
 
 // A stream can be entered at each block, wherever in a byte that begins, and not otherwise.
 func TestInflateFromBlock(t *testing.T) {
+	t.Parallel()
 	data := testImage(4, 4<<20)
 	b := append(deflated(t, data, 6), make([]byte, 8)...)
 	f, err := newInflater(newInput(bytes.NewReader(b), 0, 4<<10), 0, nil, 0)

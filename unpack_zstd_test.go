@@ -142,6 +142,7 @@ func TestZstdLevels(t *testing.T) {
 
 // Frames after one another, of all sizes of windows, and skippable ones before, between and behind.
 func TestZstdFrames(t *testing.T) {
+	t.Parallel()
 	needTool(t, "zstd")
 	skip := slices.Concat([]byte("\x5f\x2a\x4d\x18\x88\x13\x00\x00"), make([]byte, 5000))
 	none := []byte("\x50\x2a\x4d\x18\x00\x00\x00\x00")
@@ -352,6 +353,7 @@ func zstdPacked(parts ...[]byte) []byte {
 // Frames that the zstd program never writes. What is taken here the program must take, too; where it takes more, why is
 // said beside it.
 func TestZstdByHand(t *testing.T) {
+	t.Parallel()
 	abc := []byte("\x18abc")              // three literals as they are
 	rle := func(ll, of, ml byte) []byte { // one sequence; codes of one symbol each
 		return []byte{1, 0x54, ll, of, ml}

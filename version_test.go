@@ -58,6 +58,7 @@ func TestBuildVersion(t *testing.T) {
 // The version that make gives: of a commit, a changed file, a tag, another version's tag, and
 // of a tarball within somebody else's repository.
 func TestVersionScript(t *testing.T) {
+	t.Parallel()
 	for _, tool := range []string{"git", "sh"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skip("needs " + tool)
