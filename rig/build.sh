@@ -17,7 +17,7 @@ step() { echo "[$(date +%T)] $*"; }
 host_packages() {
   local p missing=
   for p in qemu-system-arm gcc libc6-dev gcc-aarch64-linux-gnu bison flex bc libssl-dev dpkg-dev make \
-    busybox-static e2fsprogs gdisk kmod device-tree-compiler xz-utils openssl mender-cli; do
+    busybox-static e2fsprogs gdisk kmod device-tree-compiler xz-utils openssl mender-cli qemu-user-static; do
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
   done
   [ -n "$missing" ] || return 0
@@ -147,6 +147,91 @@ recovery() {
   cp "$W/Image" "$OUT/Image"
 }
 
+# Recovery systems as initramfs-tools and dracut make them with what is in packaging/, in an arm64 Debian that QEMU's
+# user mode runs. No package is configured there; the kernel knows the emulator in a user namespace alone (Linux 6.7),
+# and without that there are no such systems.
+debian() {
+  local m=$W/debian
+  [ ! -e "$m/.done" ] || return 0
+  step "arm64 Debian with initramfs-tools and dracut"
+  rm -rf "$m"
+  mkdir -p "$m/dl/partial" "$m/root/usr"/{bin,sbin,lib}
+  sed 's/^APT::Architecture.*/APT::Architecture "arm64"; APT::Architectures {"arm64";}; APT::Sandbox::User "root";/' \
+    "$W/apt/conf" >"$m/conf"
+  {
+    APT_CONFIG=$m/conf apt-get update || true
+    APT_CONFIG=$m/conf apt-get install -y -d --no-install-recommends -o Dir::Cache::archives="$m/dl" bash dash \
+      coreutils sed grep findutils gzip mawk dpkg util-linux mount libc-bin procps udev busybox initramfs-tools-core \
+      dracut-network
+  } >"$m/log" 2>&1 || { tail -5 "$m/log" >&2; return 1; }
+  local d f
+  for d in bin sbin lib; do ln -s "usr/$d" "$m/root/$d"; done
+  for f in "$m/dl"/*.deb; do dpkg-deb --fsys-tarfile "$f" | tar -x --keep-directory-symlink -C "$m/root"; done
+  ln -sf mawk "$m/root/usr/bin/awk"
+  ln -sf which.debianutils "$m/root/usr/bin/which"
+  mkdir -p "$m/root/lib/modules" "$m/root/etc/mender" "$m/root/var/tmp"
+  touch "$m/.done"
+}
+
+# In the Debian above: inside COMMAND...
+inside() {
+  unshare -r -m -p -f bash -c '
+    set -e
+    mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
+    # EM_AARCH64 of linux/elf-em.h, in executables and shared objects; F: opened now
+    z3="\\x00\\x00\\x00" f3="\\xff\\xff\\xff"
+    magic="\\x7fELF\\x02\\x01\\x01$z3$z3$z3\\x02\\x00\\xb7\\x00" mask="$f3$f3\\xff\\x00$f3$f3\\xff\\xff\\xfe$f3"
+    echo ":rig:M::$magic:$mask:$1:F" >/proc/sys/fs/binfmt_misc/register
+    root=$2
+    shift 2
+    mount -t proc proc "$root/proc"
+    mount --rbind /dev "$root/dev"
+    mount --rbind /sys "$root/sys"
+    exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"' \
+    - "$(command -v qemu-aarch64-static)" "$W/debian/root" "$@" >"$W/debian/log" 2>&1
+}
+
+packaged() {
+  rm -f "$OUT"/packaged-*.img
+  debian
+  if ! inside true; then
+    step "no packaged recovery systems: $(tail -n 1 "$W/debian/log")"
+    return 0
+  fi
+  step "recovery systems by the packaged hooks"
+  local p=$HERE/../packaging r=$W/debian/root krel e m f
+  krel=$(cat "$W/krel")
+  rm -rf "$r/lib/modules/$krel"
+  # of all drivers those of the board, or each would be looked at, in emulation
+  cp "$W/x/boot/config-$krel" "$r/boot/"
+  for m in virtio_pci virtio_blk virtio_net ext4; do
+    modprobe -d "$W/x" -S "$krel" --show-depends "$m" | awk '$1 == "insmod" { print $2 }'
+  done | sort -u | sed "s,^$W/x/,," |
+    tar -c -C "$W/x" -T - "lib/modules/$krel"/modules.{builtin,builtin.modinfo,order} | tar -x --keep-directory-symlink -C "$r"
+  depmod -b "$r" "$krel"
+  # as packaging/README.md says
+  e=$r/etc/initramfs-tools m=$r/usr/lib/dracut/modules.d/90mendlet
+  install -D -m 755 "$GUEST" "$r/usr/sbin/mendlet"
+  install -D -m 755 "$p/initramfs-tools/mendlet" "$e/hooks/mendlet"
+  install -D -m 755 "$p/initramfs-tools/mendlet-connect" "$e/scripts/panic/mendlet-connect"
+  install -D -m 755 "$p/initramfs-tools/mendlet-connect-end" "$e/scripts/init-bottom/mendlet-connect-end"
+  install -D -m 755 "$p/dracut/module-setup.sh" "$m/module-setup.sh"
+  for f in mendlet-connect mendlet-connect-end; do install -m 755 "$p/initramfs-tools/$f" "$m/$f.sh"; done
+  # the device
+  echo device_type=rig >"$r/etc/mender/device_type"
+  cp "$W/key.pub" "$r/etc/mender/artifact-verify.pem"
+  printf '/dev/vda 0x800000 0x20000\n/dev/vda 0x1000000 0x20000\n' >"$r/etc/fw_env.config"
+  echo '{"DeviceTypeFile": "/etc/mender/device_type", "ArtifactVerifyKey": "/etc/mender/artifact-verify.pem"}' \
+    >"$r/etc/mender/mender.conf"
+  sed -i 's/^BUSYBOX=.*/BUSYBOX=y/; s/^COMPRESS=.*/COMPRESS=gzip/' "$e/initramfs.conf"
+  inside mkinitramfs -o /initramfs-tools.img "$krel" || { tail -5 "$W/debian/log" >&2; return 1; }
+  inside dracut --force --no-hostonly --no-compress --kver "$krel" \
+    -m "dash base busybox kernel-modules udev-rules rootfs-block network mendlet" /dracut.img ||
+    { tail -5 "$W/debian/log" >&2; return 1; }
+  gzip -1nc "$r/dracut.img" >"$OUT/packaged-dracut.img"
+  mv "$r/initramfs-tools.img" "$OUT/packaged-initramfs-tools.img"
+}
+
 root_tree() {
   local r=$1 a
   rm -rf "$r"
@@ -226,12 +311,13 @@ host_packages
 foreign_packages
 uboot
 flash
-KEY=$(cat "$GUEST" "$0" "$HERE"/rootfs/* "$W/krel" | sha256sum)
+KEY=$(cat "$GUEST" "$0" "$HERE"/rootfs/* "$HERE"/../packaging/{initramfs-tools,dracut}/* "$W/krel" | sha256sum)
 if [ "$KEY" != "$(cat "$OUT/images.key" 2>/dev/null)" ]; then
   rm -f "$OUT/images.key"
   initramfs
   images
   recovery
+  packaged
   disk
   echo "$KEY" >"$OUT/images.key"
 fi

@@ -45,6 +45,8 @@ lane2() {
   one takeover takeover
   one ubi ubi
   one connect connect
+  one initramfs-tools initramfs-tools
+  one dracut dracut
   one explore explore
   one found-out -stand-in wrong-order explore
   one sd -bus sd -n "$SD_CUTS" cut
@@ -55,7 +57,7 @@ lane1 &
 pid=$!
 lane2
 wait $pid
-for log in cut update rollback managed takeover ubi connect explore found-out sd download; do
+for log in cut update rollback managed takeover ubi connect initramfs-tools dracut explore found-out sd download; do
   ran=$((ran + 1))
   tail -n 1 "$OUT/logs/$log" | grep -q '^ok ' || failed=$((failed + 1))
 done

@@ -115,8 +115,37 @@ func (r *relay) terminal(d *device, lines string, want ...string) error {
 	return nil
 }
 
+// recovery is a recovery system that build.sh made.
+type recovery struct {
+	image    string
+	bootargs string // U-Boot reads them
+	up       string // what it says on the console, as a pattern
+	env      string // shows mender_boot_part
+	files    string // the directory that it offers
+	install  string
+}
+
+const packagedArgs = "root=/dev/vda2 ro console=ttyAMA0 loglevel=3 ip=dhcp mendlet.connect=terminal,files " +
+	"mendlet.data=/dev/vda4"
+
+// recoveries are the rig's own, and those that initramfs-tools and dracut make with the hooks that are packaged.
+var recoveries = map[string]recovery{
+	"connect": {"recovery.img", "${rig_bootargs}", `RIG-RECOVERY up\r?\n`, "fw_printenv mender_boot_part", "/data",
+		"mendlet -d /data/mender install"},
+	"initramfs-tools": {"packaged-initramfs-tools.img", packagedArgs, `\(initramfs\) `,
+		"mendlet env print mender_boot_part", "/run/mendlet/files", "mendlet install"},
+	// without a shell on the console
+	"dracut": {"packaged-dracut.img", packagedArgs + " rd.neednet=1 rd.retry=2 rd.shell=0",
+		`Dropping you to a shell|Could not boot`, "mendlet env print mender_boot_part", "/run/mendlet/files",
+		"mendlet install"},
+}
+
 // connect breaks both slots of a board, which comes up in its recovery system, where a user of the server mends it.
-func connect(d *device) error {
+func connect(d *device, system recovery) error {
+	if _, err := os.Stat(filepath.Join(d.out, system.image)); errors.Is(err, os.ErrNotExist) {
+		d.say("skipped: build.sh could not make %s here", system.image)
+		return nil
+	}
 	r, err := startRelay(d.out)
 	if err != nil {
 		return err
@@ -126,7 +155,8 @@ func connect(d *device) error {
 		return err
 	}
 	server := strings.Replace(r.url, "127.0.0.1", "10.0.2.2", 1)
-	if err := d.vm.send("updater recovery " + d.url + " " + server); err != nil {
+	command := fmt.Sprintf("updater recovery %s %s %s '%s'", d.url, system.image, server, system.bootargs)
+	if err := d.vm.send(command); err != nil {
 		return err
 	}
 	if text, err := d.vm.wait(`RIG-STEP recovery exit=\d+\r?\n`, updateLimit, nil); err != nil {
@@ -143,14 +173,14 @@ func connect(d *device) error {
 	if err := d.start(); err != nil {
 		return err
 	}
-	text, err := d.vm.wait(`RIG-RECOVERY up\r?\n|RIG-UP`, bootLimit, nil)
+	text, err := d.vm.wait(system.up+"|RIG-UP", bootLimit, nil)
 	if err != nil {
 		return err
 	}
 	if strings.Contains(text, "RIG-UP") || strings.Contains(text, "mounts") {
 		return errors.New("the slots are not broken")
 	}
-	return r.mend(d, "2")
+	return r.mend(d, system, "2")
 }
 
 // breakSlots overwrites the beginning of both.
@@ -167,13 +197,13 @@ func (d *device) breakSlots() error {
 }
 
 // mend is what the user does: looks at the boot environment, copies an artifact, installs it, and reboots.
-func (r *relay) mend(d *device, version string) error {
+func (r *relay) mend(d *device, system recovery, version string) error {
 	words, err := r.said("DEVICE", 1)
 	if err != nil {
 		return err
 	}
 	r.device = words[0]
-	err = r.terminal(d, "fw_printenv mender_boot_part; mendlet env print upgrade_available\nexit\n",
+	err = r.terminal(d, system.env+"; mendlet env print upgrade_available\nexit\n",
 		"mender_boot_part=2\r\n", "upgrade_available=0\r\n")
 	if err != nil {
 		return err
@@ -181,11 +211,11 @@ func (r *relay) mend(d *device, version string) error {
 	ctx, stop := context.WithTimeout(context.Background(), updateLimit)
 	defer stop()
 	artifact := "v" + version + ".mender"
-	if said, err := r.cli(d, ctx, "", "cp", filepath.Join(d.out, artifact), r.device+":/data/"+artifact); err != nil {
+	there := system.files + "/" + artifact
+	if said, err := r.cli(d, ctx, "", "cp", filepath.Join(d.out, artifact), r.device+":"+there); err != nil {
 		return fmt.Errorf("mender-cli cp: %w: %q", err, said)
 	}
-	err = r.terminal(d, "mendlet -d /data/mender install --running A /data/"+artifact+"; echo exit=$?\nsync; exit\n",
-		"exit=0\r\n")
+	err = r.terminal(d, system.install+" --running A "+there+"; echo exit=$?\nsync; exit\n", "exit=0\r\n")
 	if err != nil {
 		return err
 	}

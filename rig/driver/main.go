@@ -59,8 +59,8 @@ func run(d *device, scenario string, n int, way string) error {
 		return takeOvers(d)
 	case "ubi":
 		return ubi(d)
-	case "connect":
-		return connect(d)
+	case "connect", "initramfs-tools", "dracut":
+		return connect(d, recoveries[scenario])
 	case "cut":
 		return cuts(d, n)
 	case "download":
@@ -77,7 +77,8 @@ func run(d *device, scenario string, n int, way string) error {
 		}
 		return nil
 	}
-	return errors.New("usage: driver [flags] boot | update | rollback | managed | takeover | ubi | connect | cut | download | explore")
+	return errors.New("usage: driver [flags] boot | update | rollback | managed | takeover | ubi | connect | initramfs-tools |" +
+		" dracut | cut | download | explore")
 }
 
 // updates runs whole updates, one after the other.
