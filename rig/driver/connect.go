@@ -223,7 +223,7 @@ func (r *relay) mend(d *device, system recovery, version string) error {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		r.cli(d, ctx, "reboot -f\n", "terminal", r.device)
+		r.cli(d, ctx, "reboot -f || echo b > /proc/sysrq-trigger\n", "terminal", r.device) // dracut's has no reboot
 	}()
 	text, err := d.waitUp(bootLimit, nil)
 	stop()
