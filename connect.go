@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -89,6 +90,9 @@ func (f *connectFlags) connect(ctx context.Context, a *app) error {
 		idle.Reset(f.idle)
 	}
 	hub.count = func(n int, ended bool) {
+		if ended && n == 0 { // it may be long until the next one
+			go debug.FreeOSMemory()
+		}
 		switch {
 		case ended && f.once:
 			stop(errConnectOnce)

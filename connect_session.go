@@ -529,12 +529,8 @@ func (s *peerSession) bury() {
 	close(s.done)
 	h.mu.Lock()
 	h.alive--
-	last := h.alive == 0
 	h.count(h.alive, true)
 	h.mu.Unlock()
-	if last { // it may be long until the next one
-		debug.FreeOSMemory()
-	}
 }
 
 // endAll ends all sessions, for why, and returns when nothing is left of them.
