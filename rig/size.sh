@@ -21,7 +21,7 @@ budget mendlet-linux-arm-7 7414000 2109000
 budget mendlet-linux-arm64 6950500 2046000
 budget mendlet-linux-mipsle-softfloat 8406500 1944500
 budget mendlet-linux-riscv64 6553000 2201500
-budget mendlet-nonet-linux-amd64 4303000 1445500
+budget mendlet-nonet-linux-amd64 4200000 1431500
 budget mendlet-nonet-linux-arm-6 4369000 1400000
 budget mendlet-nonet-linux-arm-7 4369000 1400000
 budget mendlet-nonet-linux-arm64 4038000 1235500
