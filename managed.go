@@ -242,8 +242,13 @@ func (r *round) sync(ctx context.Context, sc *scripts, poll bool) (*deployment, 
 	return dep, nil
 }
 
-// runDaemon does a round whenever one is due: polls, retries after failures, inventory.
-// SIGUSR1 polls now, SIGUSR2 sends the inventory now.
+// daemon is a round in a loop: polls, retries after failures, inventory.
+type daemon struct {
+	*round
+	poll, inventory, tick time.Time // when they are due; monotonic
+}
+
+// runDaemon does a round whenever one is due. SIGUSR1 polls now, SIGUSR2 sends the inventory now.
 func runDaemon(ctx context.Context, a *app) error {
 	if err := a.openState(); err != nil {
 		return err
@@ -254,56 +259,64 @@ func runDaemon(ctx context.Context, a *app) error {
 	if err := a.j.markDaemon(); err != nil { // after the signals, which it calls for
 		a.lg.warnf("%v", err)
 	}
-	s := newRound(a)
-	poll, inventory, beside := time.Now(), time.Now(), time.Now() // when they are due; monotonic
-	for {
-		if a.beside.tick != nil && time.Until(beside) <= 0 && ctx.Err() == nil {
-			beside = time.Now().Add(a.beside.tick(ctx, s.from))
-		}
-		wait := min(time.Until(poll), time.Until(inventory))
-		if notBefore(a) != nil {
-			wait = time.Until(a.rec.net().NextTry)
-		}
-		if a.beside.tick != nil {
-			wait = min(wait, time.Until(beside))
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			return nil
-		case sig := <-signals:
-			a.rec.net().NextTry = time.Time{}
-			if poll = time.Now(); sig == syscall.SIGUSR2 {
-				poll, inventory = poll.Add(s.from.every()), poll
-				a.rec.net().InventoryHash = ""
-			}
-		case <-timer.C:
-		}
-		timer.Stop()
-		if notBefore(a) != nil || time.Until(poll) > 0 && time.Until(inventory) > 0 && a.rec.net().NextTry.IsZero() {
+	now := time.Now()
+	d := &daemon{newRound(a), now, now, now}
+	for d.wait(ctx, signals) {
+		if notBefore(a) != nil || time.Until(d.poll) > 0 && time.Until(d.inventory) > 0 && a.rec.net().NextTry.IsZero() {
 			continue
 		}
-		if time.Until(inventory) <= 0 {
+		if time.Until(d.inventory) <= 0 {
 			a.rec.net().InventoryTime = time.Time{}
 		}
 		open := a.rec.Update != nil
-		err := s.timedRound(ctx, time.Until(poll) <= 0)
+		err := d.timedRound(ctx, time.Until(d.poll) <= 0)
 		if err != nil && ctx.Err() == nil {
 			a.lg.fail(err)
 		}
-		if exitCode(err) == exitReboot || s.from == s.server && len(a.c.Servers) == 0 && a.rec.Update == nil {
+		if exitCode(err) == exitReboot || d.from == d.server && len(a.c.Servers) == 0 && a.rec.Update == nil {
 			return told(err)
 		}
 		if !a.rec.net().NextTry.IsZero() || open && a.rec.Update == nil {
 			continue // what was due still is
 		}
-		if time.Until(poll) <= 0 {
-			poll = time.Now().Add(s.from.every())
+		if time.Until(d.poll) <= 0 {
+			d.poll = time.Now().Add(d.from.every())
 		}
-		if time.Until(inventory) <= 0 {
-			inventory = time.Now().Add(seconds(a.c.InventoryPollIntervalSeconds))
+		if time.Until(d.inventory) <= 0 {
+			d.inventory = time.Now().Add(seconds(a.c.InventoryPollIntervalSeconds))
 		}
 	}
+	return nil
+}
+
+// wait does what is due beside updates, and waits until something is due or a signal says so; false: the
+// daemon is to end.
+func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) bool {
+	a := d.a
+	if a.beside.tick != nil && time.Until(d.tick) <= 0 && ctx.Err() == nil {
+		d.tick = time.Now().Add(a.beside.tick(ctx, d.from))
+	}
+	wait := min(time.Until(d.poll), time.Until(d.inventory))
+	if notBefore(a) != nil {
+		wait = time.Until(a.rec.net().NextTry)
+	}
+	if a.beside.tick != nil {
+		wait = min(wait, time.Until(d.tick))
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case sig := <-signals:
+		a.rec.net().NextTry = time.Time{}
+		if d.poll = time.Now(); sig == syscall.SIGUSR2 {
+			d.poll, d.inventory = d.poll.Add(d.from.every()), d.poll
+			a.rec.net().InventoryHash = ""
+		}
+	case <-timer.C:
+	}
+	return true
 }
 
 // tellDaemon signals the daemon, if there is one.

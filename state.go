@@ -649,7 +649,7 @@ func (f *flow) commit(ctx context.Context) (result, error) {
 
 // commitLeave: what fails here comes too late for a rollback.
 func (f *flow) commitLeave(ctx context.Context) (result, error) {
-	err := f.leave(ctx, "ArtifactCommit")
+	err := f.scriptsBack(ctx, "ArtifactCommit", "Leave")
 	switch {
 	case err == nil:
 	case f.mode.strict:
@@ -688,7 +688,7 @@ func (f *flow) turnedBack() {
 
 // rollback brings the old state back. Nothing stops it on its way.
 func (f *flow) rollback(ctx context.Context) (result, error) {
-	if err := f.enterBack(ctx, "ArtifactRollback"); err != nil {
+	if err := f.scriptsBack(ctx, "ArtifactRollback", "Enter"); err != nil {
 		f.fail(err)
 	}
 	err := f.call(ctx, "ArtifactRollback")
@@ -698,7 +698,7 @@ func (f *flow) rollback(ctx context.Context) (result, error) {
 	if err != nil {
 		f.fail(err)
 	}
-	switch lerr := f.leave(ctx, "ArtifactRollback"); {
+	switch lerr := f.scriptsBack(ctx, "ArtifactRollback", "Leave"); {
 	case lerr != nil && err == nil && f.mode.strict:
 		f.fail(lerr)
 	case lerr != nil:
@@ -746,13 +746,13 @@ func (f *flow) verifyRollbackReboot(ctx context.Context) (result, error) {
 }
 
 func (f *flow) failure(ctx context.Context) (result, error) {
-	if err := f.enterBack(ctx, "ArtifactFailure"); err != nil {
+	if err := f.scriptsBack(ctx, "ArtifactFailure", "Enter"); err != nil {
 		f.fail(err)
 	}
 	if err := f.call(ctx, "ArtifactFailure"); err != nil {
 		f.fail(err)
 	}
-	switch err := f.leave(ctx, "ArtifactFailure"); {
+	switch err := f.scriptsBack(ctx, "ArtifactFailure", "Leave"); {
 	case err != nil && f.mode.strict:
 		f.fail(err)
 	case err != nil:
@@ -761,20 +761,12 @@ func (f *flow) failure(ctx context.Context) (result, error) {
 	return done, nil
 }
 
-// enterBack and leave run scripts whose failure does not keep the others of a standalone update
-// from running.
-func (f *flow) enterBack(ctx context.Context, state string) error {
+// scriptsBack runs scripts whose failure does not keep the others of a standalone update from running.
+func (f *flow) scriptsBack(ctx context.Context, state, action string) error {
 	if f.mode.strict {
-		return f.script(ctx, state, "Enter")
+		return f.script(ctx, state, action)
 	}
-	return f.scripts.runAll(ctx, state, "Enter")
-}
-
-func (f *flow) leave(ctx context.Context, state string) error {
-	if f.mode.strict {
-		return f.script(ctx, state, "Leave")
-	}
-	return f.scripts.runAll(ctx, state, "Leave")
+	return f.scripts.runAll(ctx, state, action)
 }
 
 // settleFirst has provides and verdict in the journal before the last steps of an update that
