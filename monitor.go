@@ -394,7 +394,8 @@ func (m *monitor) process(name string, service bool) (code int, text string, err
 }
 
 // searchLog looks for a pattern, an extended regular expression, in what has come to a file since the last time.
-func (m *monitor) searchLog(ctx context.Context, s *checkState, path, pattern string) (code int, text string, err error) {
+func (m *monitor) searchLog(ctx context.Context, s *checkState, path, pattern string) (
+	code int, text string, err error) {
 	f, err := openPlain(path, os.O_RDONLY, 0)
 	if err != nil {
 		return 0, "", err

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// Monitoring in the power-cut simulator. Its file is replaced as a whole, as dir.write does it: each content is a file of
-// its own, and the name a byte of the directory, which says whose it is.
+// Monitoring in the power-cut simulator. Its file is replaced as a whole, as dir.write does it: each content is a file
+// of its own, and the name a byte of the directory, which says whose it is.
 
 const simMonitor, simMonitorDir = "/sim/monitor.", "/sim/directory"
 
