@@ -72,6 +72,8 @@ func (w *monitorWorld) stored() []byte {
 
 // alert stands for the server's service.
 func (w *monitorWorld) alert(route string, answer http.ResponseWriter, r *http.Request) bool {
+	w.s.server.mu.Lock()
+	defer w.s.server.mu.Unlock()
 	if route != "POST alert" || w.mood == "takes" {
 		return false
 	}
