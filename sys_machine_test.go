@@ -214,13 +214,11 @@ func TestOverlayRoot(t *testing.T) {
 	for _, tool := range []string{"unshare", "losetup", "mkfs.ext4", "chroot", "mknod"} {
 		needTool(t, tool)
 	}
-	self, err := os.Executable()
-	must(t, err)
 	b := newImageBoard(t)
 	dir := b.dir
 	art := b.pack(t, "release-2", testBlocks(900000))
 	for _, p := range []string{b.a, b.b} {
-		must(t, os.Truncate(p, 60<<20)) // there is room for this program with all its tests
+		must(t, os.Truncate(p, 40<<20))
 	}
 	runTool(t, "", "mkfs.ext4", "-q", "-F", b.a)
 	a, bb := attach(t, b.a), attach(t, b.b)
@@ -244,7 +242,7 @@ mount --bind none mnt/proc/cmdline && m install /a.mender && umount mnt/proc/cmd
 mount --bind cmdline mnt/proc/cmdline
 m install /a.mender; m status; m commit; m env print upgrade_available
 umount mnt/proc/cmdline; mount --bind none mnt/proc/cmdline; m commit; m env print upgrade_available
-mount --bind low mnt/media/ro && m status; exit 0`, "DIR="+dir, "A="+a, "B="+bb, "PROGRAM="+self, "ART="+art, "MENDLET_TEST_PROGRAM=1", "MENDER_CONF_DIR=",
+mount --bind low mnt/media/ro && m status; exit 0`, "DIR="+dir, "A="+a, "B="+bb, "PROGRAM="+builtProgram(t), "ART="+art, "MENDER_CONF_DIR=",
 		"MENDER_DATA_DIR=")
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, out)
