@@ -47,7 +47,7 @@ type webSite struct {
 	mu       sync.Mutex
 	conns    int
 	requests []string // "GET /path HTTP/1.1 Range: bytes=…"
-	sent     int64    // bytes that came from the server, headers and all
+	sent     *int64   // bytes from the server, headers and all, over connections made since it was counted
 }
 
 var webServers = []webServer{
@@ -77,7 +77,7 @@ func eachWebServer(t *testing.T, f func(t *testing.T, s *webSite)) {
 
 func newWebSite(t *testing.T, kind *webServer) *webSite {
 	t.Helper()
-	s := &webSite{webServer: kind, dir: fastDir(t)}
+	s := &webSite{webServer: kind, dir: fastDir(t), sent: new(int64)}
 	dial := kind.start(t, s.dir)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -106,6 +106,7 @@ func (s *webSite) relay(client net.Conn, dial func() (net.Conn, error)) {
 	}
 	s.mu.Lock()
 	s.conns++
+	sent := s.sent // one that its client has left goes on for a moment
 	s.mu.Unlock()
 	go func() {
 		defer server.Close()
@@ -115,7 +116,7 @@ func (s *webSite) relay(client net.Conn, dial func() (net.Conn, error)) {
 	for {
 		n, err := server.Read(buf)
 		s.mu.Lock()
-		s.sent += int64(n)
+		*sent += int64(n)
 		s.mu.Unlock()
 		if _, werr := client.Write(buf[:n]); err != nil || werr != nil {
 			return
@@ -163,12 +164,12 @@ func (s *webSite) add(t *testing.T, name string, body []byte) string {
 	return s.URL + "/" + name
 }
 
-// counted gives what has gone over the line since the last time.
+// counted gives what has gone over the line since the last time, and begins to count anew.
 func (s *webSite) counted() (requests []string, conns int, sent int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	requests, conns, sent = s.requests, s.conns, s.sent
-	s.requests, s.conns, s.sent = nil, 0, 0
+	requests, conns, sent = s.requests, s.conns, *s.sent
+	s.requests, s.conns, s.sent = nil, 0, new(int64)
 	return
 }
 
