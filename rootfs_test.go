@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -204,6 +205,24 @@ func TestNeedsReboot(t *testing.T) {
 		got, err := b.rootfs(t, c.running, &update{}).query(t.Context(), "NeedsArtifactReboot")
 		if err != nil || got != c.want {
 			t.Errorf("%+v: got %q, %v", c, got, err)
+		}
+	}
+}
+
+// What deflate data may refer to is in the slot, but for the head, which is kept back, and zeros there.
+func TestWindowOfHead(t *testing.T) {
+	t.Parallel()
+	image := noise(1, 3*gzipWindow)
+	for _, head := range []int{0, 4096, gzipWindow, 2 * gzipWindow} {
+		slot := bytes.Clone(image)
+		clear(slot[:head])
+		w := &slotWriter{dst: &memDisk{data: slot}, head: image[:head]}
+		for _, end := range []int{0, 1, 4095, 4097, gzipWindow, gzipWindow + 1, gzipWindow + 4096,
+			2*gzipWindow + 9, 3 * gzipWindow} {
+			got, err := w.window(int64(end))
+			if err != nil || !bytes.Equal(got, image[max(end-gzipWindow, 0):end]) {
+				t.Errorf("head of %d: the window before byte %d is another one: %d bytes, %v", head, end, len(got), err)
+			}
 		}
 	}
 }
