@@ -12,12 +12,45 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
+
+// startTied starts a program that is killed when this one ends, also where a test panics and no clean-up runs. That
+// signal comes already when the thread ends that forked (prctl(2), PR_SET_PDEATHSIG), so it is kept as long. What Wait
+// gives comes over the channel.
+func startTied(cmd *exec.Cmd) (<-chan error, error) {
+	started, ended := make(chan error), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		err := cmd.Start()
+		if started <- err; err == nil {
+			ended <- cmd.Wait()
+		}
+	}()
+	return ended, <-started
+}
+
+func TestStartTied(t *testing.T) {
+	cmd := exec.Command("cat")
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	ended, err := startTied(cmd)
+	must(t, err)
+	for range 50 {
+		idly(func() {}) // ends a thread
+	}
+	in.Close()
+	if err := <-ended; err != nil {
+		t.Errorf("cat: %v", err)
+	}
+}
 
 // board is a device on image files that runs slot A.
 type board struct {

@@ -187,12 +187,12 @@ func serve(t *testing.T, name string, args ...string) io.Reader {
 	must(t, err)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = w, w
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // when a test panics no clean-up runs
-	must(t, cmd.Start())
+	ended, err := startTied(cmd)
+	must(t, err)
 	w.Close()
 	t.Cleanup(func() {
 		cmd.Process.Kill()
-		cmd.Wait()
+		<-ended
 		r.Close()
 		if t.Failed() {
 			t.Logf("%s said: %s", name, &out)

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -104,12 +103,12 @@ func startMender(t *testing.T, ctx context.Context, dir string) (output string) 
 		mount --bind "$1/share" /usr/share/mender
 		exec mender --no-syslog --config "$1/etc/mender.conf" --data "$1/data" daemon`, "sh", dir)
 	cmd.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stdout, cmd.Stderr = f, f
-	must(t, cmd.Start())
+	ended, err := startTied(cmd)
+	must(t, err)
 	t.Cleanup(func() {
 		cancel()
-		cmd.Wait()
+		<-ended
 	})
 	return output
 }
