@@ -382,7 +382,8 @@ func TestDeltaRefersToWhatIsThere(t *testing.T) {
 		for at := from; at < from+120000; at += 17000 {
 			d := s.newDevice(t)
 			s.cutDelta(t, d, name, at)
-			if again, _ := s.update(t, d, name); again > n {
+			const late = 512 // one read of the life that was cut may be counted afterwards
+			if again, _ := s.update(t, d, name); again > n+late {
 				t.Errorf("%s, cut at %d: fetched %d bytes, as if from the start", name, at, again)
 			}
 		}
