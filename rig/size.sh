@@ -37,5 +37,6 @@ part() { # TAG WHAT BUDGET: what a tag leaves out, in bytes of the compressed ar
 	}
 }
 part nodbus D-Bus 20480
-part noconnect troubleshooting 65536
+# The goal is 65536. With nothing but another version in it the same code takes 64740 to 65476: half a KiB is let be.
+part noconnect troubleshooting 66048
 exit $fail
